@@ -1,0 +1,11 @@
+//! Names, addresses and units: the words every other floor speaks. No I/O, no configuration, no Pingora.
+
+mod address;
+mod name;
+mod reason;
+mod unit;
+
+pub use address::{BackendAddress, HostPort, ListenAddress};
+pub use name::Name;
+pub use reason::{AttemptFailure, Reason};
+pub use unit::{ByteSize, Percent, UnitError, Weight, parse_duration};
