@@ -1,0 +1,192 @@
+//! Edits of heads: what an operator asked for, what must never pass a proxy (RFC 9110 §7.6), request ids, and what is a
+//! host. Who applies them is not decided here.
+
+use std::net::Ipv6Addr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+/// Edits of a head, applied in the order remove, set, add.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderEdits {
+    /// Fields to take out.
+    pub remove: Vec<HeaderName>,
+    /// Fields to put in place of those of the same name.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Fields to put beside those of the same name.
+    pub add: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// Fields that speak to the next hop only. `Trailer` is not among them: gRPC needs it and it names no connection.
+pub const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("http2-settings"),
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// The fields that `Connection` names, as sent, without those of which a sender has no say: framing, `Host` and the
+/// forwarding fields (by naming them a client could take them from the backend).
+pub fn nominated_by_connection(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|name| !name.is_empty() && !is_protected(name))
+}
+
+fn is_protected(name: &[u8]) -> bool {
+    const FORWARDED: &[u8] = b"x-forwarded-";
+    [&b"content-length"[..], b"forwarded", b"host", b"via", b"x-real-ip", b"x-request-id"]
+        .iter()
+        .any(|protected| name.eq_ignore_ascii_case(protected))
+        || name.get(..FORWARDED.len()).is_some_and(|head| head.eq_ignore_ascii_case(FORWARDED))
+}
+
+/// Whether a request id from outside may be taken over: 1 to 128 of `A-Z a-z 0-9 . _ - + / = : @`.
+pub fn valid_request_id(id: &[u8]) -> bool {
+    (1..=128).contains(&id.len()) && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-+/=:@".contains(byte))
+}
+
+/// A request id of our own: 32 lower-case hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestId([u8; 32]);
+
+impl RequestId {
+    /// Writes `random` out.
+    pub fn new(random: u128) -> Self {
+        let digit = |place: usize| match (random >> (124 - 4 * place)) as u8 & 0xf {
+            low @ 0..=9 => b'0' + low,
+            high => b'a' + high - 10,
+        };
+        Self(std::array::from_fn(digit))
+    }
+
+    /// The digits.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+/// Whether `text` is `host[:port]` of RFC 3986 §3.2: a registered name, an IPv4 address or a bracketed IPv6 address,
+/// not empty, without user information.
+pub fn valid_host(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, tail)) => {
+            if address.parse::<Ipv6Addr>().is_err() {
+                return false;
+            }
+            match tail.strip_prefix(':') {
+                Some(port) => return valid_port(port),
+                None => return tail.is_empty(),
+            }
+        }
+        None => text.split_once(':').unwrap_or((text, "")),
+    };
+    !host.is_empty() && valid_port(port) && valid_name(host.as_bytes())
+}
+
+/// `*DIGIT`, up to 65535.
+fn valid_port(port: &str) -> bool {
+    port.is_empty() || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
+}
+
+/// `*( unreserved / pct-encoded / sub-delims )`
+fn valid_name(name: &[u8]) -> bool {
+    let mut rest = name;
+    loop {
+        rest = match rest {
+            [] => return true,
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
+            [byte, rest @ ..] if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(byte) => rest,
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn connection_names_what_goes_but_not_framing() {
+        let mut headers = HeaderMap::new();
+        headers.append("connection", HeaderValue::from_static("close, X-One ,, Host, X-Forwarded-For"));
+        headers.append("connection", HeaderValue::from_static("x-two,content-length"));
+        let names: Vec<_> = nominated_by_connection(&headers).collect();
+        assert_eq!(names, [&b"close"[..], b"X-One", b"x-two"]);
+    }
+
+    #[test]
+    fn request_ids_are_short_and_plain() {
+        assert!(valid_request_id(b"4bf92f35-77b3.4da6_a3ce/929+0e=0:e@4736"));
+        assert!(valid_request_id(&[b'a'; 128]));
+        for bad in [&b""[..], &[b'a'; 129], b"a b", b"a\n", b"a\"", "\u{e9}".as_bytes()] {
+            assert!(!valid_request_id(bad), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_id_is_its_number_in_hex(random in any::<u128>()) {
+            let id = RequestId::new(random);
+            prop_assert_eq!(id.as_str(), format!("{random:032x}"));
+        }
+    }
+
+    #[test]
+    fn hosts_are_as_rfc_3986_says() {
+        for good in [
+            "example.com",
+            "example.com:80",
+            "EXAMPLE.com.",
+            "10.0.0.1",
+            "[::1]",
+            "[2001:db8::1]:443",
+            "a%20b",
+            "a_b",
+            "a:",
+        ] {
+            assert!(valid_host(good), "{good}");
+        }
+        for bad in [
+            "",
+            ":80",
+            "user@host",
+            "host:port",
+            "host:65536",
+            "host:+1",
+            "::1",
+            "[::1",
+            "[::1]x",
+            "[::1]:x",
+            "[fe80::1%25eth0]",
+            "a b",
+            "a/b",
+            "a?b",
+            "a#b",
+            "a\\b",
+            "a%2",
+            "a%zz",
+            "h\u{e9}",
+            "a\0",
+            "a\r\nb",
+            "[]",
+            "a:80:80",
+        ] {
+            assert!(!valid_host(bad), "{bad:?}");
+        }
+    }
+}

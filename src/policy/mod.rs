@@ -1,0 +1,9 @@
+//! Decisions: pure functions and values. No Pingora, no tokio, no clock reads; time and randomness come in as arguments.
+
+pub mod balance;
+pub mod budget;
+pub mod forwarded;
+pub mod headers;
+pub mod health;
+pub mod retry;
+pub mod route;
