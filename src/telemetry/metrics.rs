@@ -1,0 +1,433 @@
+//! The metrics: which families there are, the handles through which traffic is counted, and the text for a scrape.
+//! Handles are made when a configuration is built, so that every family and every child is there before the first
+//! request; counting costs atomic additions, no look-up, no lock and no memory. Counts that every request of every
+//! worker touches are kept per worker and summed up at the scrape.
+
+use std::{
+    collections::BTreeMap,
+    ops::Deref,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+pub use super::cell::{Counter, Gauge};
+use super::{
+    cell::{Durations, PerWorker},
+    log_writer::LogCounts,
+};
+use crate::types::{AttemptFailure, Name, Reason};
+
+mod text;
+
+/// The `upstream` label of requests that no upstream was asked for. No upstream can have this name.
+const NO_UPSTREAM: &str = "-";
+
+/// All metrics of a process. Owned by main, handed down as `Arc`.
+#[derive(Debug)]
+pub struct Metrics {
+    version: &'static str,
+    started: Instant,
+    started_at: SystemTime,
+    workers: Box<[Arc<WorkerMetrics>]>,
+    accept_errors: [Counter; AcceptError::ALL.len()],
+    failures: Box<[Counter]>,
+    log: Arc<LogCounts>,
+    no_upstream: Arc<UpstreamMetrics>,
+    /// Successful loads of the configuration, the first included.
+    pub config_loads: Counter,
+    /// Loads that failed and changed nothing.
+    pub config_load_failures: Counter,
+    named: RwLock<Named>,
+}
+
+/// What has a name in the configuration.
+#[derive(Debug, Default)]
+struct Named {
+    listeners: BTreeMap<Name, Arc<ListenerMetrics>>,
+    upstreams: BTreeMap<Name, Arc<UpstreamMetrics>>,
+    backends: BTreeMap<(Name, Name), Arc<BackendMetrics>>,
+}
+
+impl Metrics {
+    /// `version`: of rrlb. `workers`: how many; their numbers begin at 0.
+    pub fn new(version: &'static str, workers: usize) -> Self {
+        Self {
+            version,
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            workers: (0..workers.max(1)).map(|_| Arc::default()).collect(),
+            accept_errors: Default::default(),
+            failures: Reason::ALL.iter().map(|_| Counter::default()).collect(),
+            log: Arc::default(),
+            no_upstream: Arc::new(UpstreamMetrics::new(workers)),
+            config_loads: Counter::default(),
+            config_load_failures: Counter::default(),
+            named: RwLock::default(),
+        }
+    }
+
+    /// The handle of a listener, made where there is none yet. `name`: its address as written.
+    pub fn listener(&self, name: &Name) -> Arc<ListenerMetrics> {
+        Arc::clone(self.write().listeners.entry(name.clone()).or_default())
+    }
+
+    /// The handle of an upstream, made where there is none yet.
+    pub fn upstream(&self, name: &Name) -> Arc<UpstreamMetrics> {
+        let make = || Arc::new(UpstreamMetrics::new(self.workers.len()));
+        Arc::clone(self.write().upstreams.entry(name.clone()).or_insert_with(make))
+    }
+
+    /// The handle of a backend, made where there is none yet.
+    pub fn backend(&self, upstream: &Name, backend: &Name) -> Arc<BackendMetrics> {
+        let key = (upstream.clone(), backend.clone());
+        Arc::clone(self.write().backends.entry(key).or_default())
+    }
+
+    /// Forgets what a new configuration no longer names; handles still held go on counting, unseen.
+    pub fn retain(
+        &self,
+        listener: impl Fn(&Name) -> bool,
+        upstream: impl Fn(&Name) -> bool,
+        backend: impl Fn(&Name, &Name) -> bool,
+    ) {
+        let mut named = self.write();
+        named.listeners.retain(|name, _| listener(name));
+        named.upstreams.retain(|name, _| upstream(name));
+        named.backends.retain(|(upstream, name), _| backend(upstream, name));
+    }
+
+    /// The handle for requests that no upstream is asked for: redirects, fixed answers, no route.
+    pub fn no_upstream(&self) -> &Arc<UpstreamMetrics> {
+        &self.no_upstream
+    }
+
+    /// The handle of a worker, counted round.
+    pub fn worker(&self, worker: usize) -> &Arc<WorkerMetrics> {
+        &self.workers[worker % self.workers.len()] // never empty
+    }
+
+    /// Counts a failed accept.
+    pub fn accept_failed(&self, error: AcceptError) {
+        if let Some(counter) = self.accept_errors.get(error as usize) {
+            counter.increment();
+        }
+    }
+
+    /// Counts how a request ended; what is no failure is not counted here.
+    pub fn ended(&self, reason: Reason) {
+        if reason.is_failure()
+            && let Some(counter) = self.failures.get(reason.index())
+        {
+            counter.increment();
+        }
+    }
+
+    /// Where the access log's writer counts.
+    pub fn log_counts(&self) -> Arc<LogCounts> {
+        Arc::clone(&self.log)
+    }
+
+    /// The text exposition format 0.0.4 (`text/plain; version=0.0.4; charset=utf-8`).
+    pub fn encode(&self) -> String {
+        text::encode(self)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Named> {
+        self.named.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn started_at_seconds(&self) -> f64 {
+        self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    }
+}
+
+/// Why an accept failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptError {
+    /// The client was gone before it was accepted.
+    ConnectionAborted,
+    /// The system has no file descriptors left.
+    SystemFull,
+    /// Anything else.
+    Other,
+    /// This process has no file descriptors left.
+    ProcessFull,
+}
+
+impl AcceptError {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::ConnectionAborted, Self::SystemFull, Self::Other, Self::ProcessFull];
+
+    /// By the error number.
+    pub fn from_io(error: &std::io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ECONNABORTED) => Self::ConnectionAborted,
+            Some(libc::ENFILE) => Self::SystemFull,
+            Some(libc::EMFILE) => Self::ProcessFull,
+            _ => Self::Other,
+        }
+    }
+
+    /// The label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectionAborted => "econnaborted",
+            Self::SystemFull => "enfile",
+            Self::Other => "other",
+            Self::ProcessFull => "emfile",
+        }
+    }
+}
+
+/// Counts of one worker.
+#[derive(Debug, Default)]
+#[repr(align(128))] // workers do not share cache lines
+pub struct WorkerMetrics {
+    /// Connections accepted.
+    pub accepted: Counter,
+    /// Connections open now; see [`ListenerMetrics::open`] for the guard.
+    open: Gauge,
+    /// Body bytes to clients.
+    pub bytes_sent: Counter,
+    /// Body bytes from clients.
+    pub bytes_received: Counter,
+}
+
+/// How a TLS handshake with a client ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// It failed.
+    Failed,
+    /// A new session.
+    Full,
+    /// A session was resumed.
+    Resumed,
+    /// It was not finished in time.
+    TimedOut,
+}
+
+impl Handshake {
+    /// Every outcome.
+    pub const ALL: [Self; 4] = [Self::Failed, Self::Full, Self::Resumed, Self::TimedOut];
+
+    /// The labels `result` and `resumed`.
+    const fn labels(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Failed => ("failed", "no"),
+            Self::Full => ("ok", "no"),
+            Self::Resumed => ("ok", "yes"),
+            Self::TimedOut => ("timeout", "no"),
+        }
+    }
+}
+
+/// Counts of one listener.
+#[derive(Debug, Default)]
+pub struct ListenerMetrics {
+    connections: Counter,
+    open: Gauge,
+    handshakes: [Counter; Handshake::ALL.len()],
+}
+
+impl ListenerMetrics {
+    /// Counts an accepted connection, and as open until the guard is dropped.
+    pub fn open(self: &Arc<Self>, worker: &Arc<WorkerMetrics>) -> OpenConnection {
+        self.connections.increment();
+        self.open.increment();
+        worker.accepted.increment();
+        worker.open.increment();
+        OpenConnection { listener: Arc::clone(self), worker: Arc::clone(worker) }
+    }
+
+    /// Counts the end of a TLS handshake.
+    pub fn handshake(&self, outcome: Handshake) {
+        if let Some(counter) = self.handshakes.get(outcome as usize) {
+            counter.increment();
+        }
+    }
+}
+
+/// An open connection; counted until it is dropped.
+#[derive(Debug)]
+pub struct OpenConnection {
+    listener: Arc<ListenerMetrics>,
+    worker: Arc<WorkerMetrics>,
+}
+
+impl OpenConnection {
+    /// The listener that accepted it.
+    pub fn listener(&self) -> &ListenerMetrics {
+        &self.listener
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.listener.open.decrement();
+        self.worker.open.decrement();
+    }
+}
+
+/// Whether an upstream connection had served a request before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionUse {
+    /// Made for this request.
+    Fresh,
+    /// From the pool.
+    Reused,
+}
+
+/// Counts of one upstream.
+#[derive(Debug)]
+pub struct UpstreamMetrics {
+    per_worker: PerWorker<UpstreamCounts>,
+    retries: [Counter; AttemptFailure::ALL.len()],
+    /// Retries that the budget did not allow.
+    pub retry_budget_exhausted: Counter,
+}
+
+#[derive(Debug, Default)]
+struct UpstreamCounts {
+    /// Of statuses 1xx to 5xx; the last counts requests without an answer.
+    by_class: [Counter; CLASSES.len()],
+    durations: Durations,
+    in_flight: Gauge,
+    connections_fresh: Counter,
+    connections_reused: Counter,
+}
+
+/// The label `status`.
+const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
+
+impl UpstreamMetrics {
+    fn new(workers: usize) -> Self {
+        Self {
+            per_worker: PerWorker::new(workers),
+            retries: Default::default(),
+            retry_budget_exhausted: Counter::default(),
+        }
+    }
+
+    /// Counts a request as in flight on `worker` until the guard is dropped.
+    pub fn begin(self: &Arc<Self>, worker: usize) -> RequestInFlight {
+        self.per_worker.of(worker).in_flight.increment();
+        RequestInFlight { upstream: Arc::clone(self), worker }
+    }
+
+    /// Counts a finished request. `status`: what the client got, 0 where it got none.
+    pub fn finished(&self, worker: usize, status: u16, duration: Duration) {
+        let counts = self.per_worker.of(worker);
+        let class = match status {
+            100..=599 => usize::from(status / 100 - 1),
+            _ => CLASSES.len() - 1,
+        };
+        if let Some(counter) = counts.by_class.get(class) {
+            counter.increment();
+        }
+        counts.durations.observe(duration);
+    }
+
+    /// Counts a connection that a request was sent on.
+    pub fn connection(&self, worker: usize, used: ConnectionUse) {
+        let counts = self.per_worker.of(worker);
+        match used {
+            ConnectionUse::Fresh => counts.connections_fresh.increment(),
+            ConnectionUse::Reused => counts.connections_reused.increment(),
+        }
+    }
+
+    /// Counts a retry by the failure that called for it.
+    pub fn retried(&self, failure: AttemptFailure) {
+        if let Some(counter) = self.retries.get(failure.index()) {
+            counter.increment();
+        }
+    }
+
+    fn sum(&self, part: impl Fn(&UpstreamCounts) -> &Counter) -> u64 {
+        self.per_worker.iter().map(|counts| part(counts).value()).sum()
+    }
+}
+
+/// A request in flight; counted until it is dropped.
+#[derive(Debug)]
+pub struct RequestInFlight {
+    upstream: Arc<UpstreamMetrics>,
+    worker: usize,
+}
+
+impl Deref for RequestInFlight {
+    type Target = UpstreamMetrics;
+
+    fn deref(&self) -> &UpstreamMetrics {
+        &self.upstream
+    }
+}
+
+impl Drop for RequestInFlight {
+    fn drop(&mut self) {
+        self.upstream.per_worker.of(self.worker).in_flight.decrement();
+    }
+}
+
+/// Counts of one backend. `in_flight` is the number that balancing reads too.
+#[derive(Debug, Default)]
+#[repr(align(128))] // written by every worker; neighbours are read while balancing
+pub struct BackendMetrics {
+    in_flight: Gauge,
+    requests: Counter,
+    up: Gauge,
+    checks_ok: Counter,
+    checks_failed: Counter,
+    flips_up: Counter,
+    flips_down: Counter,
+}
+
+impl BackendMetrics {
+    /// Counts an attempt at this backend, and as in flight until the guard is dropped.
+    pub fn begin(self: &Arc<Self>) -> AttemptInFlight {
+        self.requests.increment();
+        self.in_flight.increment();
+        AttemptInFlight(Arc::clone(self))
+    }
+
+    /// Attempts in flight now, over all workers.
+    pub fn in_flight(&self) -> usize {
+        usize::try_from(self.in_flight.value()).unwrap_or(0)
+    }
+
+    /// Tells whether the backend gets traffic.
+    pub fn set_up(&self, up: bool) {
+        self.up.set(up.into());
+    }
+
+    /// Counts a probe.
+    pub fn checked(&self, success: bool) {
+        if success { &self.checks_ok } else { &self.checks_failed }.increment();
+    }
+
+    /// Counts a change of the verdict, to up or to down.
+    pub fn flipped(&self, up: bool) {
+        if up { &self.flips_up } else { &self.flips_down }.increment();
+    }
+}
+
+/// An attempt in flight; counted until it is dropped.
+#[derive(Debug)]
+pub struct AttemptInFlight(Arc<BackendMetrics>);
+
+impl Deref for AttemptInFlight {
+    type Target = BackendMetrics;
+
+    fn deref(&self) -> &BackendMetrics {
+        &self.0
+    }
+}
+
+impl Drop for AttemptInFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.decrement();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,9 @@
+//! What an operator sees: metrics, the access log and its writer. Nothing here decides about traffic or waits for I/O
+//! on a request's path.
+
+pub mod access_log;
+mod cell;
+mod exposition;
+pub mod log_writer;
+pub mod metrics;
+mod process;
