@@ -1,0 +1,125 @@
+//! From the operator's file to a [`model::Model`]: the only reader of operator text. YAML becomes a tree with spans
+//! (`tree`), the tree a model (`document` and its neighbours, by tables of keys), and whatever is wrong a [`Report`]
+//! with every problem in it.
+
+use std::path::Path;
+
+mod address;
+mod certificate;
+mod decode;
+mod defaults;
+mod document;
+mod listener;
+pub mod model;
+mod process;
+mod reach;
+mod render;
+mod report;
+mod route;
+mod scalar;
+mod source;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod upstream;
+
+pub use report::{Format, Problem, Report, Severity, UnknownFormat};
+pub use source::{Position, Span};
+
+/// Larger files are not configurations.
+const LARGEST_FILE: u64 = 4 << 20;
+const EMPTY_HELP: &str = "see conf/minimal.yaml for the smallest useful file";
+
+/// A configuration that can be served.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What the file says.
+    pub model: model::Model,
+    /// What does not stop the start; often empty.
+    pub warnings: Report,
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// Every problem of the file, warnings included; one problem without a place where it cannot be read.
+pub fn load(path: &Path) -> Result<Loaded, Report> {
+    let refused =
+        |message: String, help: &str| Report::new(path, "", vec![tree::whole_file("cannot-read", message, help)]);
+    // A pipe (`/dev/stdin`, a shell's `<(...)`) is read like a file; only the length is bounded.
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, LARGEST_FILE + 1), &mut bytes));
+    if let Err(error) = read {
+        let help = match error.kind() {
+            std::io::ErrorKind::NotFound => "name the file with -c",
+            std::io::ErrorKind::PermissionDenied => "let the starting user read it",
+            _ => "",
+        };
+        return Err(refused(format!("cannot read the configuration: {}", reason(&error)), help));
+    }
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(refused(format!("the configuration is larger than {} MiB", LARGEST_FILE >> 20), ""));
+    }
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => parse(text, path),
+        Err(error) => {
+            let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
+            let valid = String::from_utf8_lossy(valid);
+            let span = Span { start: valid.len(), end: valid.len() + 1 };
+            let problem = tree::whole_file("not-utf-8", "the file is not UTF-8 text from here on", "save it as UTF-8");
+            Err(Report::new(path, &valid, vec![Problem { span: Some(span), ..problem }]))
+        }
+    }
+}
+
+/// Reads a configuration from text. Relative paths begin at `file`'s directory.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(text: &str, file: &Path) -> Result<Loaded, Report> {
+    parse_with(text, file, &|name| std::env::var(name).ok())
+}
+
+/// As [`parse`], with another environment for `${VAR}`.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse_with(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Report> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let base = file.parent().unwrap_or(Path::new(""));
+    let mut problems = Vec::new();
+    let root = tree::read(text, &mut problems);
+    let mut decoder = decode::Decoder { base, env, problems };
+    let model = root.and_then(|root| document::decode(&mut decoder, &root));
+    let report = Report::new(file, text, decoder.problems);
+    match model {
+        Some(model) if !report.has_errors() => Ok(Loaded { model, warnings: report }),
+        _ => Err(report),
+    }
+}
+
+/// The path of every key that the decoder knows, such as `upstreams.*.backends[].weight`.
+pub fn known_keys() -> Vec<String> {
+    key_reference().into_iter().map(|(path, _)| path).collect()
+}
+
+/// Every key that the decoder knows, with its default in words.
+pub fn key_reference() -> Vec<(String, &'static str)> {
+    let mut keys = Vec::new();
+    document::ROOT.paths("", &mut keys);
+    keys
+}
+
+/// What went wrong with a file, without the system's error number.
+fn reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        std::io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
+        _ => {
+            let text = error.to_string();
+            text.split(" (os error").next().unwrap_or_default().to_owned()
+        }
+    }
+}

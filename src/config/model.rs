@@ -1,0 +1,367 @@
+//! The validated configuration: what every other floor reads. No serde, no operator text left to parse; a `Model`
+//! that exists is one that can be served, but for what only the machine can tell (a used port, a dead backend).
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use http::{HeaderValue, StatusCode};
+use ipnet::IpNet;
+
+use crate::{
+    policy::{balance::Balance, headers::HeaderEdits, health::Thresholds, retry::RetryPolicy, route::RouteMatch},
+    types::{BackendAddress, ByteSize, ListenAddress, Name, Weight},
+};
+
+/// Everything one configuration file says.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Pingora's own keys.
+    pub process: Process,
+    /// Certificates by name.
+    pub certificates: BTreeMap<Name, Arc<Certificate>>,
+    /// At least one; no address twice.
+    pub listeners: Vec<Listener>,
+    /// Groups of backends by name.
+    pub upstreams: BTreeMap<Name, Upstream>,
+    /// First match wins. Where the file has none and one upstream, one catch-all route to it.
+    pub routes: Vec<Route>,
+    /// Peers whose `X-Forwarded-*` and `Forwarded` are believed; empty by default.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The pseudonym in `Via` (RFC 9110 §7.6.3), default `rrlb`; `None` where the file says `via: off`.
+    pub via: Option<Name>,
+    /// `None` is off, the default.
+    pub access_log: Option<AccessLog>,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` by default.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Pingora's process keys, with Pingora's names, and what rrlb makes of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Worker threads, 1 or more; default 1.
+    pub threads: usize,
+    /// Run in the background; also by `-d`.
+    pub daemon: bool,
+    /// Where standard error goes in the background.
+    pub error_log: Option<PathBuf>,
+    /// `None` writes none.
+    pub pid_file: Option<PathBuf>,
+    /// Where a successor asks for the listening sockets; `None` is the default place of `server/`.
+    pub upgrade_sock: Option<PathBuf>,
+    /// Account to change to after binding.
+    pub user: Option<String>,
+    /// Group to change to after binding; default the user's.
+    pub group: Option<String>,
+    /// Directory to change to in the background.
+    pub working_directory: Option<PathBuf>,
+    /// Trust store for all upstreams in place of the system's roots.
+    pub ca_file: Option<PathBuf>,
+    /// Upper bound of a drain; default 30 s.
+    pub grace_period: Duration,
+    /// How long a runtime may take to end after the drain; default 5 s.
+    pub graceful_shutdown_timeout: Duration,
+    /// Idle upstream connections kept per worker; default 128.
+    pub upstream_keepalive_pool_size: usize,
+    /// Source addresses for upstream connections.
+    pub client_bind_to_ipv4: Vec<std::net::Ipv4Addr>,
+    /// Source addresses for upstream connections.
+    pub client_bind_to_ipv6: Vec<std::net::Ipv6Addr>,
+}
+
+/// A certificate chain and its key, read and checked against each other.
+#[derive(Clone)]
+pub struct Certificate {
+    /// The key in `certificates`.
+    pub name: Name,
+    /// The chain's file, for messages and the upstream client certificate.
+    pub cert_path: PathBuf,
+    /// The key's file.
+    pub key_path: PathBuf,
+    /// Chain, end entity first, with its signing key.
+    pub key: Arc<rustls::sign::CertifiedKey>,
+    /// DNS names and wildcards of the end entity, lower case.
+    pub names: Vec<String>,
+    /// The PKCS#8/PKCS#1/SEC1 key, DER, for those who must build their own signer.
+    pub key_der: Arc<rustls::pki_types::PrivateKeyDer<'static>>,
+}
+
+impl std::fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Certificate")
+            .field("name", &self.name)
+            .field("cert_path", &self.cert_path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An address that accepts.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Where to bind.
+    pub address: ListenAddress,
+    /// `None` is plain text.
+    pub tls: Option<ListenerTls>,
+    /// HTTP/2 by prior knowledge beside HTTP/1.1; plain listeners only.
+    pub h2c: bool,
+    /// Every request is answered with a redirect to `https://` and the same host.
+    pub redirect_https: bool,
+    /// Deadlines and sizes.
+    pub limits: ListenerLimits,
+}
+
+/// TLS of a listener.
+#[derive(Clone, Debug)]
+pub struct ListenerTls {
+    /// At least one; chosen by SNI, exact before wildcard; the last is the fallback.
+    pub certificates: Vec<Arc<Certificate>>,
+    /// Default TLS 1.2.
+    pub min_version: TlsVersion,
+    /// In order of preference; default h2, http/1.1. Never empty.
+    pub alpn: Vec<Alpn>,
+}
+
+/// A TLS version rrlb speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// TLS 1.2
+    V1_2,
+    /// TLS 1.3
+    V1_3,
+}
+
+/// An application protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alpn {
+    /// `http/1.1`
+    Http1,
+    /// `h2`
+    Http2,
+}
+
+/// Deadlines and sizes of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerLimits {
+    /// TLS handshake from accept to finished; default 10 s.
+    pub handshake_timeout: Duration,
+    /// The whole head of a request from its first byte (from accept on a fresh connection); default 10 s.
+    pub header_timeout: Duration,
+    /// Between requests; default 60 s.
+    pub idle_timeout: Duration,
+    /// Request line and all fields; default 32 KiB, 1 KiB to 1 MiB.
+    pub max_header_size: ByteSize,
+}
+
+/// A named group of backends.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// The key in `upstreams`.
+    pub name: Name,
+    /// At least one; no id and no address twice; not all of weight 0.
+    pub backends: Vec<Backend>,
+    /// How a backend is chosen; default round robin.
+    pub balance: Balance,
+    /// `None` is plain text.
+    pub tls: Option<UpstreamTls>,
+    /// What is spoken to the backends.
+    pub protocol: UpstreamProtocol,
+    /// What goes into `Host` / `:authority`.
+    pub host_header: HostHeader,
+    /// Active checks; `None` probes nothing and counts every backend as up.
+    pub health_check: Option<HealthCheck>,
+    /// Deadlines towards the backends.
+    pub timeouts: Timeouts,
+    /// When and how often another backend is tried.
+    pub retry: RetryPolicy,
+}
+
+/// One address of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// What the backend is; default the address as written.
+    pub id: Name,
+    /// Where it is reached.
+    pub address: BackendAddress,
+    /// Its share; default 1.
+    pub weight: Weight,
+}
+
+/// TLS towards the backends.
+#[derive(Clone, Debug)]
+pub struct UpstreamTls {
+    /// Name in SNI and checked in the certificate; `None` only where every backend is a host name, which is then used.
+    pub sni: Option<String>,
+    /// Check chain and name; default true.
+    pub verify: bool,
+    /// Trust store in place of the system's roots: file and its certificates, DER.
+    pub ca: Option<TrustStore>,
+    /// Shown to backends that ask.
+    pub client_cert: Option<Arc<Certificate>>,
+    /// Offered protocols in order of preference; default h2, http/1.1. Overruled by `protocol: h1 | h2`.
+    pub alpn: Vec<Alpn>,
+}
+
+/// Trusted certificates from a file.
+#[derive(Clone, Debug)]
+pub struct TrustStore {
+    /// The file.
+    pub path: PathBuf,
+    /// Its certificates; at least one.
+    pub certificates: Arc<[rustls::pki_types::CertificateDer<'static>]>,
+}
+
+/// What is spoken to the backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// By ALPN on TLS, else HTTP/1.1. The default.
+    Auto,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 over TLS only.
+    Http2,
+    /// HTTP/2 in plain text by prior knowledge.
+    H2c,
+}
+
+/// What goes into `Host` / `:authority` towards the backends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostHeader {
+    /// A fixed `host[:port]`.
+    Fixed(HeaderValue),
+    /// What the client sent. The default.
+    Preserve,
+    /// The SNI name.
+    Sni,
+}
+
+/// Active health check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What a probe does.
+    pub probe: Probe,
+    /// Between the starts of two probes of one backend, spread by ±10 %; default 5 s, at least 10 ms.
+    pub interval: Duration,
+    /// The whole probe; default 1 s.
+    pub timeout: Duration,
+    /// When results change the verdict.
+    pub thresholds: Thresholds,
+}
+
+/// What a probe does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// A GET over the upstream's transport (TLS where the upstream has it).
+    Http(HttpProbe),
+    /// A connection; with the TLS handshake where the upstream has TLS.
+    Tcp,
+}
+
+/// An HTTP probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpProbe {
+    /// Path and query; default `/`.
+    pub path: String,
+    /// `Host`; default the SNI name, else the backend's address.
+    pub host: Option<HeaderValue>,
+    /// Statuses that are a success; default 200–299 (written as an empty list here).
+    pub status: Vec<StatusCode>,
+}
+
+/// Deadlines towards a backend. `None` is off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// The TCP connection; default 3 s.
+    pub connect: Duration,
+    /// The TLS handshake, counted with the connection's remaining part; default 5 s.
+    pub tls: Duration,
+    /// From the last byte of the request to the first of the answer; default 60 s.
+    pub first_byte: Duration,
+    /// Between two reads of an answer's body; default 60 s.
+    pub read: Duration,
+    /// For one write of a request; default 60 s.
+    pub write: Duration,
+    /// How long an unused pooled connection is kept; default 55 s.
+    pub idle: Duration,
+    /// A request in all, retries included; default off. Ends with an upgrade (WebSocket).
+    pub total: Option<Duration>,
+    /// Silence on an upgraded connection, both ways; default 1 h.
+    pub websocket_idle: Duration,
+}
+
+/// A match and what to do.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Default `route-N`, counted from 1.
+    pub name: Name,
+    /// All given parts must match.
+    pub matches: RouteMatch,
+    /// What is done with the request.
+    pub action: RouteAction,
+    /// Edits of the request towards the backend.
+    pub request_headers: HeaderEdits,
+    /// Edits of the answer towards the client.
+    pub response_headers: HeaderEdits,
+}
+
+/// What is done with a matching request.
+#[derive(Clone, Debug)]
+pub enum RouteAction {
+    /// Send it to an upstream.
+    Proxy(ProxyAction),
+    /// Answer with a redirect.
+    Redirect(Redirect),
+    /// Answer at once.
+    Respond(Respond),
+}
+
+/// Send the request to an upstream.
+#[derive(Clone, Debug)]
+pub struct ProxyAction {
+    /// Where to, with shares; one entry where there is no split. Every name exists. Not all shares are 0.
+    pub upstreams: Vec<(Name, Weight)>,
+    /// A path prefix that is taken off before the request is sent; on a segment border, without trailing slash.
+    pub strip_prefix: Option<String>,
+}
+
+/// Answer with a redirect.
+#[derive(Clone, Debug)]
+pub struct Redirect {
+    /// `Location` as written: an absolute URL or an absolute path.
+    pub to: HeaderValue,
+    /// 301, 302, 303, 307 or 308; default 302.
+    pub status: StatusCode,
+}
+
+/// Answer at once.
+#[derive(Clone, Debug)]
+pub struct Respond {
+    /// 200–599; default 200.
+    pub status: StatusCode,
+    /// Default empty.
+    pub body: bytes::Bytes,
+}
+
+/// Where and how requests are logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    /// File or standard output.
+    pub target: LogTarget,
+    /// The form of a line; default JSON.
+    pub format: LogFormat,
+}
+
+/// Where lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    /// Appended to this file, which is opened again on SIGUSR1.
+    File(PathBuf),
+    /// `-`
+    Stdout,
+}
+
+/// The form of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// The combined log format of Apache and nginx.
+    Combined,
+    /// One JSON object.
+    Json,
+}
