@@ -1,0 +1,239 @@
+//! One backend of an upstream: what never changes in a build, and the state that outlives builds (health, requests in
+//! flight, the resolved address). Who may use it is said here; who probes or resolves it is not.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwapOption;
+use pingora_core::{protocols::l4::socket::SocketAddr, upstreams::peer::HttpPeer};
+
+use crate::{
+    config::model,
+    policy::health::{Health, InitialHealth},
+    types::{BackendAddress, Name, Weight},
+};
+
+/// Counts the changes that a schedule depends on: health and addresses of an upstream's backends. Shared by all of
+/// them and by all builds of the upstream.
+#[derive(Clone, Debug, Default)]
+pub struct Generation(Arc<AtomicU64>);
+
+impl Generation {
+    /// The number of changes so far.
+    pub fn current(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Tells everybody who kept a schedule that it is out of date. Call after the change is visible.
+    pub fn bump(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// One backend of an upstream in one build.
+pub struct BackendState {
+    /// The position in the upstream's list, from 0.
+    pub index: usize,
+    /// What the operator calls it.
+    pub id: Name,
+    /// The address as written, for logs and metrics.
+    pub label: String,
+    /// Where it is reached.
+    pub address: BackendAddress,
+    /// Its share, 0 to 1000.
+    pub weight: Weight,
+    /// `None` where nothing is probed: it always counts as up.
+    check: Option<InitialHealth>,
+    /// Everything of the peer but the address.
+    peer: HttpPeer,
+    /// Kept over builds while the id stays.
+    state: Arc<State>,
+    /// Kept over builds while the address stays. `None` while a host name has none.
+    target: Arc<ArcSwapOption<SocketAddr>>,
+}
+
+struct State {
+    health: AtomicU8,
+    in_flight: AtomicU32,
+    generation: Generation,
+}
+
+impl BackendState {
+    /// A backend at `index`, which goes on from `previous` (the same upstream and id in the build before).
+    pub fn new(
+        index: usize,
+        backend: &model::Backend,
+        check: Option<InitialHealth>,
+        peer: HttpPeer,
+        generation: &Generation,
+        previous: Option<&Self>,
+    ) -> Self {
+        let state = previous.map_or_else(
+            || {
+                Arc::new(State {
+                    health: AtomicU8::new(UNKNOWN),
+                    in_flight: AtomicU32::new(0),
+                    generation: generation.clone(),
+                })
+            },
+            |previous| previous.state.clone(),
+        );
+        let target = previous.filter(|previous| previous.address == backend.address).map_or_else(
+            || Arc::new(ArcSwapOption::from_pointee(fixed_target(&backend.address))),
+            |previous| previous.target.clone(),
+        );
+        Self {
+            index,
+            id: backend.id.clone(),
+            label: backend.address.to_string(),
+            address: backend.address.clone(),
+            weight: backend.weight,
+            check,
+            peer,
+            state,
+            target,
+        }
+    }
+
+    /// Whether new requests may go to it: a weight over 0, up, and an address to go to.
+    pub fn usable(&self) -> bool {
+        self.weight.value() > 0 && self.is_up() && self.has_target()
+    }
+
+    /// Whether it counts as up: by its probes, by `initial` before the first one, always where nothing is probed.
+    pub fn is_up(&self) -> bool {
+        self.check.is_none_or(|initial| self.health().usable(initial))
+    }
+
+    /// What the probes say.
+    pub fn health(&self) -> Health {
+        match self.state.health.load(Ordering::Acquire) {
+            UP => Health::Up,
+            DOWN => Health::Down,
+            _ => Health::Unknown,
+        }
+    }
+
+    /// Keeps a verdict. Returns whether it is another one than before; schedules are rebuilt then.
+    pub fn set_health(&self, health: Health) -> bool {
+        let value = match health {
+            Health::Down => DOWN,
+            Health::Unknown => UNKNOWN,
+            Health::Up => UP,
+        };
+        let changed = self.state.health.swap(value, Ordering::AcqRel) != value;
+        if changed {
+            self.state.generation.bump();
+        }
+        changed
+    }
+
+    /// Whether there is an address to connect to.
+    pub fn has_target(&self) -> bool {
+        self.target.load().is_some()
+    }
+
+    /// The address to connect to; `None` while a host name has none.
+    pub fn target(&self) -> Option<Arc<SocketAddr>> {
+        self.target.load_full()
+    }
+
+    /// Keeps what a host name resolved to. Returns whether it is another address than before; schedules are rebuilt
+    /// where there was none.
+    pub fn set_target(&self, address: std::net::SocketAddr) -> bool {
+        let before = self.target.swap(Some(Arc::new(SocketAddr::Inet(address))));
+        if before.is_none() {
+            self.state.generation.bump();
+        }
+        before.as_deref().and_then(SocketAddr::as_inet) != Some(&address)
+    }
+
+    /// A peer for one connection attempt; `None` while there is no address.
+    pub fn peer(&self) -> Option<Box<HttpPeer>> {
+        let target = self.target.load();
+        let address = target.as_deref()?;
+        let mut peer = Box::new(self.peer.clone());
+        peer._address = address.clone();
+        Some(peer)
+    }
+
+    /// The name in SNI, empty where the upstream has no TLS.
+    pub fn sni(&self) -> &str {
+        &self.peer.sni
+    }
+
+    /// Requests in flight, of all builds.
+    pub fn in_flight(&self) -> u32 {
+        self.state.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Whether both are builds of one backend.
+    pub fn same_backend(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+
+    /// Whether connections to both are made alike (TLS, protocol; see the group key of `peer.rs`).
+    pub fn same_transport(&self, other: &Self) -> bool {
+        self.peer.group_key == other.peer.group_key
+    }
+}
+
+impl fmt::Debug for BackendState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendState")
+            .field("id", &self.id)
+            .field("label", &self.label)
+            .field("weight", &self.weight)
+            .field("health", &self.health())
+            .field("in_flight", &self.in_flight())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A backend chosen for one attempt, counted as in flight until this is dropped.
+#[derive(Debug)]
+pub struct Picked {
+    backend: Arc<BackendState>,
+}
+
+impl Picked {
+    /// Counts one more request in flight.
+    pub fn new(backend: Arc<BackendState>) -> Self {
+        backend.state.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self { backend }
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &Arc<BackendState> {
+        &self.backend
+    }
+
+    /// As [`BackendState::peer`].
+    pub fn peer(&self) -> Option<Box<HttpPeer>> {
+        self.backend.peer()
+    }
+}
+
+impl Drop for Picked {
+    fn drop(&mut self) {
+        self.backend.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+const UNKNOWN: u8 = 0;
+const UP: u8 = 1;
+const DOWN: u8 = 2;
+
+/// The address of a backend that needs no resolving. A unix path that is too long for the system has none.
+fn fixed_target(address: &BackendAddress) -> Option<SocketAddr> {
+    match address {
+        BackendAddress::Host(_) => None,
+        BackendAddress::Inet(address) => Some(SocketAddr::Inet(*address)),
+        BackendAddress::Unix(path) => std::os::unix::net::SocketAddr::from_pathname(path).ok().map(SocketAddr::Unix),
+    }
+}

@@ -1,0 +1,226 @@
+//! Connecting to a backend: exactly `timeouts.connect` for the TCP or unix step, source addresses in turn, errors that
+//! say what happened. TLS, TCP_NODELAY and pooling stay Pingora's: what is returned is a plain socket of its own type.
+
+use std::{
+    net::SocketAddr as InetAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use pingora_core::{
+    BError, Error, ErrorType, Result,
+    connectors::l4::{BindTo, Connect},
+    protocols::l4::{
+        ext::{connect as connect_tcp, connect_uds},
+        socket::SocketAddr,
+        stream::Stream,
+    },
+};
+
+use crate::config::model;
+
+/// Opens the connections of one upstream.
+#[derive(Debug)]
+pub struct Connector {
+    timeout: Duration,
+    unacknowledged: Duration,
+    from_v4: Vec<InetAddr>,
+    from_v6: Vec<InetAddr>,
+    turn: AtomicUsize,
+    opened: Arc<AtomicU64>,
+}
+
+impl Connector {
+    /// `timeout` bounds one connection; `opened` counts those that were made. What a backend has not taken after
+    /// `unacknowledged` ends the connection (TCP_USER_TIMEOUT): Pingora's own write deadline notices, but goes on
+    /// waiting for an answer.
+    pub fn new(timeout: Duration, unacknowledged: Duration, process: &model::Process, opened: Arc<AtomicU64>) -> Self {
+        let any_port = |ip: std::net::IpAddr| InetAddr::new(ip, 0);
+        Self {
+            timeout,
+            unacknowledged,
+            from_v4: process.client_bind_to_ipv4.iter().map(|ip| any_port((*ip).into())).collect(),
+            from_v6: process.client_bind_to_ipv6.iter().map(|ip| any_port((*ip).into())).collect(),
+            turn: AtomicUsize::new(0),
+            opened,
+        }
+    }
+
+    fn source(&self, to: &InetAddr) -> Option<BindTo> {
+        let sources = if to.is_ipv4() { &self.from_v4 } else { &self.from_v6 };
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed).checked_rem(sources.len())?;
+        let mut source = BindTo::default();
+        source.addr = sources.get(turn).copied();
+        Some(source)
+    }
+
+    async fn open(&self, to: &SocketAddr) -> Result<Stream> {
+        match to {
+            SocketAddr::Inet(to) => {
+                let stream = connect_tcp(to, self.source(to).as_ref()).await?;
+                if let Err(error) = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(self.unacknowledged)) {
+                    log::debug!("TCP_USER_TIMEOUT towards {to}: {error}");
+                }
+                Ok(Stream::from(stream))
+            }
+            SocketAddr::Unix(to) => connect_uds(to.as_pathname().unwrap_or(Path::new(""))).await.map(Stream::from),
+        }
+    }
+}
+
+#[async_trait]
+impl Connect for Connector {
+    async fn connect(&self, to: &SocketAddr) -> Result<Stream> {
+        let opened = match tokio::time::timeout(self.timeout, self.open(to)).await {
+            Ok(opened) => opened.map_err(|error| connect_failure(error, to)),
+            Err(elapsed) => Err(Error::because(
+                ErrorType::ConnectTimedout,
+                format!("no connection to {to} within {:?}", self.timeout),
+                elapsed,
+            )),
+        };
+        match opened {
+            Ok(stream) => {
+                self.opened.fetch_add(1, Ordering::Relaxed);
+                Ok(stream)
+            }
+            Err(mut error) => {
+                // Nothing was sent, so another backend may be tried whatever the request is.
+                error.set_retry(true);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Keeps the kinds an operator can act on; what Pingora calls its own or the socket's fault is a failed connection too.
+fn connect_failure(mut error: BError, to: &SocketAddr) -> BError {
+    if !matches!(error.etype, ErrorType::ConnectNoRoute | ErrorType::ConnectRefused | ErrorType::ConnectTimedout) {
+        error.etype = ErrorType::ConnectError;
+    }
+    error.set_context(format!("cannot connect to {to}"));
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use pingora_core::{
+        connectors::{ConnectorOptions, TransportConnector},
+        upstreams::peer::{HttpPeer, Peer},
+    };
+    use tokio::net::{TcpListener, UnixListener};
+
+    use super::*;
+    use crate::runtime::upstream::fixtures;
+
+    fn peer(address: SocketAddr, connector: Arc<Connector>) -> HttpPeer {
+        let mut peer = HttpPeer::new(InetAddr::from(([127, 0, 0, 1], 1)), false, String::new());
+        peer._address = address;
+        peer.options.custom_l4 = Some(connector);
+        peer
+    }
+
+    fn connector(timeout: Duration) -> (Arc<Connector>, Arc<AtomicU64>) {
+        let opened = Arc::new(AtomicU64::new(0));
+        (Arc::new(Connector::new(timeout, timeout, &fixtures::process(), opened.clone())), opened)
+    }
+
+    #[tokio::test]
+    async fn a_tcp_connection_is_pooled_and_reused() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        let (connector, opened) = connector(Duration::from_secs(5));
+        let peer = peer(SocketAddr::Inet(address), connector);
+        let transport = TransportConnector::new(Some(ConnectorOptions::new(8)));
+        let (first, reused) = transport.get_stream(&peer).await.expect("connects");
+        assert!(!reused);
+        let digest = first.get_socket_digest().expect("a digest");
+        assert_eq!(digest.peer_addr().and_then(SocketAddr::as_inet), Some(&address));
+        assert!(digest.local_addr().is_some());
+        transport.release_stream(first, peer.reuse_hash(), None);
+        let (_second, reused) = transport.get_stream(&peer).await.expect("reuses");
+        assert!(reused);
+        assert_eq!(opened.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_unix_connection_is_pooled_and_reused() {
+        let path = std::env::temp_dir().join(format!("rrlb-connect-{}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let _listener = UnixListener::bind(&path).expect("binds");
+        let (connector, opened) = connector(Duration::from_secs(5));
+        let address = std::os::unix::net::SocketAddr::from_pathname(&path).expect("short");
+        let peer = peer(SocketAddr::Unix(address), connector);
+        let transport = TransportConnector::new(Some(ConnectorOptions::new(8)));
+        let (first, _) = transport.get_stream(&peer).await.expect("connects");
+        transport.release_stream(first, peer.reuse_hash(), None);
+        let (_second, reused) = transport.get_stream(&peer).await.expect("reuses");
+        assert!(reused);
+        assert_eq!(opened.load(Ordering::Relaxed), 1);
+        let _ = std::fs::remove_file(&path);
+    }
+
+    #[tokio::test]
+    async fn failures_keep_their_kind_and_cause_and_may_be_retried() {
+        let free = TcpListener::bind("127.0.0.1:0").await.expect("loopback").local_addr().expect("bound");
+        let (tcp, opened) = connector(Duration::from_secs(5));
+        let refused = tcp.connect(&SocketAddr::Inet(free)).await.expect_err("nobody listens");
+        assert_eq!(refused.etype(), &ErrorType::ConnectRefused);
+        assert!(refused.retry());
+        let mut cause: Option<&dyn std::error::Error> = Some(refused.root_cause());
+        while let Some(error) = cause.filter(|error| !error.is::<io::Error>()) {
+            cause = error.source();
+        }
+        let kind = cause.and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+        assert_eq!(kind, Some(io::ErrorKind::ConnectionRefused));
+
+        let missing = std::os::unix::net::SocketAddr::from_pathname("/nonexistent/rrlb.sock").expect("short");
+        let absent = tcp.connect(&SocketAddr::Unix(missing)).await.expect_err("no such socket");
+        assert_eq!(absent.etype(), &ErrorType::ConnectError);
+        assert_eq!(opened.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn the_connect_timeout_is_kept() {
+        // A listener whose queue is full answers no further SYN.
+        let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+        socket.bind(InetAddr::from(([127, 0, 0, 1], 0))).expect("binds");
+        let listener = socket.listen(1).expect("listens");
+        let address = listener.local_addr().expect("bound");
+        let (slow, _) = connector(Duration::from_millis(100));
+        let mut held = Vec::new();
+        let timed_out = loop {
+            let started = std::time::Instant::now();
+            match slow.connect(&SocketAddr::Inet(address)).await {
+                Ok(stream) => held.push(stream),
+                Err(error) => break (error, started.elapsed()),
+            }
+            assert!(held.len() < 64, "the queue never filled");
+        };
+        assert_eq!(timed_out.0.etype(), &ErrorType::ConnectTimedout);
+        assert!(timed_out.0.retry());
+        assert!(timed_out.1 >= Duration::from_millis(100) && timed_out.1 < Duration::from_secs(2));
+    }
+
+    #[tokio::test]
+    async fn source_addresses_take_turns() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        let mut process = fixtures::process();
+        process.client_bind_to_ipv4 = vec![[127, 0, 0, 2].into(), [127, 0, 0, 3].into()];
+        let connector = Connector::new(Duration::from_secs(5), Duration::from_secs(5), &process, Arc::default());
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            let _stream = connector.connect(&SocketAddr::Inet(address)).await.expect("connects");
+            seen.push(listener.accept().await.expect("accepts").1.ip().to_string());
+        }
+        assert_eq!(seen, ["127.0.0.2", "127.0.0.3", "127.0.0.2", "127.0.0.3"]);
+    }
+}

@@ -1,0 +1,246 @@
+//! One table of deadlines per worker in place of a timer per request: the worker sweeps it every [`TICK`], and what
+//! is due has its socket shut down. The one who waits on the socket then wakes, and asks its guard why.
+//!
+//! A socket that is shut down stays open, so its number cannot be given to another connection while its owner holds
+//! it. The guard must not outlive the socket by a turn of the worker's event loop: the sweep runs on the same thread,
+//! so owner and guard may end in any order within one turn.
+
+use std::{
+    net::Shutdown,
+    os::fd::{BorrowedFd, RawFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// How late a deadline may be noticed.
+pub const TICK: Duration = Duration::from_millis(25);
+
+/// A worker's deadlines. Cost: a sweep looks at every entry, 16 bytes each.
+pub struct Deadlines {
+    start: Instant,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    /// Milliseconds since the table's start.
+    due: u64,
+    fd: RawFd,
+    state: State,
+    how: How,
+    wait: Wait,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Armed,
+    Fired,
+    Free,
+    Idle,
+}
+
+/// What is done to the socket when the deadline passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// Nothing more is read: the reader sees the end of the stream and can still answer.
+    Read,
+    /// The connection ends both ways, at once.
+    Both,
+}
+
+/// What an armed deadline waits for; a drain cuts some of it short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// The first request of a fresh connection, of which nothing has come yet.
+    First,
+    /// The next request of a kept connection, of which nothing has come yet.
+    Next,
+    /// Anything that is under way.
+    Work,
+}
+
+impl Deadlines {
+    /// An empty table.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { start: Instant::now(), table: Mutex::default() })
+    }
+
+    /// A place in the table, with no deadline yet.
+    pub fn guard(self: &Arc<Self>, how: How) -> Deadline {
+        let entry = Entry { due: 0, fd: -1, state: State::Idle, how, wait: Wait::Work };
+        let mut table = self.lock();
+        let slot = match table.free.pop() {
+            Some(slot) => {
+                table.entries[slot as usize] = entry;
+                slot
+            }
+            None => {
+                table.entries.push(entry);
+                u32::try_from(table.entries.len() - 1).expect("fewer than 2^32 connections fit into a process")
+            }
+        };
+        drop(table);
+        Deadline { table: self.clone(), slot }
+    }
+
+    /// Shuts down every socket whose deadline has passed.
+    pub fn sweep(&self, now: Instant) {
+        let now = self.millis(now);
+        for entry in &mut self.lock().entries {
+            if entry.state == State::Armed && entry.due <= now {
+                entry.state = State::Fired;
+                shut_down(entry.fd, entry.how);
+            }
+        }
+    }
+
+    /// Brings the deadlines of those who wait for `wait` forward, so that they are at most `rest` away.
+    pub fn hasten(&self, wait: Wait, now: Instant, rest: Duration) {
+        let latest = self.millis(now + rest);
+        for entry in &mut self.lock().entries {
+            if entry.state == State::Armed && entry.wait == wait {
+                entry.due = entry.due.min(latest);
+            }
+        }
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One deadline; gone when dropped.
+pub struct Deadline {
+    table: Arc<Deadlines>,
+    slot: u32,
+}
+
+impl Deadline {
+    /// Shut `fd` down `after` from `now`, in place of what was set before.
+    pub fn arm(&self, fd: RawFd, wait: Wait, now: Instant, after: Duration) {
+        let due = self.table.millis(now).saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        self.with(|entry| *entry = Entry { due, fd, state: State::Armed, how: entry.how, wait });
+    }
+
+    /// Moves an armed deadline to `after` from `now`; one that was not armed or has fired stays as it is.
+    pub fn renew(&self, now: Instant, after: Duration) {
+        let due = self.table.millis(now).saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        self.with(|entry| {
+            if entry.state == State::Armed {
+                entry.due = due;
+            }
+        });
+    }
+
+    /// No deadline any more. Returns whether it had fired.
+    pub fn disarm(&self) -> bool {
+        self.with(|entry| std::mem::replace(&mut entry.state, State::Idle) == State::Fired)
+    }
+
+    /// Whether the deadline has passed and the socket was shut down.
+    pub fn fired(&self) -> bool {
+        self.with(|entry| entry.state == State::Fired)
+    }
+
+    fn with<R>(&self, change: impl FnOnce(&mut Entry) -> R) -> R {
+        change(&mut self.table.lock().entries[self.slot as usize])
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        let mut table = self.table.lock();
+        table.entries[self.slot as usize].state = State::Free;
+        table.free.push(self.slot);
+    }
+}
+
+fn shut_down(fd: RawFd, how: How) {
+    if fd < 0 {
+        return;
+    }
+    // SAFETY: `fd` is not -1, and its owner keeps it open while its guard is armed (see the module's text).
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let done = socket2::SockRef::from(&socket).shutdown(match how {
+        How::Read => Shutdown::Read,
+        How::Both => Shutdown::Both,
+    });
+    if let Err(error) = done {
+        log::debug!("shutting down a socket whose deadline passed: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Read,
+        net::{TcpListener, TcpStream},
+        os::fd::AsRawFd,
+    };
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+        (client, listener.accept().expect("accept").0)
+    }
+
+    #[test]
+    fn a_passed_deadline_ends_the_read_and_says_so() {
+        let (_client, mut server) = pair();
+        let deadlines = Deadlines::new();
+        let guard = deadlines.guard(How::Read);
+        let now = Instant::now();
+        guard.arm(server.as_raw_fd(), Wait::Next, now, Duration::from_secs(5));
+        deadlines.sweep(now + Duration::from_secs(4));
+        assert!(!guard.fired());
+        deadlines.sweep(now + Duration::from_secs(5));
+        assert!(guard.fired());
+        assert_eq!(server.read(&mut [0; 8]).expect("read"), 0);
+    }
+
+    #[test]
+    fn a_disarmed_or_dropped_deadline_does_nothing() {
+        let (_client, server) = pair();
+        let deadlines = Deadlines::new();
+        let now = Instant::now();
+        let first = deadlines.guard(How::Both);
+        first.arm(server.as_raw_fd(), Wait::Work, now, Duration::ZERO);
+        assert!(!first.disarm());
+        let second = deadlines.guard(How::Both);
+        second.arm(server.as_raw_fd(), Wait::Work, now, Duration::ZERO);
+        drop(second);
+        deadlines.sweep(now + Duration::from_secs(1));
+        server.set_nonblocking(true).expect("non-blocking");
+        let error = (&server).read(&mut [0; 1]).expect_err("nothing was sent, and the connection lives");
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+        assert_eq!(deadlines.lock().entries.len(), 2);
+        let _third = deadlines.guard(How::Read);
+        assert_eq!(deadlines.lock().entries.len(), 2, "a free place is used again");
+    }
+
+    #[test]
+    fn hastening_leaves_nearer_deadlines_alone() {
+        let (_client, server) = pair();
+        let deadlines = Deadlines::new();
+        let now = Instant::now();
+        let guard = deadlines.guard(How::Read);
+        guard.arm(server.as_raw_fd(), Wait::Next, now, Duration::from_secs(60));
+        deadlines.hasten(Wait::Next, now, Duration::from_millis(500));
+        deadlines.sweep(now + Duration::from_millis(499));
+        assert!(!guard.fired());
+        deadlines.sweep(now + Duration::from_millis(501));
+        assert!(guard.fired());
+    }
+}

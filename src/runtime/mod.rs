@@ -1,0 +1,9 @@
+//! The running configuration: an immutable snapshot, and the state of backends that outlives it.
+
+pub mod backend;
+pub mod connect;
+pub mod deadlines;
+pub mod peer;
+pub mod selection;
+pub mod snapshot;
+pub mod upstream;

@@ -1,0 +1,237 @@
+//! Our selection for Pingora's `LoadBalancer`: which of an upstream's backends is next. The schedule over the backends
+//! usable now is rebuilt when their generation changes, so that a dead backend's share is spread over all others;
+//! between changes choosing takes no lock and no memory. The arithmetic is `policy::balance`.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use arc_swap::{ArcSwap, Guard};
+use pingora_load_balancing::{
+    Backend,
+    selection::{BackendIter, BackendSelection},
+};
+
+use super::backend::{BackendState, Generation};
+use crate::policy::balance::{self, Balance, Rotation};
+
+/// How a [`Selection`] is built, and where what was built is found again: `LoadBalancer` gives nobody its selector.
+#[derive(Debug)]
+pub struct SelectionConfig {
+    balance: Balance,
+    generation: Generation,
+    start: usize,
+    built: ArcSwap<Pool>,
+}
+
+impl SelectionConfig {
+    /// `generation` changes with what the backends are usable for; the round robin begins at turn `start`.
+    pub fn new(balance: Balance, generation: Generation, start: usize) -> Self {
+        let empty = Pool::new(Box::default(), balance, generation.clone(), start);
+        Self { balance, generation, start, built: ArcSwap::from_pointee(empty) }
+    }
+
+    /// What the balancer selects by since its last update.
+    pub fn pool(&self) -> Arc<Pool> {
+        self.built.load_full()
+    }
+}
+
+/// The selector inside Pingora's `LoadBalancer`.
+#[derive(Debug)]
+pub struct Selection {
+    pool: Arc<Pool>,
+    /// As Pingora knows the backends, by position in the pool.
+    entries: Arc<[Backend]>,
+}
+
+impl BackendSelection for Selection {
+    type Config = Arc<SelectionConfig>;
+    type Iter = Candidates;
+
+    fn build_with_config(backends: &BTreeSet<Backend>, config: &Self::Config) -> Self {
+        let mut members: Vec<(&Arc<BackendState>, &Backend)> =
+            backends.iter().filter_map(|entry| Some((entry.ext.get()?, entry))).collect();
+        members.sort_by_key(|(backend, _)| backend.index);
+        let pool = members.iter().map(|(backend, _)| Arc::clone(backend)).collect();
+        let pool = Arc::new(Pool::new(pool, config.balance, config.generation.clone(), config.start));
+        config.built.store(pool.clone());
+        Self { pool, entries: members.into_iter().map(|(_, entry)| entry.clone()).collect() }
+    }
+
+    fn build(backends: &BTreeSet<Backend>) -> Self {
+        let config = SelectionConfig::new(Balance::RoundRobin, Generation::default(), 0);
+        Self::build_with_config(backends, &Arc::new(config))
+    }
+
+    fn iter(self: &Arc<Self>, key: &[u8]) -> Candidates {
+        Candidates { selection: self.clone(), key: self.pool.key(key), tried: Vec::new() }
+    }
+}
+
+/// First the backend whose turn it is, then the other usable ones, each once.
+#[derive(Debug)]
+pub struct Candidates {
+    selection: Arc<Selection>,
+    key: Option<u64>,
+    tried: Vec<usize>,
+}
+
+impl BackendIter for Candidates {
+    fn next(&mut self) -> Option<&Backend> {
+        let index = self.selection.pool.choose(self.key, &self.tried)?.index;
+        self.tried.push(index);
+        self.selection.entries.get(index)
+    }
+}
+
+/// The backends of an upstream and the schedule over those that are usable now.
+pub struct Pool {
+    members: Box<[Member]>,
+    balance: Balance,
+    generation: Generation,
+    schedule: ArcSwap<Schedule>,
+    /// Held while the schedule is rebuilt, so that one change starts one sequence.
+    rebuilding: Mutex<()>,
+    /// Where `least_requests` begins among equals.
+    turn: AtomicUsize,
+}
+
+struct Member {
+    backend: Arc<BackendState>,
+    /// Of the id: `ip_hash` holds over address changes and restarts.
+    hash: u64,
+}
+
+/// Made of one generation.
+struct Schedule {
+    generation: u64,
+    /// Positions of the usable members.
+    usable: Box<[u32]>,
+    /// One cycle of them by weight.
+    rotation: Rotation,
+}
+
+impl Pool {
+    /// `members[n].index` is `n`.
+    fn new(members: Box<[Arc<BackendState>]>, balance: Balance, generation: Generation, start: usize) -> Self {
+        let hashed = |backend: Arc<BackendState>| {
+            let hash = balance::hash_bytes(backend.id.as_str().as_bytes());
+            Member { backend, hash }
+        };
+        let members: Box<[Member]> = members.into_iter().map(hashed).collect();
+        let schedule = Schedule::new(&members, generation.current(), start);
+        Self {
+            members,
+            balance,
+            generation,
+            schedule: ArcSwap::from_pointee(schedule),
+            rebuilding: Mutex::new(()),
+            turn: AtomicUsize::new(start),
+        }
+    }
+
+    /// What [`Pool::choose`] takes for a client with these bytes; `None` where the client does not matter.
+    pub fn key(&self, client: &[u8]) -> Option<u64> {
+        (self.balance == Balance::IpHash && !client.is_empty()).then(|| balance::hash_bytes(client))
+    }
+
+    /// A usable backend that is not among `tried`. Only a request's first choice takes a turn of the round robin; a
+    /// repeated one is by chance and weight, so that what a failing backend leaves is spread evenly.
+    pub fn choose(&self, key: Option<u64>, tried: &[usize]) -> Option<&Arc<BackendState>> {
+        let schedule = self.schedule();
+        let position = match (self.balance, key) {
+            (Balance::IpHash, Some(key)) => self.by_hash(&schedule, key, tried)?,
+            (Balance::LeastRequests, _) => self.least_requests(&schedule, tried)?,
+            (Balance::IpHash | Balance::RoundRobin, _) if tried.is_empty() => schedule.rotation.next()?,
+            (Balance::IpHash | Balance::Random | Balance::RoundRobin, _) => schedule.by_chance(tried)?,
+        };
+        self.members.get(position as usize).map(|member| &member.backend)
+    }
+
+    /// Turns taken of the round robin.
+    pub fn position(&self) -> usize {
+        self.schedule.load().rotation.position()
+    }
+
+    fn schedule(&self) -> Guard<Arc<Schedule>> {
+        let schedule = self.schedule.load();
+        if schedule.generation == self.generation.current() { schedule } else { self.rebuild() }
+    }
+
+    #[cold]
+    fn rebuild(&self) -> Guard<Arc<Schedule>> {
+        let _one_at_a_time = self.rebuilding.lock().unwrap_or_else(PoisonError::into_inner);
+        let schedule = self.schedule.load();
+        // Read before the members are: a later change makes another generation.
+        let generation = self.generation.current();
+        if schedule.generation != generation {
+            let next = Schedule::new(&self.members, generation, schedule.rotation.position());
+            self.schedule.store(Arc::new(next));
+        }
+        self.schedule.load()
+    }
+
+    fn by_hash(&self, schedule: &Schedule, key: u64, tried: &[usize]) -> Option<u32> {
+        let members = self.usable(schedule).map(|member| (member.hash, member.weight(tried)));
+        schedule.usable.get(balance::rendezvous(key, members)?).copied()
+    }
+
+    fn least_requests(&self, schedule: &Schedule, tried: &[usize]) -> Option<u32> {
+        let start = self.turn.fetch_add(1, Ordering::Relaxed);
+        let loads = self.usable(schedule).map(|member| (member.backend.in_flight() as usize, member.weight(tried)));
+        schedule.usable.get(balance::least_loaded(loads, start)?).copied()
+    }
+
+    fn usable<'a>(&'a self, schedule: &'a Schedule) -> impl Iterator<Item = &'a Member> + Clone {
+        schedule.usable.iter().filter_map(|position| self.members.get(*position as usize))
+    }
+}
+
+impl Member {
+    /// The weight, 0 for one that was tried.
+    fn weight(&self, tried: &[usize]) -> u16 {
+        if tried.contains(&self.backend.index) { 0 } else { self.backend.weight.value() }
+    }
+}
+
+impl Schedule {
+    fn new(members: &[Member], generation: u64, start: usize) -> Self {
+        let weight = |member: &Member| if member.backend.usable() { member.backend.weight.value() } else { 0 };
+        let weights: Vec<u16> = members.iter().map(weight).collect();
+        let usable = weights.iter().zip(0u32..).filter(|(weight, _)| **weight > 0).map(|(_, position)| position);
+        Self { generation, usable: usable.collect(), rotation: Rotation::new(balance::smooth_order(&weights), start) }
+    }
+
+    /// One of the cycle by chance, which stands in it as often as its weight says.
+    fn by_chance(&self, tried: &[usize]) -> Option<u32> {
+        /// Draws that may hit a tried one before the next in the cycle is taken.
+        const DRAWS: usize = 8;
+        let order = self.rotation.order();
+        let draw = || ((u128::from(rand::random::<u64>()) * order.len() as u128) >> 64) as usize;
+        let open = |position: &&u32| !tried.contains(&(**position as usize));
+        let mut drawn = 0;
+        for _ in 0..DRAWS {
+            drawn = draw();
+            if let Some(position) = order.get(drawn).filter(open) {
+                return Some(*position);
+            }
+        }
+        order.iter().cycle().skip(drawn).take(order.len()).find(open).copied()
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("balance", &self.balance)
+            .field("members", &self.members.len())
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}

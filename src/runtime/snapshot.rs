@@ -1,0 +1,214 @@
+//! The immutable running configuration: routes compiled, upstreams built. Swapped as a whole.
+
+use std::{collections::HashMap, ops::Deref, sync::Arc};
+
+use http::{HeaderMap, HeaderValue, Method, Version, header};
+
+use super::{peer::TlsProfile, upstream::Upstream};
+use crate::{
+    config::model::{self, Model, Redirect, Respond},
+    policy::{
+        forwarded::TrustedProxies,
+        headers::HeaderEdits,
+        route::{RequestView, Router, pick_split},
+    },
+    telemetry::metrics::{BackendMetrics, Metrics, UpstreamMetrics},
+    types::{Name, Weight},
+};
+
+/// Everything a request needs to know of the configuration.
+pub struct Snapshot {
+    router: Router,
+    routes: Box<[Route]>,
+    upstreams: Box<[Member]>,
+    /// Peers whose forwarding fields are believed.
+    pub trusted: TrustedProxies,
+    via: Option<Via>,
+}
+
+/// A worker's own handle of the snapshot: counting its uses touches no other worker's memory.
+pub struct Current(Arc<Snapshot>);
+
+impl Current {
+    /// A handle for one worker.
+    pub fn new(snapshot: Arc<Snapshot>) -> Self {
+        Self(snapshot)
+    }
+}
+
+impl Deref for Current {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.0
+    }
+}
+
+/// An upstream with its counters.
+pub struct Member {
+    /// The upstream.
+    pub upstream: Arc<Upstream>,
+    /// Its counters.
+    pub metrics: Arc<UpstreamMetrics>,
+    /// Those of its backends, in their order.
+    pub backends: Box<[Arc<BackendMetrics>]>,
+}
+
+/// What is done with a matching request.
+pub struct Route {
+    /// For logs.
+    pub name: Name,
+    /// What is done.
+    pub action: Action,
+    /// Edits of the request.
+    pub request_headers: HeaderEdits,
+    /// Edits of the answer.
+    pub response_headers: HeaderEdits,
+}
+
+/// What is done with a request.
+pub enum Action {
+    /// Send it to one of these upstreams (positions in the snapshot), by share.
+    Proxy {
+        /// Where to.
+        upstreams: Box<[(usize, Weight)]>,
+        /// Taken off the path.
+        strip_prefix: Option<String>,
+    },
+    /// Answer with a redirect.
+    Redirect(Redirect),
+    /// Answer at once.
+    Respond(Respond),
+}
+
+struct Via {
+    http10: HeaderValue,
+    http11: HeaderValue,
+    http2: HeaderValue,
+}
+
+impl Snapshot {
+    /// Builds the running configuration, going on from the state of `previous`.
+    pub fn build(model: &Model, previous: Option<&Self>, metrics: &Metrics) -> Self {
+        let before: HashMap<&Name, &Arc<Upstream>> = previous
+            .iter()
+            .flat_map(|previous| previous.upstreams.iter())
+            .map(|member| (&member.upstream.name, &member.upstream))
+            .collect();
+        let upstreams: Box<[Member]> = model
+            .upstreams
+            .values()
+            .map(|upstream| Member {
+                upstream: Upstream::build(upstream, &model.process, before.get(&upstream.name).copied()),
+                metrics: metrics.upstream(&upstream.name),
+                backends: upstream
+                    .backends
+                    .iter()
+                    .map(|backend| metrics.backend(&upstream.name, &backend.id))
+                    .collect(),
+            })
+            .collect();
+        let places: HashMap<&Name, usize> = model.upstreams.keys().enumerate().map(|(at, name)| (name, at)).collect();
+        Self {
+            router: Router::new(model.routes.iter().map(|route| &route.matches)),
+            routes: model.routes.iter().map(|route| Route::build(route, &places)).collect(),
+            upstreams,
+            trusted: TrustedProxies::new(&model.trusted_proxies),
+            via: model.via.as_ref().and_then(|name| Via::new(name.as_str())),
+        }
+    }
+
+    /// The first route that takes a request.
+    pub fn find(&self, request: &RequestView<'_>) -> Option<usize> {
+        self.router.find(request)
+    }
+
+    /// A route by its position.
+    pub fn route(&self, index: usize) -> &Route {
+        &self.routes[index]
+    }
+
+    /// An upstream by its position.
+    pub fn member(&self, index: usize) -> &Member {
+        &self.upstreams[index]
+    }
+
+    /// All upstreams.
+    pub fn members(&self) -> &[Member] {
+        &self.upstreams
+    }
+
+    /// Every way of speaking TLS to backends but the default.
+    pub fn tls_profiles(&self) -> impl Iterator<Item = &TlsProfile> {
+        let default = TlsProfile::default();
+        let profiles = self.upstreams.iter().map(|member| &member.upstream.tls_profile);
+        profiles.filter(move |profile| **profile != default)
+    }
+
+    /// The upstream that a request will go to, if it goes to any; `seed` decides where a split sends it.
+    pub fn upstream_for(
+        &self,
+        method: &Method,
+        target: &str,
+        headers: &HeaderMap,
+        authority: Option<&str>,
+        seed: u64,
+    ) -> Option<&Upstream> {
+        let host = authority.or_else(|| headers.get(header::HOST).and_then(|host| host.to_str().ok()));
+        let uri: http::Uri = target.parse().ok()?;
+        let host = uri.authority().map(http::uri::Authority::as_str).or(host);
+        let view = RequestView { host: host.unwrap_or_default(), path: uri.path(), method, headers };
+        match &self.route(self.find(&view)?).action {
+            Action::Proxy { upstreams, .. } => Some(&self.member(choose(upstreams, seed)).upstream),
+            Action::Redirect(_) | Action::Respond(_) => None,
+        }
+    }
+
+    /// What `Via` says of a message received as `version` (RFC 9110 §7.6.3).
+    pub fn via(&self, version: Version) -> Option<&HeaderValue> {
+        self.via.as_ref().map(|via| match version {
+            Version::HTTP_10 => &via.http10,
+            Version::HTTP_2 => &via.http2,
+            _ => &via.http11,
+        })
+    }
+}
+
+/// Which upstream of a split takes a request.
+pub fn choose(upstreams: &[(usize, Weight)], seed: u64) -> usize {
+    match upstreams {
+        [(only, _)] => *only,
+        split => split[pick_split(split, seed)].0,
+    }
+}
+
+impl Route {
+    fn build(route: &model::Route, places: &HashMap<&Name, usize>) -> Self {
+        let action = match &route.action {
+            model::RouteAction::Proxy(proxy) => Action::Proxy {
+                // Validation has seen to it that every name exists.
+                upstreams: proxy
+                    .upstreams
+                    .iter()
+                    .filter_map(|(name, weight)| Some((*places.get(name)?, *weight)))
+                    .collect(),
+                strip_prefix: proxy.strip_prefix.clone(),
+            },
+            model::RouteAction::Redirect(redirect) => Action::Redirect(redirect.clone()),
+            model::RouteAction::Respond(respond) => Action::Respond(respond.clone()),
+        };
+        Self {
+            name: route.name.clone(),
+            action,
+            request_headers: route.request_headers.clone(),
+            response_headers: route.response_headers.clone(),
+        }
+    }
+}
+
+impl Via {
+    fn new(name: &str) -> Option<Self> {
+        let value = |version: &str| HeaderValue::try_from(format!("{version} {name}")).ok();
+        Some(Self { http10: value("1.0")?, http11: value("1.1")?, http2: value("2.0")? })
+    }
+}

@@ -1,0 +1,292 @@
+//! A named group of backends in one build: its members, the balancer over them, and everything the proxy reads about
+//! them per request. State of backends that stay is carried over from the build before.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    future::Future,
+    net::IpAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use async_trait::async_trait;
+use pingora_core::protocols::l4::socket::SocketAddr;
+use pingora_load_balancing::{Backend, Backends, Extensions, LoadBalancer, discovery::ServiceDiscovery};
+
+use super::{
+    backend::{BackendState, Generation, Picked},
+    connect::Connector,
+    peer::{self, TlsProfile},
+    selection::{Pool, Selection, SelectionConfig},
+};
+use crate::{
+    config::model::{self, HealthCheck, HostHeader, Timeouts, UpstreamProtocol, UpstreamTls},
+    policy::{budget::RetryBudget, retry::RetryPolicy},
+    types::{BackendAddress, Name},
+};
+
+/// A named group of backends.
+pub struct Upstream {
+    /// The key in `upstreams`.
+    pub name: Name,
+    /// `None` is plain text.
+    pub tls: Option<UpstreamTls>,
+    /// Which connector its connections are made by.
+    pub tls_profile: TlsProfile,
+    /// What is spoken to the backends.
+    pub protocol: UpstreamProtocol,
+    /// What goes into `Host` / `:authority`.
+    pub host_header: HostHeader,
+    /// Active checks.
+    pub health_check: Option<HealthCheck>,
+    /// Deadlines towards the backends.
+    pub timeouts: Timeouts,
+    /// When and how often another backend is tried.
+    pub retry: RetryPolicy,
+    /// Counts requests and retries, kept over builds; the share is `retry.budget`.
+    pub budget: Arc<RetryBudget>,
+    backends: Box<[Arc<BackendState>]>,
+    balancer: LoadBalancer<Selection>,
+    /// What `balancer` selects by; see [`Upstream::pick`].
+    pool: Arc<Pool>,
+    generation: Generation,
+    opened: Arc<AtomicU64>,
+}
+
+/// Why no backend can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoBackend {
+    /// None with a weight over 0 is up.
+    #[error("no backend is up")]
+    AllDown,
+    /// Every usable one failed this request already.
+    #[error("every backend that is up was tried")]
+    AllTried,
+    /// Those that are up are host names that have not resolved yet.
+    #[error("no backend has an address")]
+    NoAddress,
+}
+
+impl Upstream {
+    /// Builds an upstream, going on from the one of the same name in the build before.
+    pub fn build(model: &model::Upstream, process: &model::Process, previous: Option<&Arc<Self>>) -> Arc<Self> {
+        let opened = previous.map(|previous| previous.opened.clone()).unwrap_or_default();
+        let generation = previous.map(|previous| previous.generation.clone()).unwrap_or_default();
+        let tls_profile = TlsProfile::new(model.tls.as_ref(), process);
+        let connector = Arc::new(Connector::new(model.timeouts.connect, model.timeouts.write, process, opened.clone()));
+        let backends = members(model, &tls_profile, &connector, &generation, previous);
+        let start = previous.map(|previous| previous.pool.position()).unwrap_or_default();
+        let config = Arc::new(SelectionConfig::new(model.balance, generation.clone(), start));
+        let balancer = LoadBalancer::from_backends_with_config(
+            Backends::new(Box::new(Members(backends.iter().map(entry).collect()))),
+            Some(config.clone()),
+        );
+        update_now(&balancer);
+        Arc::new(Self {
+            name: model.name.clone(),
+            tls: model.tls.clone(),
+            tls_profile,
+            protocol: model.protocol,
+            host_header: model.host_header.clone(),
+            health_check: model.health_check.clone(),
+            timeouts: model.timeouts,
+            retry: model.retry,
+            budget: previous.map(|previous| previous.budget.clone()).unwrap_or_default(),
+            backends,
+            pool: config.pool(),
+            balancer,
+            generation,
+            opened,
+        })
+    }
+
+    /// Chooses a backend that is not among `tried` (positions in [`Upstream::backends`]) and counts a request in
+    /// flight at it. `client` matters to `ip_hash` alone.
+    ///
+    /// This asks the very [`Selection`] that [`Upstream::balancer`] holds, past `LoadBalancer::select_with`, which
+    /// copies each candidate with its extensions (several allocations per request).
+    ///
+    /// # Errors
+    /// No backend is left, with the reason.
+    pub fn pick(&self, client: Option<IpAddr>, tried: &[usize]) -> Result<Picked, NoBackend> {
+        let key = match client {
+            Some(IpAddr::V4(ip)) => self.pool.key(&ip.octets()),
+            Some(IpAddr::V6(ip)) => self.pool.key(&ip.octets()),
+            None => None,
+        };
+        self.pool.choose(key, tried).map(|backend| Picked::new(backend.clone())).ok_or_else(|| self.why_none())
+    }
+
+    /// All backends, in the order of the file; a backend's `index` is its position.
+    pub fn backends(&self) -> &[Arc<BackendState>] {
+        &self.backends
+    }
+
+    /// Pingora's balancer, which owns membership and selection.
+    pub fn balancer(&self) -> &LoadBalancer<Selection> {
+        &self.balancer
+    }
+
+    /// Connections made to the backends so far, of all builds.
+    pub fn connections_opened(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    fn why_none(&self) -> NoBackend {
+        let mut up = self.backends.iter().filter(|backend| backend.weight.value() > 0 && backend.is_up()).peekable();
+        if up.peek().is_none() {
+            NoBackend::AllDown
+        } else if up.any(|backend| backend.has_target()) {
+            NoBackend::AllTried
+        } else {
+            NoBackend::NoAddress
+        }
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").field("name", &self.name).field("backends", &self.backends).finish_non_exhaustive()
+    }
+}
+
+fn members(
+    model: &model::Upstream,
+    profile: &TlsProfile,
+    connector: &Arc<Connector>,
+    generation: &Generation,
+    previous: Option<&Arc<Upstream>>,
+) -> Box<[Arc<BackendState>]> {
+    let before: HashMap<&Name, &Arc<BackendState>> =
+        previous.iter().flat_map(|previous| previous.backends.iter()).map(|backend| (&backend.id, backend)).collect();
+    let check = model.health_check.as_ref().map(|check| check.thresholds.initial);
+    let state = |(index, backend): (usize, &model::Backend)| {
+        let peer = peer::template(model, profile, backend, connector.clone());
+        let previous = before.get(&backend.id).map(|previous| previous.as_ref());
+        Arc::new(BackendState::new(index, backend, check, peer, generation, previous))
+    };
+    model.backends.iter().enumerate().map(state).collect()
+}
+
+/// Our members as Pingora's discovery sees them: fixed within a build.
+struct Members(BTreeSet<Backend>);
+
+#[async_trait]
+impl ServiceDiscovery for Members {
+    async fn discover(&self) -> pingora_core::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
+        Ok((self.0.clone(), HashMap::new()))
+    }
+}
+
+/// A backend in Pingora's terms. Pingora tells members apart by address and weight, so a host name, which may have no
+/// address yet and share one with its neighbour later, stands under an address of the discard prefix (RFC 6666).
+fn entry(backend: &Arc<BackendState>) -> Backend {
+    let addr = match (&backend.address, backend.target()) {
+        (BackendAddress::Inet(_) | BackendAddress::Unix(_), Some(target)) => target.as_ref().clone(),
+        _ => {
+            let ip = std::net::Ipv6Addr::from((0x0100_u128 << 112) | backend.index as u128);
+            SocketAddr::Inet((ip, 0).into())
+        }
+    };
+    let mut ext = Extensions::new();
+    ext.insert(backend.clone());
+    Backend { addr, weight: usize::from(backend.weight.value()), ext }
+}
+
+/// Runs Pingora's asynchronous update where nothing in it waits.
+fn update_now(balancer: &LoadBalancer<Selection>) {
+    let updated = pin!(balancer.update()).poll(&mut Context::from_waker(Waker::noop()));
+    debug_assert!(matches!(updated, Poll::Ready(Ok(()))), "our discovery neither waits nor fails");
+}
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    //! Models for tests.
+
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        policy::balance::Balance,
+        types::{Percent, Weight},
+    };
+
+    /// A process with defaults.
+    pub(crate) fn process() -> model::Process {
+        model::Process {
+            threads: 1,
+            daemon: false,
+            error_log: None,
+            pid_file: None,
+            upgrade_sock: None,
+            user: None,
+            group: None,
+            working_directory: None,
+            ca_file: None,
+            grace_period: Duration::from_secs(30),
+            graceful_shutdown_timeout: Duration::from_secs(5),
+            upstream_keepalive_pool_size: 128,
+            client_bind_to_ipv4: Vec::new(),
+            client_bind_to_ipv6: Vec::new(),
+        }
+    }
+
+    /// An upstream in plain text; `(id, weight)` per backend, at 127.0.0.1:10001 and up.
+    pub(crate) fn upstream(name: &str, backends: &[(&str, u16)]) -> model::Upstream {
+        let backend = |(index, (id, weight)): (usize, &(&str, u16))| model::Backend {
+            id: (*id).into(),
+            address: BackendAddress::Inet(([127, 0, 0, 1], 10_001 + index as u16).into()),
+            weight: Weight::new(*weight).expect("a weight"),
+        };
+        model::Upstream {
+            name: name.into(),
+            backends: backends.iter().enumerate().map(backend).collect(),
+            balance: Balance::RoundRobin,
+            tls: None,
+            protocol: UpstreamProtocol::Auto,
+            host_header: HostHeader::Preserve,
+            health_check: None,
+            timeouts: Timeouts {
+                connect: Duration::from_secs(3),
+                tls: Duration::from_secs(5),
+                first_byte: Duration::from_secs(60),
+                read: Duration::from_secs(60),
+                write: Duration::from_secs(60),
+                idle: Duration::from_secs(55),
+                total: None,
+                websocket_idle: Duration::from_secs(3600),
+            },
+            retry: RetryPolicy {
+                attempts: 2,
+                on_connect: true,
+                on_reset_before_headers: true,
+                budget: Percent::new(20).expect("a percentage"),
+            },
+        }
+    }
+
+    /// TLS with verification.
+    pub(crate) fn tls() -> UpstreamTls {
+        UpstreamTls {
+            sni: Some("app.test".into()),
+            verify: true,
+            ca: None,
+            client_cert: None,
+            alpn: vec![model::Alpn::Http2, model::Alpn::Http1],
+        }
+    }
+
+    /// A trust store that says it was read from `path`.
+    pub(crate) fn trust_store(path: &str, certificate: &[u8]) -> model::TrustStore {
+        let certificate = rustls::pki_types::CertificateDer::from(certificate.to_vec());
+        model::TrustStore { path: path.into(), certificates: vec![certificate].into() }
+    }
+}
