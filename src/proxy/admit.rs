@@ -1,0 +1,159 @@
+//! The way in: who is asking, under which id, by which route; and the answers that need no backend.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, Version, header};
+use pingora_core::Result;
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::Session;
+
+use super::{
+    ctx::{RequestCtx, RequestStart},
+    edit,
+    kit::Kit,
+    reject,
+};
+use crate::{
+    policy::{
+        forwarded::ClientIdentity,
+        headers::{RequestId, valid_request_id},
+        route::{RequestView, has_dot_segment, without_port},
+    },
+    runtime::snapshot::{Action, choose},
+    types::Reason,
+};
+
+/// How long one write to a client may take. A reader slower than this holds memory that others need.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the next part of a request's body may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Before anything else: what the connection knows, and how the session behaves.
+pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
+    if ctx.start.is_none() {
+        ctx.start = session.req_header_mut().extensions_mut().remove::<RequestStart>();
+    }
+    session.set_write_timeout(Some(WRITE_TIMEOUT));
+    session.set_read_timeout(Some(READ_TIMEOUT));
+    session.set_total_drain_timeout(Some(READ_TIMEOUT));
+    // Pingora would take a `100 Continue` for an answer before the body's end; `edit::response` knows better.
+    session.set_close_on_response_before_downstream_finish(false);
+    if session.req_header().version == Version::HTTP_10 {
+        // HTTP/1.0 knows no interim answers (RFC 9110 §15.2).
+        session.set_ignore_info_resp(true);
+    }
+    let Some(start) = &ctx.start else { return };
+    let keep_alive = start.info.keep_alive().as_secs().max(1);
+    if session.get_keepalive().is_some() {
+        session.set_keepalive(Some(keep_alive));
+    }
+    let identity = ClientIdentity::resolve(start.info.peer(), &ctx.snapshot.trusted, &session.req_header().headers);
+    ctx.client = identity.client;
+    ctx.peer_trusted = identity.peer_trusted;
+    ctx.scheme = identity.scheme.filter(|_| identity.peer_trusted).unwrap_or(start.info.scheme());
+    ctx.request_id = Some(request_id(kit, session.req_header()));
+}
+
+/// Keeps a client's id where it is well-formed, so that one request has one id through several proxies.
+fn request_id(kit: &Kit, request: &RequestHeader) -> HeaderValue {
+    match request.headers.get(reject::X_REQUEST_ID) {
+        Some(id) if valid_request_id(id.as_bytes()) => id.clone(),
+        _ => {
+            let random = (u128::from(kit.random()) << 64) | u128::from(kit.random());
+            HeaderValue::from_bytes(RequestId::new(random).as_bytes()).expect("hexadecimal digits are a value")
+        }
+    }
+}
+
+/// Finds the route, and answers where no backend is needed. Returns whether the request was answered.
+///
+/// # Errors
+/// The answer could not be sent.
+pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+    if ctx.info().is_some_and(|info| info.redirect_https()) {
+        return redirect_https(session, ctx).await;
+    }
+    let request = session.req_header();
+    if has_dot_segment(request.uri.path()) {
+        // A backend that resolves them would see another path than the routes did.
+        ctx.reason = Some(Reason::BadRequest);
+        let (head, body) = reject::failure(ctx, StatusCode::BAD_REQUEST, Reason::BadRequest)?;
+        return respond(session, ctx, head, body).await;
+    }
+    let view = RequestView {
+        host: host(request).unwrap_or_default(),
+        path: request.uri.path(),
+        method: &request.method,
+        headers: &request.headers,
+    };
+    let Some(index) = ctx.snapshot.find(&view) else {
+        ctx.reason = Some(Reason::NoRoute);
+        let (head, body) = reject::failure(ctx, StatusCode::NOT_FOUND, Reason::NoRoute)?;
+        return respond(session, ctx, head, body).await;
+    };
+    ctx.route = Some(index);
+    let snapshot = ctx.snapshot.clone();
+    match &snapshot.route(index).action {
+        Action::Proxy { upstreams, .. } => {
+            let seed = ctx.start.as_ref().map_or(0, |start| start.seed);
+            let upstream = choose(upstreams, seed);
+            ctx.upstream = Some(upstream);
+            let member = snapshot.member(upstream);
+            ctx.total_due = member.upstream.timeouts.total.map(|total| ctx.started + total);
+            ctx.in_flight = Some(member.metrics.begin(kit.index()));
+            member.upstream.budget.on_request(kit.millis(Instant::now()));
+            Ok(false)
+        }
+        Action::Redirect(redirect) => {
+            ctx.reason = Some(Reason::Redirect);
+            let mut head = ResponseHeader::build(redirect.status, Some(6))?;
+            head.insert_header(header::LOCATION, redirect.to.clone())?;
+            respond(session, ctx, head, Bytes::new()).await
+        }
+        Action::Respond(respond_with) => {
+            ctx.reason = Some(Reason::Respond);
+            let mut head = ResponseHeader::build(respond_with.status, Some(6))?;
+            if !respond_with.body.is_empty() {
+                head.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
+            }
+            respond(session, ctx, head, respond_with.body.clone()).await
+        }
+    }
+}
+
+async fn redirect_https(session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+    let request = session.req_header();
+    let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+    // Without a host there is nowhere to send the client; only HTTP/1.0 comes this far without one.
+    let Some(host) = host(request).filter(|host| !host.is_empty()) else {
+        ctx.reason = Some(Reason::BadRequest);
+        return Ok(reject::answer(session, ctx, Reason::BadRequest).await > 0);
+    };
+    let location = format!("https://{}{target}", without_port(host));
+    ctx.reason = Some(Reason::HttpsRedirect);
+    let mut head = ResponseHeader::build(StatusCode::PERMANENT_REDIRECT, Some(6))?;
+    head.insert_header(header::LOCATION, location)?;
+    respond(session, ctx, head, Bytes::new()).await
+}
+
+async fn respond(session: &mut Session, ctx: &RequestCtx, mut head: ResponseHeader, body: Bytes) -> Result<bool> {
+    if let Some(route) = ctx.route() {
+        edit::apply_response(&mut head, &route.response_headers)?;
+    }
+    if let Some(id) = &ctx.request_id {
+        head.insert_header(reject::X_REQUEST_ID, id.clone())?;
+    }
+    if session.req_header().headers.contains_key(header::EXPECT) {
+        // The client still waits to be asked for its body; it will not send one after a final answer.
+        session.set_keepalive(None);
+    }
+    reject::send(session, head, body).await?;
+    Ok(true)
+}
+
+/// The host a request is for, as sent.
+pub(super) fn host(request: &RequestHeader) -> Option<&str> {
+    let authority = request.uri.authority().map(http::uri::Authority::as_str);
+    authority.or_else(|| request.headers.get(header::HOST).and_then(|host| host.to_str().ok()))
+}

@@ -1,0 +1,240 @@
+//! What is known of a connection and of a request while it is served.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use http::HeaderValue;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_http::ResponseHeader;
+use rustls::ProtocolVersion;
+
+use crate::{
+    config::model::{self, Alpn},
+    policy::forwarded::Scheme,
+    runtime::{
+        backend::{BackendState, Picked},
+        deadlines::Deadline,
+        snapshot::{Current, Member, Route},
+    },
+    telemetry::metrics::{AttemptInFlight, RequestInFlight},
+    types::Reason,
+};
+
+/// What is known of a client's connection.
+#[derive(Debug)]
+pub struct ConnInfo {
+    client: Option<SocketAddr>,
+    tls: Option<TlsInfo>,
+    redirect_https: bool,
+    keep_alive: Duration,
+    logged: AtomicBool,
+    answered_whole: AtomicBool,
+}
+
+/// What is known of a client's TLS session.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsInfo {
+    /// The version.
+    pub version: Option<ProtocolVersion>,
+    /// The protocol agreed on; `None` where the client offered none.
+    pub alpn: Option<Alpn>,
+}
+
+impl ConnInfo {
+    /// A connection from `client` (`None` for a unix socket).
+    pub fn new(client: Option<SocketAddr>, tls: Option<TlsInfo>, listener: &model::Listener) -> Self {
+        Self {
+            client,
+            tls,
+            redirect_https: listener.redirect_https,
+            keep_alive: listener.limits.idle_timeout,
+            logged: AtomicBool::new(false),
+            answered_whole: AtomicBool::new(false),
+        }
+    }
+
+    /// The peer's address; `None` for a unix socket.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.client.map(|client| client.ip())
+    }
+
+    /// `None` on plain text.
+    pub fn tls(&self) -> Option<&TlsInfo> {
+        self.tls.as_ref()
+    }
+
+    pub(super) fn scheme(&self) -> Scheme {
+        if self.tls.is_some() { Scheme::Https } else { Scheme::Http }
+    }
+
+    pub(super) fn redirect_https(&self) -> bool {
+        self.redirect_https
+    }
+
+    pub(super) fn keep_alive(&self) -> Duration {
+        self.keep_alive
+    }
+
+    /// As in logs; empty on plain text.
+    pub(super) fn tls_version(&self) -> &'static str {
+        match self.tls.and_then(|tls| tls.version) {
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "",
+        }
+    }
+
+    /// Whether the current request has been logged; for one request at a time (HTTP/1).
+    pub fn logged(&self) -> bool {
+        self.logged.load(Ordering::Relaxed)
+    }
+
+    /// Another request begins.
+    pub fn begin_request(&self) {
+        self.logged.store(false, Ordering::Relaxed);
+        self.answered_whole.store(false, Ordering::Relaxed);
+    }
+
+    /// See [`ConnInfo::logged`].
+    pub(super) fn set_logged(&self) {
+        self.logged.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the current request was read to its end and got a whole answer of ours, with leave to send another.
+    pub fn answered_whole(&self) -> bool {
+        self.answered_whole.load(Ordering::Relaxed)
+    }
+
+    /// See [`ConnInfo::answered_whole`].
+    pub(super) fn set_answered_whole(&self) {
+        self.answered_whole.store(true, Ordering::Relaxed);
+    }
+
+    /// As Pingora carries it with an HTTP/2 connection.
+    pub fn into_digest(self: Arc<Self>) -> Arc<ProxyDigest> {
+        let unused = ResponseHeader::build(200, Some(0)).expect("200 is a status");
+        Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(self))))
+    }
+}
+
+/// What the listener gives each request on its way.
+#[derive(Clone, Debug)]
+pub struct RequestStart {
+    /// The connection.
+    pub info: Arc<ConnInfo>,
+    /// Randomness of this request.
+    pub seed: u64,
+}
+
+/// A request that never came to a phase, as far as it is known.
+#[derive(Debug)]
+pub struct Unserved {
+    /// Why.
+    pub reason: Reason,
+    /// As sent, perhaps empty.
+    pub method: String,
+    /// As sent, perhaps empty.
+    pub target: String,
+    /// As sent, perhaps empty.
+    pub host: String,
+}
+
+impl Unserved {
+    /// A request of which nothing is known.
+    pub fn unseen(reason: Reason) -> Self {
+        Self { reason, method: String::new(), target: String::new(), host: String::new() }
+    }
+}
+
+/// What a deadline on the upstream connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// The end of the request as a whole only.
+    End,
+    /// The first byte of the answer.
+    FirstByte,
+    /// The next part of the answer.
+    Read,
+    /// Either side of an upgraded connection.
+    WebSocket,
+}
+
+/// A request while it is served. Small: everything that is the same for all requests is in the snapshot.
+pub struct RequestCtx {
+    pub(super) started: Instant,
+    pub(super) start: Option<RequestStart>,
+    pub(super) snapshot: Arc<Current>,
+    pub(super) route: Option<usize>,
+    pub(super) upstream: Option<usize>,
+    pub(super) client: Option<IpAddr>,
+    pub(super) peer_trusted: bool,
+    pub(super) scheme: Scheme,
+    pub(super) request_id: Option<HeaderValue>,
+    pub(super) attempts: u32,
+    /// Positions of backends that failed this request.
+    pub(super) tried: Vec<usize>,
+    pub(super) picked: Option<Picked>,
+    /// Counts the attempt, and the request, as in flight.
+    pub(super) attempt: Option<AttemptInFlight>,
+    pub(super) in_flight: Option<RequestInFlight>,
+    /// Of an attempt that failed, for the log.
+    pub(super) last_backend: Option<Arc<BackendState>>,
+    pub(super) deadline: Option<Deadline>,
+    pub(super) waiting: Waiting,
+    pub(super) upstream_fd: i32,
+    /// When the request as a whole must be done.
+    pub(super) total_due: Option<Instant>,
+    /// Any byte of the body has been given towards a backend.
+    pub(super) body_sent: bool,
+    pub(super) answered: bool,
+    pub(super) upgraded: bool,
+    pub(super) reason: Option<Reason>,
+}
+
+impl RequestCtx {
+    pub(super) fn new(snapshot: Arc<Current>) -> Self {
+        Self {
+            started: Instant::now(),
+            start: None,
+            snapshot,
+            route: None,
+            upstream: None,
+            client: None,
+            peer_trusted: false,
+            scheme: Scheme::Http,
+            request_id: None,
+            attempts: 0,
+            tried: Vec::new(),
+            picked: None,
+            attempt: None,
+            in_flight: None,
+            last_backend: None,
+            deadline: None,
+            waiting: Waiting::End,
+            upstream_fd: -1,
+            total_due: None,
+            body_sent: false,
+            answered: false,
+            upgraded: false,
+            reason: None,
+        }
+    }
+
+    pub(super) fn route(&self) -> Option<&Route> {
+        self.route.map(|index| self.snapshot.route(index))
+    }
+
+    pub(super) fn member(&self) -> Option<&Member> {
+        self.upstream.map(|index| self.snapshot.member(index))
+    }
+
+    pub(super) fn info(&self) -> Option<&ConnInfo> {
+        self.start.as_ref().map(|start| start.info.as_ref())
+    }
+}

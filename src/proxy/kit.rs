@@ -1,0 +1,119 @@
+//! What all requests of one worker share. Nothing here is shared with another worker but what says so.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+
+use super::{
+    ctx::{ConnInfo, Unserved},
+    finish, reject,
+};
+use crate::{
+    config::model::LogFormat,
+    runtime::{
+        deadlines::Deadlines,
+        snapshot::{Current, Snapshot},
+    },
+    telemetry::{log_writer::LogHandle, metrics::Metrics},
+    types::Reason,
+};
+
+/// A worker's tools.
+pub struct Kit {
+    snapshot: ArcSwap<Current>,
+    deadlines: Arc<Deadlines>,
+    metrics: Arc<Metrics>,
+    log: Option<(LogHandle, LogFormat)>,
+    open: Arc<AtomicUsize>,
+    random: AtomicU64,
+    index: usize,
+    epoch: Instant,
+}
+
+impl Kit {
+    /// The tools of worker `index`; `log` is `None` where no access log is kept. `epoch` is the same for all workers.
+    pub fn new(
+        index: usize,
+        epoch: Instant,
+        snapshot: Arc<Snapshot>,
+        metrics: Arc<Metrics>,
+        log: Option<(LogHandle, LogFormat)>,
+    ) -> Self {
+        Self {
+            snapshot: ArcSwap::from_pointee(Current::new(snapshot)),
+            deadlines: Deadlines::new(),
+            metrics,
+            log,
+            open: Arc::default(),
+            random: AtomicU64::new(rand::random()),
+            index,
+            epoch,
+        }
+    }
+
+    /// The running configuration.
+    pub fn snapshot(&self) -> Arc<Current> {
+        self.snapshot.load_full()
+    }
+
+    /// Requests that begin from now on run with `snapshot`.
+    pub fn swap(&self, snapshot: Arc<Snapshot>) {
+        self.snapshot.store(Arc::new(Current::new(snapshot)));
+    }
+
+    /// This worker's deadlines.
+    pub fn deadlines(&self) -> &Arc<Deadlines> {
+        &self.deadlines
+    }
+
+    /// Counters, shared by all workers.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Connections this worker holds.
+    pub fn open_connections(&self) -> &Arc<AtomicUsize> {
+        &self.open
+    }
+
+    /// This worker's number, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Milliseconds on the clock that all workers count retry budgets by.
+    pub fn millis(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A random number, good for spreading and for request ids, not for secrets (SplitMix64, Steele et al. 2014).
+    pub fn random(&self) -> u64 {
+        // One thread uses this, so the counter needs no atomic addition.
+        let next = self.random.load(Ordering::Relaxed).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.store(next, Ordering::Relaxed);
+        let mixed = (next ^ (next >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// The whole answer to an HTTP/1 request that is refused before it is a request.
+    pub fn refusal(&self, reason: Reason) -> Bytes {
+        reject::raw_answer(reason)
+    }
+
+    /// Logs and counts a request that came to no phase.
+    pub fn log_unserved(&self, info: &ConnInfo, unserved: Unserved) {
+        finish::unserved(self, info, &unserved);
+    }
+
+    pub(super) fn log(&self) -> Option<&(LogHandle, LogFormat)> {
+        self.log.as_ref()
+    }
+}

@@ -1,0 +1,185 @@
+//! One request: [`App`] is the `ProxyHttp` that Pingora calls, and each of its phases calls one file. Nothing is
+//! decided here; `policy/` decides, these files apply.
+
+mod admit;
+mod ctx;
+mod edit;
+mod finish;
+mod kit;
+mod reject;
+mod retry;
+mod select;
+mod watch;
+
+use std::{any::Any, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+pub use ctx::{ConnInfo, RequestCtx, RequestStart, TlsInfo, Unserved};
+pub use kit::Kit;
+use pingora_core::{
+    Error, ErrorType, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer,
+};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+use crate::{runtime::peer::TlsProfile, telemetry::metrics::ConnectionUse, types::Reason};
+
+/// The application of one worker, for upstreams of one TLS profile.
+pub struct App {
+    kit: Arc<Kit>,
+    profile: TlsProfile,
+}
+
+impl App {
+    /// An application with the worker's tools.
+    pub fn new(kit: Arc<Kit>, profile: TlsProfile) -> Self {
+        Self { kit, profile }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for App {
+    type CTX = RequestCtx;
+
+    fn new_ctx(&self) -> RequestCtx {
+        RequestCtx::new(self.kit.snapshot())
+    }
+
+    /// None: Pingora's compression would cost every request two allocations and do nothing.
+    fn init_downstream_modules(&self, _: &mut HttpModules) {}
+
+    fn on_connection_reuse(&self, _: &mut Session, ctx: &mut RequestCtx, start: Box<dyn Any + Send + Sync>) {
+        ctx.start = start.downcast().ok().map(|start| *start);
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
+        admit::begin(&self.kit, session, ctx);
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+        admit::route(&self.kit, session, ctx).await
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+        select::peer(session, ctx, &self.profile)
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        reused: bool,
+        _: &HttpPeer,
+        fd: std::os::unix::io::RawFd,
+        _: Option<&Digest>,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        ctx.upstream_fd = fd;
+        if let Some(member) = ctx.member() {
+            let used = if reused { ConnectionUse::Reused } else { ConnectionUse::Fresh };
+            member.metrics.connection(self.kit.index(), used);
+        }
+        Ok(())
+    }
+
+    fn fail_to_connect(
+        &self,
+        session: &mut Session,
+        _: &HttpPeer,
+        ctx: &mut RequestCtx,
+        error: Box<Error>,
+    ) -> Box<Error> {
+        retry::after_connect(&self.kit, session, ctx, error)
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        edit::request(session, upstream, ctx)?;
+        watch::request_begins(&self.kit, session, upstream, ctx);
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        watch::request_body(body.as_ref(), end, ctx);
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        answer: &mut ResponseHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        watch::answer_begins(session, answer, ctx)
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        answer: &mut ResponseHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        edit::response(session, answer, ctx)
+    }
+
+    fn response_body_filter(
+        &self,
+        _: &mut Session,
+        _: &mut Option<Bytes>,
+        _: bool,
+        ctx: &mut RequestCtx,
+    ) -> Result<Option<std::time::Duration>> {
+        watch::answer_body(ctx);
+        Ok(None)
+    }
+
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        ctx: &mut RequestCtx,
+        reused: bool,
+    ) -> Box<Error> {
+        retry::after_exchange(&self.kit, session, ctx, error, reused)
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
+        let reason = retry::final_reason(error, ctx);
+        ctx.reason = Some(reason);
+        if reason == Reason::Internal {
+            log::error!("a request failed inside rrlb: {error}");
+        }
+        let error_code = reject::answer(session, ctx, reason).await;
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
+        if let Some(error) = error {
+            let reason = retry::final_reason(error, ctx);
+            ctx.reason = Some(reason);
+        }
+        ctx.deadline = None;
+        finish::served(&self.kit, session, ctx);
+    }
+
+    /// Failures are in the access log and, with their cause, in our own warnings.
+    fn suppress_error_log(&self, _: &Session, _: &RequestCtx, error: &Error) -> bool {
+        !matches!(error.etype(), ErrorType::Custom(_))
+    }
+
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &RequestCtx, _: &Error, _: ProxyWarnLogContext) -> bool {
+        true
+    }
+}

@@ -1,0 +1,146 @@
+//! The one table from a reason to an answer: status, body and `Proxy-Status` (RFC 9209). The log has the cause; the
+//! client gets the reason's word and no more.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use pingora_core::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::ctx::RequestCtx;
+use crate::types::Reason;
+
+/// `Proxy-Status` (RFC 9209).
+pub(super) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+/// The request's id, in both directions.
+pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The status a client gets; `None` where there is no client left to get one.
+pub(super) fn status(reason: Reason) -> Option<StatusCode> {
+    Some(match reason {
+        Reason::ClientAborted => return None,
+        Reason::AmbiguousFraming | Reason::BadRequest => StatusCode::BAD_REQUEST,
+        Reason::NoRoute => StatusCode::NOT_FOUND,
+        Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        Reason::ClientTimeout | Reason::HeaderTimeout => StatusCode::REQUEST_TIMEOUT,
+        Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Reason::UriTooLong => StatusCode::URI_TOO_LONG,
+        Reason::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Reason::Draining | Reason::NoBackend => StatusCode::SERVICE_UNAVAILABLE,
+        Reason::ConnectTimeout
+        | Reason::FirstByteTimeout
+        | Reason::ReadTimeout
+        | Reason::TlsHandshakeTimeout
+        | Reason::TotalTimeout
+        | Reason::WriteTimeout => StatusCode::GATEWAY_TIMEOUT,
+        Reason::BadResponse
+        | Reason::ConnectFailed
+        | Reason::ConnectRefused
+        | Reason::DnsFailure
+        | Reason::ResetBeforeHeaders
+        | Reason::ResponseHeaderTooLarge
+        | Reason::ResponseTruncated
+        | Reason::TlsExpired
+        | Reason::TlsFailed
+        | Reason::TlsUntrusted
+        | Reason::TlsWrongName
+        | Reason::UpgradeFailed => StatusCode::BAD_GATEWAY,
+        Reason::HttpsRedirect => StatusCode::PERMANENT_REDIRECT,
+        Reason::Redirect => StatusCode::FOUND,
+        Reason::Ok | Reason::Respond => StatusCode::OK,
+        Reason::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    })
+}
+
+/// Answers a request that failed. Returns the status, or 0 where nobody could be answered.
+pub(super) async fn answer(session: &mut Session, ctx: &RequestCtx, reason: Reason) -> u16 {
+    let Some(status) = status(reason) else { return 0 };
+    let final_answer = |written: &ResponseHeader| {
+        !written.status.is_informational() || written.status == StatusCode::SWITCHING_PROTOCOLS
+    };
+    if session.response_written().is_some_and(final_answer) {
+        return 0;
+    }
+    if !session.is_body_done() {
+        // What is left of the request is not read; the next one could not be told from it.
+        session.set_keepalive(None);
+    }
+    match failure(ctx, status, reason) {
+        Ok((head, body)) => match send(session, head, body).await {
+            Ok(()) => {
+                if session.get_keepalive().is_some()
+                    && let Some(info) = ctx.info()
+                {
+                    info.set_answered_whole();
+                }
+                status.as_u16()
+            }
+            Err(error) => {
+                log::debug!("answering {status}: {error}");
+                0
+            }
+        },
+        Err(error) => {
+            log::error!("cannot make the answer {status}: {error}");
+            0
+        }
+    }
+}
+
+/// An answer for a failure.
+pub(super) fn failure(ctx: &RequestCtx, status: StatusCode, reason: Reason) -> Result<(ResponseHeader, Bytes)> {
+    let mut head = ResponseHeader::build(status, Some(8))?;
+    if let Some(value) = proxy_status(reason) {
+        head.insert_header(PROXY_STATUS, value)?;
+    }
+    if reason == Reason::MethodNotAllowed {
+        head.insert_header(header::ALLOW, "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS")?;
+    }
+    head.insert_header(header::CACHE_CONTROL, "no-store")?;
+    if let Some(id) = &ctx.request_id {
+        head.insert_header(X_REQUEST_ID, id.clone())?;
+    }
+    head.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
+    Ok((head, Bytes::from(body(status))))
+}
+
+/// Sends an answer of our own.
+pub(super) async fn send(session: &mut Session, mut head: ResponseHeader, body: Bytes) -> Result<()> {
+    let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if !bodiless {
+        head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    }
+    let empty = bodiless || body.is_empty() || session.req_header().method == http::Method::HEAD;
+    session.write_response_header(Box::new(head), empty).await?;
+    if !empty {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}
+
+fn body(status: StatusCode) -> String {
+    format!("{} {}\n", status.as_u16(), status.canonical_reason().unwrap_or_default())
+}
+
+/// `rrlb; error=connection_refused; details="connect_refused"`
+fn proxy_status(reason: Reason) -> Option<HeaderValue> {
+    let error = reason.proxy_status_error()?;
+    HeaderValue::try_from(format!("rrlb; error={error}; details=\"{}\"", reason.as_str())).ok()
+}
+
+/// The whole answer to an HTTP/1 request that came to no phase.
+pub(super) fn raw_answer(reason: Reason) -> Bytes {
+    let status = status(reason).unwrap_or(StatusCode::BAD_REQUEST);
+    let body = body(status);
+    let proxy_status = proxy_status(reason);
+    let proxy_status = proxy_status.as_ref().and_then(|value| value.to_str().ok()).unwrap_or("rrlb");
+    let allow =
+        if reason == Reason::MethodNotAllowed { "Allow: GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS\r\n" } else { "" };
+    Bytes::from(format!(
+        "HTTP/1.1 {} {}\r\nProxy-Status: {proxy_status}\r\n{allow}Cache-Control: no-store\r\n\
+         Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or_default(),
+        body.len(),
+    ))
+}

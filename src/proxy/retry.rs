@@ -1,0 +1,190 @@
+//! A failed attempt: what it was, and whether another is made.
+
+use std::time::Instant;
+
+use http::StatusCode;
+use pingora_core::{Error, ErrorSource, ErrorType};
+use pingora_proxy::Session;
+
+use super::{
+    ctx::{RequestCtx, Waiting},
+    kit::Kit,
+};
+use crate::{
+    policy::retry::{Decision, Failure, is_idempotent, may_retry},
+    types::{AttemptFailure, Reason},
+};
+
+/// After an attempt that came to no connection.
+pub(super) fn after_connect(kit: &Kit, session: &Session, ctx: &mut RequestCtx, mut error: Box<Error>) -> Box<Error> {
+    let reason = connect_reason(&error, ctx);
+    let kind = match reason {
+        Reason::ConnectTimeout | Reason::TlsHandshakeTimeout => AttemptFailure::ConnectTimeout,
+        _ => AttemptFailure::Connect,
+    };
+    let again = reason != Reason::TotalTimeout && decide(kit, session, ctx, kind, false);
+    failed(ctx, reason, kind, &error, again);
+    error.set_retry(again);
+    error
+}
+
+/// After an attempt that had a connection.
+pub(super) fn after_exchange(
+    kit: &Kit,
+    session: &mut Session,
+    ctx: &mut RequestCtx,
+    mut error: Box<Error>,
+    reused: bool,
+) -> Box<Error> {
+    let fired = ctx.deadline.as_ref().is_some_and(crate::runtime::deadlines::Deadline::disarm);
+    let reason = exchange_reason(&error, ctx, fired);
+    ctx.upstream_fd = -1;
+    let kind = match reason {
+        Reason::FirstByteTimeout => AttemptFailure::FirstByteTimeout,
+        Reason::ResetBeforeHeaders if reused => AttemptFailure::StaleConnection,
+        Reason::ResetBeforeHeaders => AttemptFailure::ResetBeforeHeaders,
+        _ => AttemptFailure::Other,
+    };
+    // A stream that the backend refused (REFUSED_STREAM, GOAWAY) was not processed (RFC 9113 §8.7).
+    let refused = matches!(error.retry, pingora_core::RetryType::Decided(true));
+    let again = kind != AttemptFailure::Other || refused;
+    let kind = if refused && kind == AttemptFailure::Other { AttemptFailure::StaleConnection } else { kind };
+    let again = again && decide(kit, session, ctx, kind, !refused);
+    failed(ctx, reason, kind, &error, again);
+    error.set_retry(again);
+    error
+}
+
+fn decide(kit: &Kit, session: &Session, ctx: &RequestCtx, kind: AttemptFailure, maybe_seen: bool) -> bool {
+    let Some(member) = ctx.member() else { return false };
+    let failure = Failure {
+        kind,
+        attempts: ctx.attempts,
+        idempotent: is_idempotent(&session.req_header().method),
+        maybe_seen,
+        replayable: !session.as_ref().retry_buffer_truncated(),
+        response_started: session.response_written().is_some(),
+    };
+    let decision = may_retry(&member.upstream.retry, &failure);
+    if decision == Decision::GiveUp {
+        return false;
+    }
+    // Who could not be connected to has had no work: trying another adds no load to those that are up, so that a dead
+    // backend does not use up the budget.
+    let costs = !matches!(kind, AttemptFailure::Connect | AttemptFailure::ConnectTimeout);
+    if costs && !member.upstream.budget.try_retry(member.upstream.retry.budget, kit.millis(Instant::now())) {
+        member.metrics.retry_budget_exhausted.increment();
+        return false;
+    }
+    member.metrics.retried(kind);
+    true
+}
+
+/// Remembers what failed, so that it is not tried again.
+fn failed(ctx: &mut RequestCtx, reason: Reason, kind: AttemptFailure, error: &Error, again: bool) {
+    ctx.reason = Some(reason);
+    ctx.answered = false;
+    let Some(picked) = ctx.picked.take() else { return };
+    // A stale connection says nothing of its backend.
+    if kind != AttemptFailure::StaleConnection {
+        ctx.tried.push(picked.backend().index);
+    }
+    if error.esource() != &ErrorSource::Downstream {
+        let upstream = ctx.member().map_or("-", |member| member.upstream.name.as_str());
+        let next = if again { "trying another" } else { "giving up" };
+        let backend = picked.backend();
+        log::warn!(
+            "upstream {upstream}, backend {} ({}): {}: {error}; {next}",
+            backend.id,
+            backend.label,
+            reason.as_str()
+        );
+    }
+    ctx.last_backend = Some(picked.backend().clone());
+}
+
+fn connect_reason(error: &Error, ctx: &RequestCtx) -> Reason {
+    if ctx.total_due.is_some_and(|due| due <= Instant::now()) {
+        return Reason::TotalTimeout;
+    }
+    match error.etype() {
+        ErrorType::ConnectTimedout if ours(error) => Reason::ConnectTimeout,
+        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Reason::TlsHandshakeTimeout,
+        ErrorType::ConnectRefused => Reason::ConnectRefused,
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => tls_reason(error),
+        _ => Reason::ConnectFailed,
+    }
+}
+
+/// Whether our own connector made the error, before any TLS.
+fn ours(error: &Error) -> bool {
+    error.context.as_ref().is_some_and(|context| context.as_str().starts_with("no connection to"))
+}
+
+/// Pingora keeps of a failed handshake only its text, which is rustls'.
+fn tls_reason(error: &Error) -> Reason {
+    let text = format!("{error}");
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if says(&["certificate expired", "Expired", "NotValidYet", "not valid yet"]) {
+        Reason::TlsExpired
+    } else if says(&["not valid for name", "NotValidForName"]) {
+        Reason::TlsWrongName
+    } else if says(&["UnknownIssuer", "BadSignature", "CaUsedAsEndEntity", "invalid peer certificate"]) {
+        Reason::TlsUntrusted
+    } else {
+        Reason::TlsFailed
+    }
+}
+
+fn exchange_reason(error: &Error, ctx: &RequestCtx, fired: bool) -> Reason {
+    if ctx.total_due.is_some_and(|due| due <= Instant::now()) && !ctx.upgraded {
+        return Reason::TotalTimeout;
+    }
+    if fired {
+        return match ctx.waiting {
+            Waiting::End => Reason::TotalTimeout,
+            Waiting::FirstByte => Reason::FirstByteTimeout,
+            Waiting::Read | Waiting::WebSocket => Reason::ReadTimeout,
+        };
+    }
+    if let Some(reason) = ctx.reason {
+        return reason;
+    }
+    if error.esource() == &ErrorSource::Downstream {
+        return downstream_reason(error);
+    }
+    match error.etype() {
+        ErrorType::ReadTimedout if ctx.answered => Reason::ReadTimeout,
+        ErrorType::ReadTimedout => Reason::FirstByteTimeout,
+        ErrorType::WriteTimedout => Reason::WriteTimeout,
+        ErrorType::InvalidHTTPHeader | ErrorType::InvalidH2 | ErrorType::H2Error if !ctx.answered => {
+            if is_reset(error) { Reason::ResetBeforeHeaders } else { Reason::BadResponse }
+        }
+        ErrorType::InternalError if error.esource() != &ErrorSource::Upstream => Reason::Internal,
+        _ if ctx.answered => Reason::ResponseTruncated,
+        _ => Reason::ResetBeforeHeaders,
+    }
+}
+
+/// Whether an HTTP/2 error is the connection's end and not a bad message.
+fn is_reset(error: &Error) -> bool {
+    error.etype() == &ErrorType::H2Error
+}
+
+fn downstream_reason(error: &Error) -> Reason {
+    match error.etype() {
+        ErrorType::ReadTimedout => Reason::ClientTimeout,
+        ErrorType::InvalidHTTPHeader | ErrorType::ConnectError => Reason::BadRequest,
+        ErrorType::HTTPStatus(status) if *status == StatusCode::PAYLOAD_TOO_LARGE.as_u16() => Reason::BodyTooLarge,
+        ErrorType::HTTPStatus(_) => Reason::BadRequest,
+        _ => Reason::ClientAborted,
+    }
+}
+
+/// The reason of a request that failed for good.
+pub(super) fn final_reason(error: &Error, ctx: &RequestCtx) -> Reason {
+    match ctx.reason {
+        Some(reason) => reason,
+        None => exchange_reason(error, ctx, false),
+    }
+}

@@ -1,0 +1,74 @@
+//! Chooses the backend of an attempt, and sets the deadlines that Pingora keeps.
+
+use std::time::Instant;
+
+use pingora_core::{Error, ErrorType, Result, upstreams::peer::HttpPeer};
+use pingora_proxy::Session;
+
+use super::ctx::RequestCtx;
+use crate::{
+    config::model::UpstreamProtocol,
+    runtime::{peer::TlsProfile, upstream::NoBackend},
+    telemetry::metrics::BackendMetrics,
+    types::Reason,
+};
+
+/// A peer for the next attempt.
+///
+/// # Errors
+/// There is no backend left, or no time.
+pub(super) fn peer(session: &Session, ctx: &mut RequestCtx, profile: &TlsProfile) -> Result<Box<HttpPeer>> {
+    let snapshot = ctx.snapshot.clone();
+    let Some(member) = ctx.upstream.map(|index| snapshot.member(index)) else {
+        return fail(ctx, Reason::Internal, "a request came to an upstream without a route");
+    };
+    let upstream = &member.upstream;
+    if upstream.tls_profile != *profile && upstream.tls.is_some() {
+        return fail(ctx, Reason::Internal, "a request came to a proxy with other TLS settings than its upstream's");
+    }
+    let left = ctx.total_due.map(|due| due.saturating_duration_since(Instant::now()));
+    if left.is_some_and(|left| left.is_zero()) {
+        return fail(ctx, Reason::TotalTimeout, "no time left for another attempt");
+    }
+    ctx.picked = None;
+    let picked = match upstream.pick(ctx.client, &ctx.tried) {
+        Ok(picked) => picked,
+        // What the last attempt failed of says more than that no other is left.
+        Err(NoBackend::AllTried) if ctx.reason.is_some() => {
+            let reason = ctx.reason.unwrap_or(Reason::NoBackend);
+            return fail(ctx, reason, "every backend that is up was tried");
+        }
+        Err(NoBackend::NoAddress) => return fail(ctx, Reason::DnsFailure, "no backend has an address"),
+        Err(NoBackend::AllDown | NoBackend::AllTried) => return fail(ctx, Reason::NoBackend, "no backend is up"),
+    };
+    let Some(mut peer) = picked.peer() else {
+        return fail(ctx, Reason::DnsFailure, "the backend has no address");
+    };
+    ctx.attempts += 1;
+    ctx.attempt = member.backends.get(picked.backend().index).map(BackendMetrics::begin);
+    ctx.picked = Some(picked);
+    ctx.reason = None;
+    let websocket = session.is_upgrade_req();
+    if websocket && upstream.protocol == UpstreamProtocol::Auto {
+        // An upgrade is HTTP/1.1's alone (RFC 9113 §8.6).
+        peer.options.set_http_version(1, 1);
+    }
+    if websocket {
+        peer.options.read_timeout = Some(upstream.timeouts.websocket_idle.max(upstream.timeouts.first_byte));
+    }
+    if let Some(left) = left {
+        peer.options.total_connection_timeout = Some(left);
+        if !websocket {
+            peer.options.read_timeout = Some(peer.options.read_timeout.map_or(left, |read| read.min(left)));
+        }
+    }
+    Ok(peer)
+}
+
+fn fail<T>(ctx: &mut RequestCtx, reason: Reason, why: &'static str) -> Result<T> {
+    ctx.reason = Some(reason);
+    let mut error = Error::explain(ErrorType::InternalError, why);
+    error.as_up();
+    error.set_retry(false);
+    Err(error)
+}
