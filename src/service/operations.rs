@@ -1,0 +1,166 @@
+//! `/metrics`, `/healthz` and `/readyz` on an address and a thread of their own, so that they answer however busy the
+//! workers are.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use pingora_core::{
+    server::{ListenFds, ShutdownWatch},
+    services::Service,
+};
+use tokio::sync::Semaphore;
+
+use super::health::FirstRound;
+use crate::telemetry::metrics::Metrics;
+
+/// Scrapers and probes are few; more than this wait.
+const CONNECTIONS: usize = 64;
+/// A client that sends its head slower than this is cut off.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Whether the process should get traffic.
+#[derive(Debug)]
+pub struct Readiness {
+    first_rounds: Vec<FirstRound>,
+    serving: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl Readiness {
+    /// Ready once this process serves and the first rounds (health checks, name resolution) are finished.
+    pub fn new(first_rounds: Vec<FirstRound>) -> Arc<Self> {
+        Arc::new(Self { first_rounds, serving: AtomicBool::new(false), draining: AtomicBool::new(false) })
+    }
+
+    /// The process serves.
+    pub fn serve(&self) {
+        self.serving.store(true, Ordering::Release);
+    }
+
+    /// Not ready any more, for good.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    fn state(&self) -> Result<(), &'static str> {
+        if self.draining.load(Ordering::Acquire) {
+            Err("draining\n")
+        } else if !self.serving.load(Ordering::Acquire) {
+            Err("starting\n")
+        } else if !self.first_rounds.iter().all(FirstRound::is_finished) {
+            Err("waiting for the first round of health checks and name resolution\n")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The endpoints, as a Pingora service.
+pub struct Operations {
+    listener: Option<std::net::TcpListener>,
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
+    closing: tokio::sync::watch::Receiver<bool>,
+}
+
+impl Operations {
+    /// Serves on a bound, non-blocking listener until `closing` becomes true.
+    pub fn new(
+        listener: std::net::TcpListener,
+        metrics: Arc<Metrics>,
+        readiness: Arc<Readiness>,
+        closing: tokio::sync::watch::Receiver<bool>,
+    ) -> Self {
+        Self { listener: Some(listener), metrics, readiness, closing }
+    }
+
+    async fn run(&mut self) -> std::io::Result<()> {
+        let Some(listener) = self.listener.take() else { return Ok(()) };
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
+            let accepted = tokio::select! {
+                _ = self.closing.wait_for(|closing| *closing) => return Ok(()),
+                accepted = listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    log::warn!("metrics: cannot accept: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (metrics, readiness) = (self.metrics.clone(), self.readiness.clone());
+            tokio::spawn(async move {
+                let answer = service_fn(|request: Request<Incoming>| {
+                    let response = answer(&request, &metrics, &readiness);
+                    async { Ok::<_, Infallible>(response) }
+                });
+                let served = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADER_TIMEOUT)
+                    .serve_connection(TokioIo::new(stream), answer);
+                if let Err(error) = served.await {
+                    log::debug!("metrics: {error}");
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+fn answer(request: &Request<Incoming>, metrics: &Metrics, readiness: &Readiness) -> Response<Full<Bytes>> {
+    let text = "text/plain; charset=utf-8";
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, text, "only GET and HEAD are served\n");
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match request.uri().path() {
+        "/metrics" => respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics.encode()),
+        "/healthz" => respond(StatusCode::OK, text, "ok\n"),
+        "/readyz" => match readiness.state() {
+            Ok(()) => respond(StatusCode::OK, text, "ready\n"),
+            Err(why) => respond(StatusCode::SERVICE_UNAVAILABLE, text, why),
+        },
+        _ => respond(StatusCode::NOT_FOUND, text, "there are /metrics, /healthz and /readyz\n"),
+    }
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+#[async_trait]
+impl Service for Operations {
+    async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
+        if let Err(error) = self.run().await {
+            log::error!("metrics: {error}");
+        }
+    }
+
+    fn name(&self) -> &str {
+        "operations"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+}
