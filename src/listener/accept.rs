@@ -1,0 +1,162 @@
+//! Accepts connections and gives each to the worker that holds the fewest: the kernel's own spreading (SO_REUSEPORT)
+//! hashes, which is uneven, and loses what is queued when a worker goes.
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{Crew, Draining, Endpoint, Listening, Member, conn::Socket};
+use crate::telemetry::metrics::{AcceptError, Metrics, OpenConnection};
+
+/// Connections accepted in a row before other work of the worker gets its turn.
+const BATCH: usize = 64;
+/// The first pause after an error that will not go away by itself at once (no descriptors left); it doubles up to
+/// [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// An accepted connection on its way to its worker.
+pub(super) struct Accepted {
+    pub(super) socket: socket2::Socket,
+    /// `None` for a unix socket.
+    pub(super) client: Option<SocketAddr>,
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) open: Open,
+}
+
+/// Counts a connection for as long as it is held.
+pub(super) struct Open {
+    worker: Arc<AtomicUsize>,
+    _metrics: OpenConnection,
+}
+
+impl Open {
+    fn new(member: &Member, endpoint: &Endpoint) -> Self {
+        member.open.fetch_add(1, Ordering::Relaxed);
+        Self { worker: member.open.clone(), _metrics: endpoint.metrics.open(&member.metrics) }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.worker.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Accepts from one listener until the drain begins, for worker `me`.
+pub(super) async fn accept(
+    listening: Arc<Listening>,
+    crew: Arc<Crew>,
+    me: usize,
+    metrics: Arc<Metrics>,
+    mut draining: Draining,
+) {
+    // SAFETY: the descriptor belongs to the listener, which `Registered` keeps for as long as it is registered.
+    let registered = unsafe { AsyncFd::register_with_interest(Registered(listening.clone()), Interest::READABLE) };
+    let socket = match registered {
+        Ok(socket) => socket,
+        Err(error) => {
+            log::error!("{}: cannot wait for connections: {error}", listening.endpoint.model.address);
+            return;
+        }
+    };
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let mut ready = tokio::select! {
+            biased;
+            () = draining.begin() => break,
+            ready = socket.readable() => match ready {
+                Ok(ready) => ready,
+                Err(error) => {
+                    log::error!("{}: cannot wait for connections: {error}", listening.endpoint.model.address);
+                    return;
+                }
+            },
+        };
+        match accept_some(&listening, &crew, me, &metrics) {
+            Ok(Drained::All) => {
+                ready.clear_ready();
+                pause = FIRST_PAUSE;
+            }
+            Ok(Drained::Some) => {
+                pause = FIRST_PAUSE;
+                tokio::task::yield_now().await;
+            }
+            Err(error) => {
+                log::warn!("{}: cannot accept for the next {pause:?}: {error}", listening.endpoint.model.address);
+                tokio::select! {
+                    () = draining.begin() => break,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+    // What the kernel has already completed would be reset with the socket.
+    while matches!(accept_some(&listening, &crew, me, &metrics), Ok(Drained::Some)) {}
+}
+
+enum Drained {
+    All,
+    Some,
+}
+
+fn accept_some(listening: &Arc<Listening>, crew: &Crew, me: usize, metrics: &Metrics) -> io::Result<Drained> {
+    for _ in 0..BATCH {
+        match listening.socket.accept() {
+            Ok((socket, address)) => {
+                let worker = &crew.members[crew.least_loaded(me)];
+                let open = Open::new(worker, &listening.endpoint);
+                let accepted =
+                    Accepted { socket, client: address.as_socket(), endpoint: listening.endpoint.clone(), open };
+                // A worker's inbox is closed only when the process ends.
+                let _ = worker.inbox.send(accepted);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Drained::All),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let kind = AcceptError::from_io(&error);
+                metrics.accept_failed(kind);
+                // Only this one connection is gone (accept(2)); every other error would come again at once.
+                if kind != AcceptError::ConnectionAborted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(Drained::Some)
+}
+
+/// The listening socket in a worker's event loop.
+struct Registered(Arc<Listening>);
+
+impl AsRawFd for Registered {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.socket.as_raw_fd()
+    }
+}
+
+impl AsFd for Registered {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.socket.as_fd()
+    }
+}
+
+/// Makes the accepted socket part of this worker's event loop.
+pub(super) fn adopt(socket: socket2::Socket, client: Option<SocketAddr>) -> io::Result<Socket> {
+    if client.is_none() {
+        return tokio::net::UnixStream::from_std(socket.into()).map(Socket::Unix);
+    }
+    // A reply must not wait for the acknowledgement of the one before.
+    socket.set_tcp_nodelay(true)?;
+    tokio::net::TcpStream::from_std(socket.into()).map(Socket::Tcp)
+}

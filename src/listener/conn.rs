@@ -1,0 +1,400 @@
+//! Our own stream type: what Pingora's `HttpProxy` reads from and writes to.
+//!
+//! Reads end at the message's border, so pipelined bytes stay here. Writes are collected, so that a head and a small
+//! body leave in one system call; what is collected leaves at a flush, or when the proxy turns back to reading.
+//! An idle connection owns no buffer.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, RawFd},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use pingora_core::{
+    listeners::ALPN,
+    protocols::{
+        GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+        UniqueIDType, raw_connect::ProxyDigest,
+    },
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::server::TlsStream;
+
+use super::border::Border;
+use crate::proxy::ConnInfo;
+
+/// Collected writes leave when they would grow beyond this.
+const WRITE_BUFFER: usize = 16 * 1024;
+/// Pipelined bytes held while a request runs; beyond this the client waits.
+const AHEAD_LIMIT: usize = 64 * 1024;
+
+/// A connected socket.
+#[derive(Debug)]
+pub(super) enum Socket {
+    /// TCP
+    Tcp(TcpStream),
+    /// A unix socket.
+    Unix(UnixStream),
+}
+
+/// A connection's byte stream.
+#[derive(Debug)]
+pub(super) enum Transport {
+    /// Given back; see [`Kept`].
+    Gone,
+    /// As it comes.
+    Plain(Socket),
+    /// Inside TLS.
+    Tls(Box<TlsStream<Socket>>),
+}
+
+/// A client's connection as Pingora sees it.
+#[derive(Debug)]
+pub(super) struct Conn {
+    transport: Transport,
+    /// Bytes read from the transport and not yet given on.
+    ahead: BytesMut,
+    /// Bytes written and not yet sent.
+    out: BytesMut,
+    border: Border,
+    closed: bool,
+    digest: Option<Arc<ProxyDigest>>,
+    h2: bool,
+    keeper: Option<Keeper>,
+}
+
+/// Where a connection goes that Pingora drops although it is good for another request: after an answer of our own in
+/// place of a backend's. Without it every 502 and 503 would cost the client a connection.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pub(super) info: Arc<ConnInfo>,
+    pub(super) kept: Arc<Mutex<Option<Kept>>>,
+}
+
+/// A connection between two requests.
+#[derive(Debug)]
+pub(super) struct Kept {
+    transport: Transport,
+    ahead: BytesMut,
+}
+
+impl From<Kept> for Conn {
+    fn from(kept: Kept) -> Self {
+        let mut conn = Self::new(kept.transport);
+        conn.ahead = kept.ahead;
+        conn
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        let Some(keeper) = self.keeper.take() else { return };
+        if keeper.info.answered_whole() && self.at_border() && self.out.is_empty() {
+            let transport = std::mem::replace(&mut self.transport, Transport::Gone);
+            let kept = Kept { transport, ahead: std::mem::take(&mut self.ahead) };
+            *keeper.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        }
+    }
+}
+
+impl Conn {
+    pub(super) fn new(transport: Transport) -> Self {
+        Self {
+            transport,
+            ahead: BytesMut::new(),
+            out: BytesMut::new(),
+            border: Border::END,
+            closed: false,
+            digest: None,
+            h2: false,
+            keeper: None,
+        }
+    }
+
+    /// Has the connection given back where Pingora drops it without need.
+    pub(super) fn keep(&mut self, keeper: Option<Keeper>) {
+        self.keeper = keeper;
+    }
+
+    /// The descriptor of the socket.
+    pub(super) fn fd(&self) -> RawFd {
+        match &self.transport {
+            Transport::Gone => -1,
+            Transport::Plain(socket) => socket.as_raw_fd(),
+            Transport::Tls(stream) => stream.get_ref().0.as_raw_fd(),
+        }
+    }
+
+    /// Bytes of the next request that are here already.
+    pub(super) fn ahead(&mut self) -> &mut BytesMut {
+        &mut self.ahead
+    }
+
+    /// Gives the stream to a request, of which `border` is left; what came before has been taken out of
+    /// [`Conn::ahead`].
+    pub(super) fn begin(&mut self, border: Border) {
+        self.border = border;
+    }
+
+    /// Whether the last request was read to its end, so that the next may begin.
+    pub(super) fn at_border(&self) -> bool {
+        self.border.reached() && !self.closed
+    }
+
+    /// Gives the stream to an HTTP/2 session, for good.
+    pub(super) fn begin_h2(&mut self, digest: Arc<ProxyDigest>) {
+        self.border = Border::Unbounded;
+        self.digest = Some(digest);
+        self.h2 = true;
+    }
+
+    /// Reads what has arrived into [`Conn::ahead`]. 0 bytes are the end of the stream.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut scratch = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut scratch = ReadBuf::uninit(&mut scratch);
+        ready!(Pin::new(&mut self.transport).poll_read(cx, &mut scratch))?;
+        let read = scratch.filled();
+        self.ahead.extend_from_slice(read);
+        if read.is_empty() {
+            self.closed = true;
+        }
+        Poll::Ready(Ok(read.len()))
+    }
+
+    /// Between two messages: nothing is given on, but the end of the stream is.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.closed {
+                return Poll::Ready(Ok(()));
+            }
+            if self.ahead.len() >= AHEAD_LIMIT {
+                return Poll::Pending;
+            }
+            ready!(self.poll_fill(cx))?;
+        }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let sent = ready!(Pin::new(&mut self.transport).poll_write(cx, &self.out))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.out.advance(sent);
+        }
+        self.out = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.out.is_empty() {
+            // The proxy has nothing more to write for now; what it wrote must not wait for that. A failure shows at
+            // the next write.
+            let _ = this.poll_send(cx);
+        }
+        let room = this.border.room().min(buf.remaining());
+        if this.border.reached() {
+            return this.poll_idle(cx);
+        }
+        if this.ahead.is_empty() {
+            let mut limited = buf.take(room);
+            let before = limited.filled().len();
+            ready!(Pin::new(&mut this.transport).poll_read(cx, &mut limited))?;
+            let filled = limited.filled().len();
+            let read = &limited.filled()[before..];
+            if read.is_empty() {
+                this.closed = true;
+                return Poll::Ready(Ok(()));
+            }
+            let ours = this.border.advance(read);
+            this.ahead.extend_from_slice(&read[ours..]);
+            // SAFETY: `limited` is the first part of `buf`'s unfilled room, and `filled` bytes of it were written.
+            unsafe { buf.assume_init(filled) };
+            buf.advance(before + ours);
+            return Poll::Ready(Ok(()));
+        }
+        let offered = room.min(this.ahead.len());
+        let ours = this.border.advance(&this.ahead[..offered]);
+        buf.put_slice(&this.ahead[..ours]);
+        this.ahead.advance(ours);
+        if this.ahead.is_empty() {
+            this.ahead = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if this.out.len() + data.len() <= WRITE_BUFFER {
+            this.out.extend_from_slice(data);
+            return Poll::Ready(Ok(data.len()));
+        }
+        if this.out.is_empty() {
+            return Pin::new(&mut this.transport).poll_write(cx, data);
+        }
+        // Both in one call; what is left of the collected part stays collected.
+        let parts = [io::IoSlice::new(&this.out), io::IoSlice::new(data)];
+        let sent = ready!(Pin::new(&mut this.transport).poll_write_vectored(cx, &parts))?;
+        let collected = sent.min(this.out.len());
+        this.out.advance(collected);
+        match sent - collected {
+            0 if !data.is_empty() => {
+                ready!(this.poll_send(cx))?;
+                Pin::new(&mut this.transport).poll_write(cx, data)
+            }
+            taken => Poll::Ready(Ok(taken)),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.transport).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Conn {
+    async fn shutdown(&mut self) {
+        if let Err(error) = tokio::io::AsyncWriteExt::shutdown(self).await {
+            log::debug!("closing a client's connection: {error}");
+        }
+    }
+}
+
+impl UniqueID for Conn {
+    fn id(&self) -> UniqueIDType {
+        self.fd()
+    }
+}
+
+impl Ssl for Conn {
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.h2.then_some(ALPN::H2)
+    }
+}
+
+impl GetTimingDigest for Conn {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Conn {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.digest.clone()
+    }
+}
+
+impl GetSocketDigest for Conn {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        None
+    }
+}
+
+impl Peek for Conn {}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Tcp(stream) => stream.as_raw_fd(),
+            Self::Unix(stream) => stream.as_raw_fd(),
+        }
+    }
+}
+
+macro_rules! each {
+    ($value:expr, Socket, $inner:ident => $then:expr) => {
+        match $value {
+            Socket::Tcp($inner) => $then,
+            Socket::Unix($inner) => $then,
+        }
+    };
+    ($value:expr, Transport, $inner:ident => $then:expr) => {
+        match $value {
+            Transport::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Transport::Plain($inner) => $then,
+            Transport::Tls($inner) => $then,
+        }
+    };
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), Socket, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), Socket, stream => Pin::new(stream).poll_write(cx, data))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), Socket, stream => Pin::new(stream).poll_write_vectored(cx, parts))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), Socket, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), Socket, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), Transport, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), Transport, stream => Pin::new(stream).poll_write(cx, data))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), Transport, stream => Pin::new(stream).poll_write_vectored(cx, parts))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), Transport, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), Transport, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}

@@ -1,0 +1,169 @@
+//! HTTP/1 on one connection: wait, read a head, hand the request to Pingora, take the connection back.
+
+use std::{
+    future::poll_fn,
+    os::fd::RawFd,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use pingora_core::{apps::HttpServerApp, protocols::http::ServerSession};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+
+use super::{
+    Endpoint,
+    border::Border,
+    conn::{Conn, Keeper, Kept},
+    front::{self, Parsed, Refused},
+    h2,
+    worker::Post,
+};
+use crate::{
+    proxy::{ConnInfo, RequestStart, Unserved},
+    runtime::deadlines::{Deadline, How, Wait},
+    types::Reason,
+};
+
+/// After a refusal the client may still be sending: closing at once would reset the connection and take the answer
+/// with it. So much is read and thrown away, for so long.
+const LINGER_BYTES: usize = 256 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(2);
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(post: Arc<Post>, mut conn: Conn, info: Arc<ConnInfo>, endpoint: Arc<Endpoint>) {
+    let deadline = post.kit.deadlines().guard(How::Read);
+    let kept = Arc::new(Mutex::new(None));
+    let mut wait = Wait::First;
+    loop {
+        match head(&mut conn, &endpoint, &deadline, wait).await {
+            Some(Parsed::Request(length, border)) => {
+                deadline.disarm();
+                match Box::pin(request(&post, conn, length, border, &info, &kept)).await {
+                    Some(again) => conn = again,
+                    None => return,
+                }
+                wait = Wait::Next;
+            }
+            Some(Parsed::H2Preface) => {
+                deadline.disarm();
+                return h2::serve(post, conn, info, endpoint).await;
+            }
+            Some(Parsed::Refused(refused)) => {
+                return Box::pin(refuse(&post, &mut conn, &info, &deadline, *refused)).await;
+            }
+            Some(Parsed::Incomplete) | None => return,
+        }
+    }
+}
+
+/// Waits for the next head. `None` is the end of the connection.
+async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadline, wait: Wait) -> Option<Parsed> {
+    let limits = &endpoint.model.limits;
+    let limit = usize::try_from(limits.max_header_size.0).unwrap_or(usize::MAX);
+    let fd: RawFd = conn.fd();
+    let patience = if wait == Wait::First { limits.header_timeout } else { limits.idle_timeout };
+    if conn.ahead().is_empty() {
+        deadline.arm(fd, wait, Instant::now(), patience);
+    } else {
+        deadline.arm(fd, Wait::Work, Instant::now(), limits.header_timeout);
+    }
+    let mut parse = !conn.ahead().is_empty();
+    loop {
+        if parse {
+            match front::parse(conn.ahead(), limit, endpoint.model.h2c) {
+                Parsed::Incomplete => {}
+                parsed => return Some(parsed),
+            }
+        }
+        let first = conn.ahead().is_empty();
+        match poll_fn(|cx| conn.poll_fill(cx)).await {
+            Ok(0) if deadline.fired() && !conn.ahead().is_empty() => return Some(late()),
+            Ok(0) | Err(_) => return None,
+            Ok(read) => {
+                if first && wait == Wait::Next {
+                    deadline.arm(fd, Wait::Work, Instant::now(), limits.header_timeout);
+                }
+                // A head ends with a line, so only a line's end can end it; and what is too long is refused soon.
+                let bytes = conn.ahead();
+                let fresh = &bytes[bytes.len() - read..];
+                parse = fresh.contains(&b'\n') || bytes.len() > limit;
+            }
+        }
+    }
+}
+
+fn late() -> Parsed {
+    Parsed::Refused(Box::new(Refused {
+        reason: Reason::HeaderTimeout,
+        method: String::new(),
+        target: String::new(),
+        host: String::new(),
+    }))
+}
+
+/// One request through Pingora. Returns the connection where another request may follow.
+async fn request(
+    post: &Arc<Post>,
+    mut conn: Conn,
+    head: usize,
+    mut border: Border,
+    info: &Arc<ConnInfo>,
+    kept: &Arc<Mutex<Option<Kept>>>,
+) -> Option<Conn> {
+    let seed = post.kit.random();
+    let body = border.advance(&conn.ahead()[head..]);
+    conn.begin(border);
+    let bytes = conn.ahead().split_to(head + body);
+    if conn.ahead().is_empty() {
+        // The bytes are the request's alone then, and are freed with it.
+        *conn.ahead() = bytes::BytesMut::new();
+    }
+    let proxy = post.proxies.for_head(&post.kit, &bytes[..head], seed).clone();
+    info.begin_request();
+    conn.keep(Some(Keeper { info: info.clone(), kept: kept.clone() }));
+    let mut session = ServerSession::new_http1(Box::new(conn));
+    session.set_pipelined_prefix(bytes);
+    session.set_connection_user_context(Some(Box::new(RequestStart { info: info.clone(), seed })));
+    let returned = proxy.process_new_http(session, post.draining.watch()).await;
+    if !info.logged() {
+        post.kit.log_unserved(info, Unserved::unseen(Reason::BadRequest));
+    }
+    let Some(returned) = returned else {
+        return kept.lock().unwrap_or_else(PoisonError::into_inner).take().map(Conn::from);
+    };
+    let (stream, _) = returned.consume();
+    let mut conn = stream.into_any().downcast::<Conn>().ok()?;
+    conn.keep(None);
+    conn.at_border().then_some(*conn)
+}
+
+/// Answers what is not served, and closes so that the answer arrives.
+async fn refuse(post: &Post, conn: &mut Conn, info: &ConnInfo, deadline: &Deadline, refused: Refused) {
+    let Refused { reason, method, target, host } = refused;
+    let unserved = Unserved { reason, method, target, host };
+    let answer = post.kit.refusal(reason);
+    post.kit.log_unserved(info, unserved);
+    deadline.disarm();
+    let fd = conn.fd();
+    let finish = post.kit.deadlines().guard(How::Both);
+    finish.arm(fd, Wait::Work, Instant::now(), LINGER_TIME);
+    if conn.write_all(&answer).await.is_err() || conn.shutdown().await.is_err() {
+        return;
+    }
+    conn.begin(Border::Unbounded);
+    let mut left = LINGER_BYTES;
+    while left > 0 {
+        match poll_fn(|cx| poll_discard(conn, cx)).await {
+            0 => return,
+            read => left = left.saturating_sub(read),
+        }
+    }
+}
+
+fn poll_discard(conn: &mut Conn, cx: &mut std::task::Context<'_>) -> Poll<usize> {
+    let mut scratch = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut scratch = ReadBuf::uninit(&mut scratch);
+    Pin::new(conn).poll_read(cx, &mut scratch).map(|read| if read.is_ok() { scratch.filled().len() } else { 0 })
+}

@@ -1,0 +1,139 @@
+//! HTTP/2 on one connection, by ALPN or by prior knowledge. The frames are Pingora's; here is the loop that accepts
+//! streams, ends idle connections, and says GOAWAY when the drain begins (RFC 9113 §6.8).
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http::Method;
+use pingora_core::{
+    apps::HttpServerApp,
+    protocols::{
+        Digest,
+        http::{
+            ServerSession,
+            v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake},
+        },
+    },
+};
+use tokio::sync::Notify;
+
+use super::{Endpoint, conn::Conn, worker::Post};
+use crate::{
+    proxy::{ConnInfo, RequestStart, Unserved},
+    types::Reason,
+};
+
+/// Bytes a client may send ahead on one stream and on the connection. Larger than HTTP/2's 64 KiB, which would cap an
+/// upload at 64 KiB a round trip; the connection's is the most that one client can make us hold.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes of answers held for one stream while the client's window is closed.
+const SEND_BUFFER: usize = 256 * 1024;
+
+/// How long an idle client that was told to go may take to close the connection.
+const LEAVE_GRACE: Duration = Duration::from_secs(1);
+
+/// Streams under way, for the idle timeout.
+#[derive(Default)]
+struct Active {
+    streams: AtomicUsize,
+    idle: Notify,
+}
+
+struct Stream(Arc<Active>);
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.0.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.idle.notify_one();
+        }
+    }
+}
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(post: Arc<Post>, mut conn: Conn, info: Arc<ConnInfo>, endpoint: Arc<Endpoint>) {
+    let digest = info.clone().into_digest();
+    conn.begin_h2(digest.clone());
+    let options = options(&endpoint);
+    let limits = endpoint.model.limits;
+    let opened = tokio::time::timeout(limits.header_timeout, handshake(Box::new(conn), Some(options))).await;
+    let Ok(Ok(mut connection)) = opened else {
+        log::debug!("{}: no HTTP/2 connection came about", endpoint.model.address);
+        return;
+    };
+    let digest = Arc::new(Digest { proxy_digest: Some(digest), ..Digest::default() });
+    let active = Arc::new(Active::default());
+    let mut draining = post.draining.clone();
+    let mut leaving = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = draining.begin(), if !leaving => {
+                connection.graceful_shutdown();
+                leaving = true;
+                continue;
+            }
+            accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => accepted,
+            () = idle(&active, if leaving { LEAVE_GRACE } else { limits.idle_timeout }) => {
+                if leaving {
+                    return;
+                }
+                connection.graceful_shutdown();
+                leaving = true;
+                continue;
+            }
+        };
+        match accepted {
+            Ok(Some(H2Accept::Session(session))) => {
+                active.streams.fetch_add(1, Ordering::Relaxed);
+                let stream = Stream(active.clone());
+                let (post, info) = (post.clone(), info.clone());
+                tokio::spawn(async move {
+                    request(&post, &info, session).await;
+                    drop(stream);
+                });
+            }
+            Ok(Some(H2Accept::Rejected)) => {
+                post.kit.log_unserved(&info, Unserved::unseen(Reason::BadRequest));
+            }
+            Ok(None) | Err(_) => return,
+        }
+    }
+}
+
+async fn request(post: &Post, info: &Arc<ConnInfo>, session: HttpSession) {
+    let seed = post.kit.random();
+    let mut session = ServerSession::new_http2(session);
+    if session.req_header().method == Method::CONNECT {
+        let target = session.req_header().uri.to_string();
+        let method = Method::CONNECT.to_string();
+        let unserved = Unserved { reason: Reason::MethodNotAllowed, method, target, host: String::new() };
+        post.kit.log_unserved(info, unserved);
+    }
+    let proxy = post.proxies.for_request(&post.kit, session.req_header(), seed).clone();
+    session.req_header_mut().extensions_mut().insert(RequestStart { info: info.clone(), seed });
+    proxy.process_new_http(session, post.draining.watch()).await;
+}
+
+async fn idle(active: &Active, timeout: Duration) {
+    while active.streams.load(Ordering::Relaxed) > 0 {
+        active.idle.notified().await;
+    }
+    tokio::time::sleep(timeout).await;
+}
+
+fn options(endpoint: &Endpoint) -> H2Options {
+    let limit = u32::try_from(endpoint.model.limits.max_header_size.0).unwrap_or(u32::MAX);
+    let mut options = default_h2_options();
+    options
+        .max_header_list_size(limit)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER);
+    options
+}

@@ -1,0 +1,76 @@
+//! A worker's proxies, one for each way of speaking TLS to backends.
+//!
+//! Pingora keeps a TLS client's trust store, client certificate and resumable sessions in the connector of an
+//! `HttpProxy`. Upstreams with a `ca` or `client_cert` of their own therefore have their own: only then are their
+//! sessions resumed, and no pooled connection can be used under other settings. Which one a request needs is known
+//! from its route, so with more than one the head is routed here already.
+
+use std::{collections::HashMap, sync::Arc};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use pingora_proxy::HttpProxy;
+
+use crate::{
+    proxy::{App, Kit},
+    runtime::peer::TlsProfile,
+};
+
+/// Never empty.
+pub struct Proxies {
+    default: Arc<HttpProxy<App>>,
+    others: HashMap<TlsProfile, Arc<HttpProxy<App>>>,
+}
+
+impl Proxies {
+    /// `default` serves every upstream without a profile of its own.
+    pub fn new(default: Arc<HttpProxy<App>>, others: HashMap<TlsProfile, Arc<HttpProxy<App>>>) -> Self {
+        Self { default, others }
+    }
+
+    /// The proxy for an HTTP/1 request with this head, which the front has parsed before.
+    pub(super) fn for_head(&self, kit: &Kit, head: &[u8], seed: u64) -> &Arc<HttpProxy<App>> {
+        if self.others.is_empty() {
+            return &self.default;
+        }
+        let mut fields = [httparse::EMPTY_HEADER; 256];
+        let mut request = httparse::Request::new(&mut fields);
+        if request.parse(head).is_err() {
+            return &self.default;
+        }
+        let method = request.method.and_then(|method| Method::from_bytes(method.as_bytes()).ok());
+        let headers: HeaderMap = request
+            .headers
+            .iter()
+            .filter_map(|field| {
+                Some((HeaderName::from_bytes(field.name.as_bytes()).ok()?, HeaderValue::from_bytes(field.value).ok()?))
+            })
+            .collect();
+        let (Some(method), Some(target)) = (method, request.path) else { return &self.default };
+        self.pick(kit, &method, target, &headers, None, seed)
+    }
+
+    /// The proxy for an HTTP/2 request.
+    pub(super) fn for_request(&self, kit: &Kit, request: &http::request::Parts, seed: u64) -> &Arc<HttpProxy<App>> {
+        if self.others.is_empty() {
+            return &self.default;
+        }
+        let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+        let authority = request.uri.authority().map(http::uri::Authority::as_str);
+        self.pick(kit, &request.method, target, &request.headers, authority, seed)
+    }
+
+    fn pick(
+        &self,
+        kit: &Kit,
+        method: &Method,
+        target: &str,
+        headers: &HeaderMap,
+        authority: Option<&str>,
+        seed: u64,
+    ) -> &Arc<HttpProxy<App>> {
+        let snapshot = kit.snapshot();
+        let upstream = snapshot.upstream_for(method, target, headers, authority, seed);
+        let upstream = upstream.filter(|upstream| upstream.tls.is_some());
+        upstream.and_then(|upstream| self.others.get(&upstream.tls_profile)).unwrap_or(&self.default)
+    }
+}

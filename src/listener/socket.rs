@@ -1,0 +1,183 @@
+//! Listening sockets: bound once, shared by all workers, handed to the next process.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::fs::{FileTypeExt, PermissionsExt},
+    },
+    path::Path,
+};
+
+use socket2::{Domain, Protocol, SockAddr, Type};
+
+use crate::types::ListenAddress;
+
+/// Connections the kernel keeps for us before they are accepted; it cuts this to `net.core.somaxconn`.
+const BACKLOG: i32 = 65_535;
+/// Anyone on the machine may connect to a unix listener, as to a TCP one on loopback.
+const UNIX_MODE: u32 = 0o666;
+
+/// A socket that accepts.
+#[derive(Debug)]
+pub struct ListenSocket(socket2::Socket);
+
+/// Why an address could not be bound; the text says what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {error}{remedy}")]
+pub struct BindError {
+    address: ListenAddress,
+    error: io::Error,
+    remedy: Remedy,
+}
+
+#[derive(Debug)]
+enum Remedy {
+    InUse,
+    NoSuchAddress,
+    None,
+    Privileged,
+    UnixFolder,
+}
+
+impl ListenSocket {
+    /// Binds `address` and listens.
+    ///
+    /// # Errors
+    /// The address is used by another, does not exist on this machine, or needs privileges.
+    pub fn bind(address: &ListenAddress) -> Result<Self, BindError> {
+        let bound = match address {
+            ListenAddress::Inet(address) => bind_inet(*address),
+            ListenAddress::Unix(path) => bind_unix(path),
+        };
+        bound.map(Self).map_err(|error| {
+            let unix = matches!(address, ListenAddress::Unix(_));
+            let remedy = match error.kind() {
+                io::ErrorKind::AddrInUse => Remedy::InUse,
+                io::ErrorKind::AddrNotAvailable => Remedy::NoSuchAddress,
+                io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound if unix => Remedy::UnixFolder,
+                io::ErrorKind::PermissionDenied => Remedy::Privileged,
+                _ => Remedy::None,
+            };
+            BindError { address: address.clone(), error, remedy }
+        })
+    }
+
+    /// Takes over a socket that another process has bound.
+    ///
+    /// # Errors
+    /// The socket cannot be set to non-blocking.
+    pub fn inherit(fd: OwnedFd) -> io::Result<Self> {
+        let socket = socket2::Socket::from(fd);
+        socket.set_nonblocking(true)?;
+        Ok(Self(socket))
+    }
+
+    /// Accepts one connection, non-blocking; `WouldBlock` where none waits.
+    ///
+    /// # Errors
+    /// As `accept(2)`.
+    pub fn accept(&self) -> io::Result<(socket2::Socket, SockAddr)> {
+        let (socket, address) = self.0.accept()?;
+        socket.set_nonblocking(true)?;
+        Ok((socket, address))
+    }
+}
+
+impl From<ListenSocket> for OwnedFd {
+    fn from(socket: ListenSocket) -> Self {
+        socket.0.into()
+    }
+}
+
+impl AsFd for ListenSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for ListenSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+fn bind_inet(address: SocketAddr) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    // A restart must not wait for the last one's closed connections. A socket that still listens is an error all the same.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // `[::]` and `0.0.0.0` may stand beside each other.
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+fn bind_unix(path: &Path) -> io::Result<socket2::Socket> {
+    let address = SockAddr::unix(path)?;
+    if is_stale(path, &address)? {
+        std::fs::remove_file(path)?;
+    }
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.bind(&address)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_MODE))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// Whether `path` is a socket that nobody listens on any more.
+fn is_stale(path: &Path, address: &SockAddr) -> io::Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => {
+            let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+            Ok(probe.connect(address).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+        }
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InUse => {
+                "; another process listens there: stop it, choose another address, or start with -u to take over from a running rrlb"
+            }
+            Self::NoSuchAddress => "; no interface of this machine has that address",
+            Self::None => "",
+            Self::Privileged => {
+                "; ports below 1024 need root or CAP_NET_BIND_SERVICE: start as root with `user:` set, or choose a higher port"
+            }
+            Self::UnixFolder => "; its folder must exist and be writable for this user",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_used_port_is_an_error_with_a_remedy() {
+        let first = ListenSocket::bind(&ListenAddress::Inet(([127, 0, 0, 1], 0).into())).expect("bind");
+        let address = first.0.local_addr().expect("address").as_socket().expect("inet");
+        let error = ListenSocket::bind(&ListenAddress::Inet(address)).expect_err("it is used").to_string();
+        assert!(error.contains("another process listens there"), "{error}");
+    }
+
+    #[test]
+    fn a_stale_unix_socket_is_replaced_and_a_living_one_is_not() {
+        let folder = std::env::temp_dir().join(format!("rrlb-socket-test-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("folder");
+        let address = ListenAddress::Unix(folder.join("s"));
+        let first = ListenSocket::bind(&address).expect("bind");
+        assert!(ListenSocket::bind(&address).expect_err("it lives").to_string().contains("another process"));
+        drop(first);
+        drop(ListenSocket::bind(&address).expect("the old one is dead"));
+        std::fs::remove_dir_all(&folder).expect("clean up");
+    }
+}

@@ -1,0 +1,188 @@
+//! A worker: one thread, one event loop, its own `HttpProxy` and upstream pool. A connection stays where it began.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use pingora_core::{
+    server::{ListenFds, ShutdownWatch},
+    services::Service,
+};
+use tokio::sync::mpsc;
+
+use super::{
+    Crew, Draining, Endpoint, Listening, Member,
+    accept::{Accepted, accept, adopt},
+    conn::{Conn, Socket, Transport},
+    h1, h2,
+    profile::Proxies,
+};
+use crate::{
+    config::model::Alpn,
+    proxy::{ConnInfo, Kit, TlsInfo},
+    runtime::deadlines::{How, TICK, Wait},
+    telemetry::metrics::Handshake,
+};
+
+/// When a drain begins, connections that wait for their next request get this long: a client that is just about to
+/// send one is still served, with `Connection: close`.
+const NEXT_REQUEST_GRACE: Duration = Duration::from_millis(500);
+/// The same for connections that have not sent their first request yet.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(2);
+
+/// A worker before its start, as a Pingora service.
+pub struct Worker {
+    index: usize,
+    name: String,
+    listeners: Vec<Arc<Listening>>,
+    crew: Arc<Crew>,
+    inbox: Option<mpsc::UnboundedReceiver<Accepted>>,
+    post: Arc<Post>,
+    started: Arc<AtomicUsize>,
+}
+
+/// What every connection of a worker uses.
+pub(super) struct Post {
+    pub(super) kit: Arc<Kit>,
+    pub(super) proxies: Proxies,
+    pub(super) draining: Draining,
+}
+
+impl Worker {
+    /// As many workers as there are `(kit, proxies)`, all accepting from `listeners`. `started` counts those that do.
+    pub fn crew(
+        listeners: &[Arc<Listening>],
+        kits: Vec<(Arc<Kit>, Proxies)>,
+        draining: &Draining,
+        started: &Arc<AtomicUsize>,
+    ) -> (Vec<Self>, Arc<Crew>) {
+        let (senders, inboxes): (Vec<_>, Vec<_>) = kits.iter().map(|_| mpsc::unbounded_channel()).unzip();
+        let members = senders.into_iter().zip(&kits);
+        let members = members.map(|(inbox, (kit, _))| Member {
+            open: kit.open_connections().clone(),
+            metrics: kit.metrics().worker(kit.index()).clone(),
+            inbox,
+        });
+        let crew = Arc::new(Crew { members: members.collect() });
+        let workers = inboxes.into_iter().zip(kits).enumerate().map(|(index, (inbox, (kit, proxies)))| Self {
+            index,
+            name: format!("worker-{index}"),
+            listeners: listeners.to_vec(),
+            crew: crew.clone(),
+            inbox: Some(inbox),
+            post: Arc::new(Post { kit, proxies, draining: draining.clone() }),
+            started: started.clone(),
+        });
+        (workers.collect(), crew)
+    }
+
+    async fn run(&mut self) {
+        for listening in self.listeners.drain(..) {
+            let metrics = self.post.kit.metrics().clone();
+            tokio::spawn(accept(listening, self.crew.clone(), self.index, metrics, self.post.draining.clone()));
+        }
+        tokio::spawn(sweep(self.post.clone()));
+        self.started.fetch_add(1, Ordering::Release);
+        let Some(mut inbox) = self.inbox.take() else { return };
+        while let Some(accepted) = inbox.recv().await {
+            start(&self.post, accepted);
+        }
+    }
+}
+
+#[async_trait]
+impl Service for Worker {
+    async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
+        self.run().await;
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+}
+
+/// Ends what is due, and shortens the waiting of idle connections when the drain begins.
+async fn sweep(post: Arc<Post>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = Instant::now();
+        if post.draining.begun() {
+            post.kit.deadlines().hasten(Wait::Next, now, NEXT_REQUEST_GRACE);
+            post.kit.deadlines().hasten(Wait::First, now, FIRST_REQUEST_GRACE);
+        }
+        post.kit.deadlines().sweep(now);
+    }
+}
+
+/// Serves a connection in a task of its own.
+fn start(post: &Arc<Post>, accepted: Accepted) {
+    let Accepted { socket, client, endpoint, open } = accepted;
+    let socket = match adopt(socket, client) {
+        Ok(socket) => socket,
+        Err(error) => {
+            log::debug!("{}: a connection was gone before it was served: {error}", endpoint.model.address);
+            return;
+        }
+    };
+    let post = post.clone();
+    if endpoint.tls.is_some() {
+        tokio::spawn(async move {
+            if let Some((conn, info)) = Box::pin(handshake(&post, &endpoint, socket, client)).await {
+                match info.tls().map(|tls| tls.alpn) {
+                    Some(Some(Alpn::Http2)) => h2::serve(post, conn, info, endpoint).await,
+                    _ => h1::serve(post, conn, info, endpoint).await,
+                }
+            }
+            drop(open);
+        });
+    } else {
+        let info = Arc::new(ConnInfo::new(client, None, &endpoint.model));
+        let conn = Conn::new(Transport::Plain(socket));
+        tokio::spawn(async move {
+            h1::serve(post, conn, info, endpoint).await;
+            drop(open);
+        });
+    }
+}
+
+async fn handshake(
+    post: &Post,
+    endpoint: &Endpoint,
+    socket: Socket,
+    client: Option<std::net::SocketAddr>,
+) -> Option<(Conn, Arc<ConnInfo>)> {
+    use std::os::fd::AsRawFd;
+    let config = endpoint.tls.clone()?;
+    let deadline = post.kit.deadlines().guard(How::Both);
+    deadline.arm(socket.as_raw_fd(), Wait::Work, Instant::now(), endpoint.model.limits.handshake_timeout);
+    match tokio_rustls::TlsAcceptor::from(config).accept(socket).await {
+        Ok(stream) => {
+            let session = stream.get_ref().1;
+            let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+            endpoint.metrics.handshake(if resumed { Handshake::Resumed } else { Handshake::Full });
+            let tls = TlsInfo {
+                version: session.protocol_version(),
+                alpn: session.alpn_protocol().map(|name| if name == b"h2" { Alpn::Http2 } else { Alpn::Http1 }),
+            };
+            let info = Arc::new(ConnInfo::new(client, Some(tls), &endpoint.model));
+            Some((Conn::new(Transport::Tls(Box::new(stream))), info))
+        }
+        Err(error) => {
+            endpoint.metrics.handshake(if deadline.fired() { Handshake::TimedOut } else { Handshake::Failed });
+            // Scanners fail handshakes all day long: counted, not logged.
+            log::debug!("{}: TLS handshake failed: {error}", endpoint.model.address);
+            None
+        }
+    }
+}
