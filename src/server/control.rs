@@ -1,0 +1,313 @@
+//! Signals, hand-over and drain: when the process begins to serve, when it stops, and what it leaves behind. Stands in
+//! for Pingora's own signal loop, which sleeps the whole grace period and leaves even where a hand-over failed.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, watch},
+};
+
+use super::upgrade::{HandOver, Successor, UpgradeSocket};
+use crate::{
+    listener::{Crew, ListenSocket},
+    service::operations::Readiness,
+    telemetry::log_writer::LogWriter,
+    types::ListenAddress,
+};
+
+/// How often a drain looks whether anything is left.
+const LOOK: Duration = Duration::from_millis(10);
+/// How long workers may take to begin to accept.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Everything that the end of the process concerns.
+pub(super) struct Control {
+    /// Workers that accept, and how many there are to be.
+    pub(super) started: Arc<AtomicUsize>,
+    pub(super) workers: usize,
+    pub(super) crew: Arc<Crew>,
+    pub(super) drain: watch::Sender<bool>,
+    pub(super) close_operations: watch::Sender<bool>,
+    pub(super) readiness: Arc<Readiness>,
+    pub(super) grace: Duration,
+    pub(super) log: Option<Arc<LogWriter>>,
+    pub(super) upgrade_sock: PathBuf,
+    pub(super) state: Mutex<Held>,
+}
+
+/// What is given up along the way.
+pub(super) struct Held {
+    pub(super) listeners: Vec<(ListenAddress, Arc<ListenSocket>)>,
+    /// The metrics listener, kept for a successor.
+    pub(super) operations: Option<(String, Arc<std::net::TcpListener>)>,
+    /// The process to tell that this one serves.
+    pub(super) predecessor: Option<Successor>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// Nobody comes after this process.
+    Terminated,
+    /// A new process serves.
+    Upgraded,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Control {
+    async fn recv(&self) -> ShutdownSignal {
+        match Signals::listen() {
+            Ok(signals) => self.serve(signals).await,
+            Err(error) => log::error!("cannot wait for signals: {error}"),
+        }
+        if let Some(log) = &self.log
+            && !log.shutdown(Duration::from_secs(5))
+        {
+            log::warn!("the access log could not be written to its end");
+        }
+        // All that a graceful shutdown is has been done; Pingora has only to end its threads.
+        ShutdownSignal::FastShutdown
+    }
+}
+
+impl Control {
+    async fn serve(&self, mut signals: Signals) {
+        if let Some(log) = &self.log
+            && let Err(error) = log.start()
+        {
+            log::error!("cannot start the access log's writer: {error}");
+        }
+        if !self.workers_accept(&mut signals).await {
+            return self.forget_unix_sockets();
+        }
+        let mut upgrades = self.begin();
+        let (report, mut reports) = mpsc::channel(1);
+        let claimed = Arc::new(AtomicBool::new(false));
+        loop {
+            tokio::select! {
+                _ = signals.terminate.recv() => {
+                    log::info!("SIGTERM: draining, for at most {:?}", self.grace);
+                    if let Some(upgrades) = upgrades.take() {
+                        upgrades.into_inner().remove();
+                    }
+                    return self.leave(Leaving::Terminated, &mut signals).await;
+                }
+                _ = signals.interrupt.recv() => {
+                    log::info!("SIGINT: leaving at once");
+                    if let Some(upgrades) = upgrades.take() {
+                        upgrades.into_inner().remove();
+                    }
+                    return self.forget_unix_sockets();
+                }
+                _ = signals.quit.recv() => match claimed.load(Ordering::Acquire) {
+                    true => log::info!("SIGQUIT: a new process is starting; this one drains as soon as that serves"),
+                    false => log::warn!(
+                        "SIGQUIT ignored: no new process has asked for the listeners; start one with `rrlb -u -c FILE`"
+                    ),
+                },
+                _ = signals.hangup.recv() => {
+                    log::warn!("SIGHUP ignored: a changed configuration takes effect by `rrlb -u -c FILE`");
+                }
+                _ = signals.reopen.recv() => match &self.log {
+                    Some(log) => log.reopen(),
+                    None => log::info!("SIGUSR1: there is no access log to open again"),
+                },
+                _ = signals.user2.recv() => log::info!("SIGUSR2 has no meaning here"),
+                asked = next(upgrades.as_ref()) => match asked {
+                    Ok(hand_over) => self.hand_over(hand_over, &claimed, report.clone()),
+                    Err(error) => log::warn!("upgrade socket: {error}"),
+                },
+                Some((pid, outcome)) = reports.recv() => {
+                    match outcome {
+                        Ok(()) => {
+                            log::info!("process {pid} serves: draining, for at most {:?}", self.grace);
+                            return self.leave(Leaving::Upgraded, &mut signals).await;
+                        }
+                        Err(error) => {
+                            let error: io::Error = error;
+                            log::error!("process {pid} ended the upgrade before it served ({error}); going on as before");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until every worker accepts. Returns whether they do.
+    async fn workers_accept(&self, signals: &mut Signals) -> bool {
+        let begun = Instant::now();
+        while self.started.load(Ordering::Acquire) < self.workers {
+            if begun.elapsed() > START_PATIENCE {
+                log::error!("the workers did not start within {START_PATIENCE:?}");
+                return false;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+                _ = signals.terminate.recv() => return false,
+                _ = signals.interrupt.recv() => return false,
+            }
+        }
+        true
+    }
+
+    /// This process serves from here on: it can be upgraded itself, and the one before it may go.
+    fn begin(&self) -> Option<AsyncFd<UpgradeSocket>> {
+        let upgrades = UpgradeSocket::listen(&self.upgrade_sock).and_then(|socket| {
+            // SAFETY: `UpgradeSocket` keeps the descriptor open for as long as it is registered.
+            unsafe { AsyncFd::register(socket) }.map_err(Into::into)
+        });
+        let upgrades = upgrades.inspect_err(|error| {
+            log::error!("no upgrade with -u is possible: {}: {error}", self.upgrade_sock.display());
+        });
+        let mut held = self.held();
+        for (address, _) in &held.listeners {
+            log::info!("serving on {address}");
+        }
+        if let Some((address, _)) = &held.operations {
+            log::info!("metrics on {address}");
+        }
+        if let Some(predecessor) = held.predecessor.take()
+            && let Err(error) = predecessor.serving()
+        {
+            log::warn!("the process before this one has gone by itself: {error}");
+        }
+        self.readiness.serve();
+        upgrades.ok()
+    }
+
+    fn hand_over(&self, hand_over: HandOver, claimed: &Arc<AtomicBool>, report: mpsc::Sender<(i32, io::Result<()>)>) {
+        let pid = hand_over.pid();
+        log::info!("process {pid} asks for the listeners");
+        let held = self.held();
+        let listeners = held.listeners.iter().map(|(address, socket)| {
+            let socket: Arc<dyn AsRawFd + Send + Sync> = socket.clone();
+            (address.to_string(), socket)
+        });
+        let operations = held.operations.iter().map(|(address, socket)| {
+            let socket: Arc<dyn AsRawFd + Send + Sync> = socket.clone();
+            (operations_key(address), socket)
+        });
+        let sockets: Vec<_> = listeners.chain(operations).collect();
+        drop(held);
+        let claimed = claimed.clone();
+        // A thread and not a task: it waits for as long as the new process likes, and must not keep this one from ending.
+        std::thread::spawn(move || {
+            let fds: Vec<(String, RawFd)> =
+                sockets.iter().map(|(address, socket)| (address.clone(), socket.as_raw_fd())).collect();
+            let outcome = hand_over.run(&fds, &claimed);
+            // Nobody listens any more where the process is ending.
+            let _ = report.blocking_send((pid, outcome));
+        });
+    }
+
+    /// Finishes what is under way.
+    async fn leave(&self, leaving: Leaving, signals: &mut Signals) {
+        self.readiness.drain();
+        let began = Instant::now();
+        if leaving == Leaving::Upgraded {
+            self.close_operations.send_replace(true);
+        } else {
+            self.forget_unix_sockets();
+        }
+        let sockets: Vec<_> = {
+            let mut held = self.held();
+            held.operations = None;
+            held.listeners.drain(..).map(|(_, socket)| Arc::downgrade(&socket)).collect()
+        };
+        self.drain.send_replace(true);
+        loop {
+            // A worker gives up a listener only after it has taken what waited there.
+            let accepting = sockets.iter().any(|socket| socket.strong_count() > 0);
+            let open = self.crew.open();
+            if !accepting && open == 0 {
+                log::info!("drained after {:?}", began.elapsed());
+                return;
+            }
+            if began.elapsed() >= self.grace {
+                log::warn!("{open} connections cut off after the grace period of {:?}", self.grace);
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                _ = signals.terminate.recv() => return log::warn!("second SIGTERM: {open} connections cut off"),
+                _ = signals.interrupt.recv() => return log::warn!("SIGINT: {open} connections cut off"),
+                _ = signals.quit.recv() => log::info!("SIGQUIT: draining already"),
+                _ = signals.reopen.recv() => if let Some(log) = &self.log { log.reopen() },
+                _ = signals.hangup.recv() => {}
+                _ = signals.user2.recv() => {}
+            }
+        }
+    }
+
+    /// Unix listeners leave a file behind, which would look like a dead server.
+    fn forget_unix_sockets(&self) {
+        for (address, _) in &self.held().listeners {
+            if let ListenAddress::Unix(path) = address
+                && let Err(error) = std::fs::remove_file(path)
+            {
+                log::debug!("removing {address}: {error}");
+            }
+        }
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The metrics listener among the sockets of a hand-over.
+pub(super) fn operations_key(address: &str) -> String {
+    format!("metrics {address}")
+}
+
+async fn next(upgrades: Option<&AsyncFd<UpgradeSocket>>) -> io::Result<HandOver> {
+    let Some(upgrades) = upgrades else { return std::future::pending().await };
+    loop {
+        let mut ready = upgrades.readable().await?;
+        match ready.try_io(|socket| socket.get_ref().accept()) {
+            Ok(accepted) => return accepted,
+            Err(_) => continue,
+        }
+    }
+}
+
+impl AsFd for UpgradeSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open for as long as `self`.
+        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
+    }
+}
+
+struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    reopen: Signal,
+    terminate: Signal,
+    user2: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            terminate: signal(SignalKind::terminate())?,
+            user2: signal(SignalKind::user_defined2())?,
+        })
+    }
+}
