@@ -1,0 +1,131 @@
+//! Ambiguous or broken requests: refused with 400 before an origin hears of them, and the connection does not go on.
+
+use crate::support::{
+    origin::Origin,
+    proxy::{Config, Proxy},
+};
+
+const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a.test\r\n\r\n";
+
+/// Sends each request and expects one of these statuses, an end of the connection and an origin that saw nothing.
+async fn refused(requests: &[(&str, String)], statuses: &[u16]) {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    for (what, request) in requests {
+        let mut client = proxy.client().await;
+        client.send(request).await;
+        let reply = client.response().await;
+        assert!(statuses.contains(&reply.status()), "{what}: {reply:?}");
+        let after = client.closed().await;
+        assert!(after.is_empty(), "{what}: went on with {:?}", String::from_utf8_lossy(&after));
+    }
+    assert_eq!(origin.total(), 0, "an origin saw {:#?}", origin.requests());
+    assert_eq!(proxy.get("/").await.status(), 200);
+}
+
+fn post(fields: &str, rest: &str) -> String {
+    format!("POST / HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n{rest}")
+}
+
+#[tokio::test]
+async fn content_length_with_transfer_encoding_is_refused() {
+    let rest = format!("0\r\n\r\n{SMUGGLED}");
+    let cases = [
+        ("length first", post("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", &rest)),
+        ("coding first", post("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", &rest)),
+        ("other case", post("CONTENT-LENGTH: 5\r\ntransfer-ENCODING: Chunked\r\n", &rest)),
+        ("length 0", post("Content-Length: 0\r\nTransfer-Encoding: chunked\r\n", &rest)),
+    ];
+    refused(&cases, &[400]).await;
+}
+
+#[tokio::test]
+async fn differing_or_malformed_lengths_are_refused() {
+    let cases = [
+        ("differing", post("Content-Length: 5\r\nContent-Length: 6\r\n", "hello!")),
+        ("differing in a list", post("Content-Length: 5, 6\r\n", "hello!")),
+        ("plus", post("Content-Length: +5\r\n", "hello")),
+        ("minus", post("Content-Length: -5\r\n", "hello")),
+        ("hexadecimal", post("Content-Length: 0x5\r\n", "hello")),
+        ("empty", post("Content-Length: \r\n", "hello")),
+        ("too large", post("Content-Length: 99999999999999999999\r\n", "hello")),
+    ];
+    refused(&cases, &[400]).await;
+}
+
+#[tokio::test]
+async fn unknown_transfer_codings_are_refused() {
+    let rest = format!("0\r\n\r\n{SMUGGLED}");
+    let cases = [
+        ("unknown", post("Transfer-Encoding: xchunked\r\n", &rest)),
+        ("not last", post("Transfer-Encoding: chunked, gzip\r\n", &rest)),
+        ("twice", post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", &rest)),
+        ("identity", post("Transfer-Encoding: identity\r\n", &rest)),
+    ];
+    refused(&cases, &[400, 501]).await;
+    let old = "POST / HTTP/1.0\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned();
+    refused(&[("chunked in HTTP/1.0", old)], &[400]).await;
+}
+
+#[tokio::test]
+async fn a_host_is_needed_once_and_well_formed() {
+    let head = |fields: &str| format!("GET / HTTP/1.1\r\n{fields}\r\n");
+    let cases = [
+        ("none", head("")),
+        ("two", head("Host: a.test\r\nHost: b.test\r\n")),
+        ("path", head("Host: a.test/x\r\n")),
+        ("blank inside", head("Host: a test\r\n")),
+        ("userinfo", head("Host: me@a.test\r\n")),
+        ("list", head("Host: a.test, b.test\r\n")),
+        ("bad port", head("Host: a.test:http\r\n")),
+    ];
+    refused(&cases, &[400]).await;
+}
+
+#[tokio::test]
+async fn broken_heads_are_refused() {
+    let cases = [
+        ("no version", "GET /\r\nHost: a.test\r\n\r\n".to_owned()),
+        ("garbage", "\u{1}\u{2}\u{3}\r\n\r\n".to_owned()),
+        ("blank before colon", "GET / HTTP/1.1\r\nHost: a.test\r\nX-A : 1\r\n\r\n".to_owned()),
+        ("folded line", "GET / HTTP/1.1\r\nHost: a.test\r\nX-A: 1\r\n  2\r\n\r\n".to_owned()),
+        ("no colon", "GET / HTTP/1.1\r\nHost: a.test\r\nnonsense\r\n\r\n".to_owned()),
+        ("NUL in a value", "GET / HTTP/1.1\r\nHost: a.test\r\nX-A: a\0b\r\n\r\n".to_owned()),
+        ("bare CR in a value", "GET / HTTP/1.1\r\nHost: a.test\r\nX-A: a\rb\r\n\r\n".to_owned()),
+    ];
+    refused(&cases, &[400]).await;
+}
+
+#[tokio::test]
+async fn the_same_length_twice_reaches_the_origin_once() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let reply = proxy.client().await.ask(post("Content-Length: 5\r\nContent-Length: 5\r\n", "hello")).await;
+    if reply.status() == 200 {
+        assert_eq!(origin.only_request().fields("content-length").len(), 1);
+    } else {
+        assert_eq!((reply.status(), origin.total()), (400, 0)); // RFC 9110 section 8.6 allows both
+    }
+}
+
+#[tokio::test]
+async fn broken_chunks_end_the_request_and_nothing_is_smuggled() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "").start().await;
+    for chunk in
+        ["zz\r\nhello\r\n0\r\n\r\n", "-5\r\nhello\r\n0\r\n\r\n", "5\r\nhelloXX0\r\n\r\n", "fffffffffffffffff\r\n"]
+    {
+        let mut client = proxy.client().await;
+        client.send(post("Transfer-Encoding: chunked\r\n", &format!("{chunk}{SMUGGLED}"))).await;
+        let text = String::from_utf8_lossy(&client.closed().await).into_owned();
+        let answers = text.matches("HTTP/1.1 ").count();
+        assert!(answers <= 1 && !text.starts_with("HTTP/1.1 2"), "{chunk:?}: {text}");
+    }
+    assert_eq!(origin.count("/smuggled"), 0);
+}
+
+#[tokio::test]
+async fn connect_is_refused_and_no_tunnel_is_made() {
+    let connect = "CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n".to_owned();
+    refused(&[("connect", connect)], &[400, 405, 501]).await;
+}

@@ -1,0 +1,229 @@
+//! What the proxy says about the client, what must not pass it, and what it adds.
+
+use std::net::IpAddr;
+
+use crate::support::{
+    http1::{Client, Message, get_with},
+    http2::Client2,
+    origin::Origin,
+    proxy::{Config, Proxy},
+    tls::Ca,
+};
+
+const SPOOFED: &str = "X-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil.test\r\n\
+                       Forwarded: for=203.0.113.9;proto=https\r\nX-Real-IP: 203.0.113.9\r\n";
+
+/// The only request at the origin after a `GET` with these fields.
+async fn seen_with(fields: &str, more: &str) -> Message {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], more).start().await;
+    assert_eq!(get_with(proxy.listen, "/", fields).await.status(), 200);
+    origin.only_request()
+}
+
+#[tokio::test]
+async fn the_client_is_told_to_the_origin() {
+    let request = seen_with("", "").await;
+    assert_eq!(request.field("x-forwarded-for"), Some("127.0.0.1"));
+    assert_eq!(request.field("x-forwarded-proto"), Some("http"));
+    assert_eq!(request.field("x-forwarded-host"), Some("a.test"));
+    let forwarded = request.field("forwarded").expect("Forwarded").to_ascii_lowercase();
+    for part in ["for=127.0.0.1", "proto=http", "host=a.test"] {
+        assert!(forwarded.replace('"', "").contains(part), "{part}: {forwarded}");
+    }
+}
+
+#[tokio::test]
+async fn spoofed_values_are_replaced() {
+    let request = seen_with(SPOOFED, "").await;
+    let all = format!("{:?}", request.fields);
+    assert!(!all.contains("203.0.113.9") && !all.contains("evil.test"), "{all}");
+    assert_eq!(request.field("x-forwarded-proto"), Some("http"));
+}
+
+#[tokio::test]
+async fn loopback_is_not_trusted_by_itself_and_others_never_are() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "trusted_proxies: [127.0.9.0/24]").start().await;
+    get_with(proxy.listen, "/", SPOOFED).await;
+    assert_eq!(origin.only_request().field("x-forwarded-for"), Some("127.0.0.1"));
+}
+
+#[tokio::test]
+async fn a_trusted_proxys_values_are_continued() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "trusted_proxies: [127.0.9.0/24]").start().await;
+    let from: IpAddr = [127, 0, 9, 1].into();
+    let mut client = Client::connect_from(from, proxy.listen).await;
+    let reply = client.ask(format!("GET / HTTP/1.1\r\nHost: a.test\r\n{SPOOFED}\r\n")).await;
+    assert_eq!(reply.status(), 200);
+    let request = origin.only_request();
+    let list: Vec<_> = request.fields("x-forwarded-for").join(",").split(',').map(|a| a.trim().to_owned()).collect();
+    assert_eq!(list, ["203.0.113.9", "127.0.9.1"]);
+    assert_eq!(request.field("x-forwarded-proto"), Some("https"));
+    assert_eq!(request.field("x-forwarded-host"), Some("evil.test"));
+    let forwarded = request.fields("forwarded").join(",");
+    assert!(forwarded.contains("203.0.113.9") && forwarded.contains("127.0.9.1"), "{forwarded}");
+    let line = proxy.access_log(1).await.remove(0);
+    assert!(line["client"].as_str().is_some_and(|client| client.starts_with("203.0.113.9")), "{line}");
+}
+
+#[tokio::test]
+async fn the_client_is_the_last_address_that_no_trusted_proxy_has() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "trusted_proxies: [127.0.0.0/8, 10.0.0.0/8]").start().await;
+    get_with(proxy.listen, "/", "X-Forwarded-For: 198.51.100.1, 203.0.113.9, 10.1.2.3\r\n").await;
+    let line = proxy.access_log(1).await.remove(0);
+    assert!(line["client"].as_str().is_some_and(|client| client.starts_with("203.0.113.9")), "{line}");
+}
+
+#[tokio::test]
+async fn a_tls_client_is_told_as_https() {
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let yaml = "
+        certificates: { main: <main> }
+        listeners: [{ address: <listen>, tls: { certificates: [main] } }]";
+    let config = Config::before(&[&origin], yaml);
+    let main = ca.issue(&["a.test"]).write(config.dir(), "main");
+    let proxy = config.put("main", main).start().await;
+    Client::tls(proxy.listen, "a.test", &ca.client(&["http/1.1"])).await.get("/").await;
+    Client2::tls(proxy.listen, "a.test", &ca.client(&["h2"])).await.get("/").await;
+    for request in origin.requests() {
+        assert_eq!(request.field("x-forwarded-proto"), Some("https"));
+        assert_eq!((request.field("host"), request.field("x-forwarded-host")), (Some("a.test"), Some("a.test")));
+    }
+    assert_eq!(origin.total(), 2);
+}
+
+#[tokio::test]
+async fn hop_by_hop_fields_do_not_reach_the_origin() {
+    let fields = "Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\n\
+                  TE: trailers\r\nUpgrade: h2c\r\nProxy-Authorization: Basic eA==\r\nX-End: 1\r\n";
+    let request = seen_with(fields, "").await;
+    for name in ["x-hop", "keep-alive", "proxy-connection", "upgrade", "transfer-encoding"] {
+        assert_eq!(request.fields(name), [""; 0], "{name}: {request:?}");
+    }
+    assert_eq!(request.field("x-end"), Some("1"));
+}
+
+#[tokio::test]
+async fn hop_by_hop_fields_do_not_reach_the_client() {
+    let origin = Origin::script("a", |mut peer| async move {
+        while peer.request().await.is_some() {
+            let fields = "Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\n\
+                          Proxy-Connection: keep-alive\r\nUpgrade: h2c\r\nX-End: 1\r\n";
+            peer.reply(200, fields, "a").await;
+        }
+    })
+    .await;
+    let proxy = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]").start().await;
+    let reply = proxy.get("/").await;
+    for name in ["x-hop", "keep-alive", "proxy-connection", "upgrade"] {
+        assert_eq!(reply.fields(name), [""; 0], "{name}: {reply:?}");
+    }
+    assert_eq!(reply.field("x-end"), Some("1"));
+    let reply = Client2::prior(proxy.listen).await.get("/").await;
+    assert_eq!((reply.field("x-end"), reply.field("connection"), reply.field("x-hop")), (Some("1"), None, None));
+}
+
+#[tokio::test]
+async fn end_to_end_fields_pass_unchanged_both_ways() {
+    let origin = Origin::script("a", |mut peer| async move {
+        while peer.request().await.is_some() {
+            let fields =
+                "Set-Cookie: a=1\r\nSet-Cookie: b=2\r\nETag: \"x\"\r\nLast-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
+            peer.reply(200, fields, "a").await;
+        }
+    })
+    .await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let fields = "Cookie: a=1; b=2\r\nAuthorization: Bearer x\r\nAccept: text/plain\r\nAccept: text/html\r\n";
+    let reply = get_with(proxy.listen, "/", fields).await;
+    assert_eq!(reply.fields("set-cookie"), ["a=1", "b=2"]);
+    assert_eq!(
+        (reply.field("etag"), reply.field("last-modified")),
+        (Some("\"x\""), Some("Sun, 06 Nov 1994 08:49:37 GMT"))
+    );
+    let request = origin.only_request();
+    assert_eq!((request.field("cookie"), request.field("authorization")), (Some("a=1; b=2"), Some("Bearer x")));
+    assert_eq!(request.fields("accept").join(", "), "text/plain, text/html");
+}
+
+#[tokio::test]
+async fn cookie_crumbs_of_http2_are_joined() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]").start().await;
+    let mut request = crate::support::http2::request("GET", "/");
+    request.headers_mut().append("cookie", "a=1".parse().expect("a value"));
+    request.headers_mut().append("cookie", "b=2".parse().expect("a value"));
+    Client2::prior(proxy.listen).await.send(request, vec![], None).await;
+    assert_eq!(origin.only_request().field("cookie"), Some("a=1; b=2"));
+}
+
+#[tokio::test]
+async fn via_names_the_proxy_and_can_be_turned_off() {
+    let origin = Origin::echo("a").await;
+    for (more, expected) in [("", true), ("via: off", false)] {
+        let proxy = Config::before(&[&origin], more).start().await;
+        let reply = get_with(proxy.listen, "/", "Via: 1.0 before\r\n").await;
+        let via = origin.requests().last().expect("a request").fields("via").join(", ");
+        assert_eq!(via.contains("rrlb"), expected, "{via}");
+        assert!(via.starts_with("1.0 before"), "{via}");
+        assert_eq!(reply.fields("via").join("").contains("rrlb"), expected, "{reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn http_1_0_clients_get_no_chunks() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let mut client = proxy.client().await;
+    client.send("GET /chunked HTTP/1.0\r\nHost: a.test\r\n\r\n").await;
+    let text = String::from_utf8_lossy(&client.closed().await).into_owned();
+    assert!(text.ends_with("\r\n\r\nhello world"), "{text}");
+    assert!(!text.to_lowercase().contains("transfer-encoding"), "{text}");
+}
+
+#[tokio::test]
+async fn http_1_0_clients_may_keep_their_connection() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let mut client = proxy.client().await;
+    let request = "GET / HTTP/1.0\r\nHost: a.test\r\nConnection: keep-alive\r\n\r\n";
+    let reply = client.ask(request).await;
+    if reply.fields("connection").iter().any(|value| value.eq_ignore_ascii_case("keep-alive")) {
+        assert_eq!(client.ask(request).await.status(), 200);
+    } else {
+        assert_eq!(client.closed().await, b"");
+    }
+}
+
+#[tokio::test]
+async fn a_request_id_is_made_and_told_everywhere() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let mut client = proxy.client().await;
+    let ids: Vec<String> = {
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            ids.push(client.get("/").await.field("x-request-id").expect("X-Request-Id").to_owned());
+        }
+        ids
+    };
+    let at_origin: Vec<_> = origin.requests().iter().map(|r| r.field("x-request-id").map(str::to_owned)).collect();
+    assert_eq!(at_origin, ids.iter().cloned().map(Some).collect::<Vec<_>>());
+    let logged: Vec<_> =
+        proxy.access_log(3).await.iter().map(|l| l["request_id"].as_str().map(str::to_owned)).collect();
+    assert_eq!(logged, at_origin);
+    assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids.iter().all(|id| id.len() >= 16), "{ids:?}");
+}
+
+#[tokio::test]
+async fn a_request_id_that_comes_in_is_kept() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let reply = get_with(proxy.listen, "/", "X-Request-Id: mine-42\r\n").await;
+    assert_eq!(reply.field("x-request-id"), Some("mine-42"));
+    assert_eq!(origin.only_request().field("x-request-id"), Some("mine-42"));
+    assert_eq!(proxy.access_log(1).await[0]["request_id"], "mine-42");
+}

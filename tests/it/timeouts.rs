@@ -1,0 +1,205 @@
+//! Every timeout of an upstream takes effect, and ends in a status and a reason.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::{
+    failures::reason,
+    support::{
+        http1::{Client, get, post_once},
+        misbehave::{self, Blackhole},
+        origin::Origin,
+        proxy::{Config, Proxy},
+        tls::Ca,
+    },
+};
+
+const LIMIT: Duration = Duration::from_secs(4);
+
+/// A proxy that makes one attempt at one backend.
+async fn before(address: impl ToString, timeouts: &str) -> Proxy {
+    let yaml = "
+        upstreams:
+          app: { backends: [\"<a>\"], timeouts: { <timeouts> }, retry: { attempts: 1 } }";
+    Config::new(yaml).put("a", address.to_string()).put("timeouts", timeouts).start().await
+}
+
+/// The reply's status is 504, it came in time, and it has a reason.
+async fn gateway_timeout(proxy: &Proxy, least: Duration) -> String {
+    let begun = Instant::now();
+    let reply = proxy.get("/").await;
+    let took = begun.elapsed();
+    assert_eq!(reply.status(), 504, "{reply:?}");
+    assert!((least.mul_f64(0.8)..LIMIT).contains(&took), "after {took:?}");
+    reason(proxy, &reply).await
+}
+
+#[tokio::test]
+async fn connect() {
+    let hole = Blackhole::new();
+    let proxy = before(hole.address, "connect: 300ms").await;
+    gateway_timeout(&proxy, Duration::from_millis(300)).await;
+}
+
+#[tokio::test]
+async fn tls_handshake() {
+    let silent = Origin::script("a", misbehave::deaf).await;
+    let yaml = "
+        upstreams:
+          app:
+            backends: [\"<a>\"]
+            tls: { sni: origin.test, ca: <ca> }
+            timeouts: { tls: 300ms }
+            retry: { attempts: 1 }";
+    let config = Config::new(yaml).put("a", &silent.address);
+    let path = Ca::new().write(config.dir());
+    let proxy = config.put("ca", path.display()).start().await;
+    gateway_timeout(&proxy, Duration::from_millis(300)).await;
+}
+
+#[tokio::test]
+async fn first_byte() {
+    let origin = Origin::script("a", misbehave::mute).await;
+    let proxy = before(&origin.address, "first_byte: 300ms").await;
+    gateway_timeout(&proxy, Duration::from_millis(300)).await;
+}
+
+#[tokio::test]
+async fn first_byte_counts_from_the_end_of_the_request() {
+    let origin = Origin::echo("a").await;
+    let proxy = before(&origin.address, "first_byte: 300ms").await;
+    let mut client = proxy.client().await;
+    client.send("POST /p HTTP/1.1\r\nHost: a.test\r\nContent-Length: 8\r\n\r\n").await;
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_millis(80)).await; // the client's pace: longer in all than `first_byte`
+        client.send("x").await;
+    }
+    assert_eq!(client.response().await.text(), "xxxxxxxx");
+}
+
+#[tokio::test]
+async fn read() {
+    let origin = Origin::script("a", misbehave::stall_in_body).await;
+    let proxy = before(&origin.address, "read: 300ms").await;
+    let begun = Instant::now();
+    let mut client = proxy.client().await;
+    client.send(get("/")).await;
+    let text = String::from_utf8_lossy(&client.closed().await).into_owned();
+    assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("hello"), "{text}");
+    assert!(begun.elapsed() < LIMIT);
+    let line = proxy.access_log(1).await.remove(0);
+    assert!(line["reason"].as_str().is_some_and(|word| word.contains("timeout")), "{line}");
+}
+
+#[tokio::test]
+async fn read_is_between_two_reads_not_for_the_whole() {
+    let origin = Origin::script("a", |mut peer| async move {
+        while peer.request().await.is_some() {
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n").await;
+            for _ in 0..8 {
+                tokio::time::sleep(Duration::from_millis(80)).await; // the origin's pace
+                peer.send("x").await;
+            }
+        }
+    })
+    .await;
+    let proxy = before(&origin.address, "read: 400ms, first_byte: 400ms").await;
+    assert_eq!(proxy.get("/").await.text(), "xxxxxxxx");
+}
+
+#[tokio::test]
+async fn write() {
+    let origin = Origin::script("a", misbehave::deaf).await;
+    let proxy = before(&origin.address, "write: 300ms").await;
+    let begun = Instant::now();
+    let client = proxy.client().await;
+    let (io, _) = client.wire.into_parts();
+    let (mut reader, mut writer) = tokio::io::split(io);
+    let sending = async {
+        let head = "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000000000\r\n\r\n";
+        let _ = writer.write_all(head.as_bytes()).await;
+        let block = vec![0; 256 << 10];
+        while writer.write_all(&block).await.is_ok() {}
+    };
+    let receiving = async {
+        let _ = reader.read_to_end(&mut Vec::new()).await;
+    };
+    let both = async {
+        tokio::select! {
+            () = receiving => {},
+            () = sending => {},
+        }
+    };
+    crate::support::within("the write timeout", both).await;
+    assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+    let line = proxy.access_log(1).await.remove(0);
+    assert!(line["reason"].as_str().is_some_and(|word| word.contains("timeout")), "{line}");
+}
+
+#[tokio::test]
+async fn total_covers_retries() {
+    let origins = [Origin::script("a", misbehave::mute).await, Origin::script("b", misbehave::mute).await];
+    let yaml = "
+        upstreams:
+          app: { backends: [\"<a>\", \"<b>\"], timeouts: { total: 400ms }, retry: { attempts: 2 } }";
+    let config = Config::new(yaml).put("a", &origins[0].address).put("b", &origins[1].address);
+    let proxy = config.start().await;
+    gateway_timeout(&proxy, Duration::from_millis(400)).await;
+}
+
+#[tokio::test]
+async fn total_covers_the_answers_body() {
+    let origin = Origin::script("a", misbehave::stall_in_body).await;
+    let proxy = before(&origin.address, "total: 300ms").await;
+    let begun = Instant::now();
+    let mut client = proxy.client().await;
+    client.send(get("/")).await;
+    client.closed().await;
+    assert!(begun.elapsed() < LIMIT);
+}
+
+#[tokio::test]
+async fn a_timeout_is_not_repeated_where_the_request_was_sent_with_a_body() {
+    let origins = [Origin::script("a", misbehave::mute).await, Origin::script("b", misbehave::mute).await];
+    let yaml = "
+        upstreams:
+          app: { backends: [\"<a>\", \"<b>\"], timeouts: { first_byte: 200ms }, retry: { attempts: 2 } }";
+    let proxy = Config::new(yaml).put("a", &origins[0].address).put("b", &origins[1].address).start().await;
+    assert_eq!(post_once(proxy.listen, "/", "body").await.status(), 504);
+    assert_eq!(origins[0].total() + origins[1].total(), 1);
+}
+
+#[tokio::test]
+async fn websocket_idle_and_not_total_ends_an_upgraded_connection() {
+    let origin = Origin::script("a", crate::streaming::websocket).await;
+    let proxy = before(&origin.address, "total: 300ms, read: 300ms, websocket_idle: 900ms").await;
+    let mut client = Client::connect(proxy.listen).await;
+    crate::streaming::upgrade(&mut client).await;
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_millis(80)).await; // the client's pace: longer in all than `total`
+        client.send("x").await;
+        assert_eq!(client.wire.take(1).await.expect("an echo"), b"x");
+    }
+    let begun = Instant::now();
+    client.closed().await;
+    let took = begun.elapsed();
+    assert!((Duration::from_millis(700)..LIMIT).contains(&took), "closed after {took:?}");
+}
+
+#[tokio::test]
+async fn defaults_are_inherited_field_by_field() {
+    let origin = Origin::script("a", misbehave::mute).await;
+    let yaml = "
+        defaults: { timeouts: { first_byte: 200ms }, retry: { attempts: 1 } }
+        upstreams:
+          app: { backends: [\"<a>\"], timeouts: { connect: 1s } }
+          patient: { backends: [\"<a>\"], timeouts: { first_byte: 1h, total: 700ms } }
+        routes:
+          - { match: { path: /patient }, upstream: patient }
+          - { upstream: app }";
+    let proxy = Config::new(yaml).put("a", &origin.address).start().await;
+    assert_eq!(gateway_timeout(&proxy, Duration::from_millis(200)).await, "first_byte_timeout");
+    assert_eq!(proxy.get("/patient").await.status(), 504);
+    assert_eq!(proxy.access_log(2).await[1]["reason"], "total_timeout");
+}
