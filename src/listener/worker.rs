@@ -112,16 +112,27 @@ impl Service for Worker {
 
 /// Ends what is due, and shortens the waiting of idle connections when the drain begins.
 async fn sweep(post: Arc<Post>) {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let deadlines = post.kit.deadlines();
+    let mut draining = post.draining.clone();
     loop {
-        ticks.tick().await;
         let now = Instant::now();
-        if post.draining.begun() {
-            post.kit.deadlines().hasten(Wait::Next, now, NEXT_REQUEST_GRACE);
-            post.kit.deadlines().hasten(Wait::First, now, FIRST_REQUEST_GRACE);
+        let begun = draining.begun();
+        if begun {
+            deadlines.hasten(Wait::Next, now, NEXT_REQUEST_GRACE);
+            deadlines.hasten(Wait::First, now, FIRST_REQUEST_GRACE);
         }
-        post.kit.deadlines().sweep(now);
+        let next = deadlines.sweep(now).map(|next| if begun { next.min(now + TICK) } else { next });
+        let due = async {
+            match next {
+                Some(next) => tokio::time::sleep_until(next.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => {}
+            () = deadlines.nearer() => tokio::time::sleep(TICK).await,
+            () = draining.begin(), if !begun => {}
+        }
     }
 }
 

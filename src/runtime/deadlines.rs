@@ -1,5 +1,5 @@
-//! One table of deadlines per worker in place of a timer per request: the worker sweeps it every [`TICK`], and what
-//! is due has its socket shut down. The one who waits on the socket then wakes, and asks its guard why.
+//! One table of deadlines per worker in place of a timer per request: the worker sweeps it when the nearest is due, at
+//! most every [`TICK`], and what is due has its socket shut down. The one who waits on the socket then wakes, and asks its guard why.
 //!
 //! A socket that is shut down stays open, so its number cannot be given to another connection while its owner holds
 //! it. The guard must not outlive the socket by a turn of the worker's event loop: the sweep runs on the same thread,
@@ -12,19 +12,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How late a deadline may be noticed.
+use tokio::sync::Notify;
+
+/// How late a deadline may be noticed, so that many that are near each other cost one sweep.
 pub const TICK: Duration = Duration::from_millis(25);
 
 /// A worker's deadlines. Cost: a sweep looks at every entry, 16 bytes each.
 pub struct Deadlines {
     start: Instant,
     table: Mutex<Table>,
+    /// Told when a deadline is set that is nearer than the next sweep.
+    nearer: Notify,
 }
 
 #[derive(Default)]
 struct Table {
     entries: Vec<Entry>,
     free: Vec<u32>,
+    /// When the table is swept next.
+    next: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -68,7 +74,7 @@ pub enum Wait {
 impl Deadlines {
     /// An empty table.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { start: Instant::now(), table: Mutex::default() })
+        Arc::new(Self { start: Instant::now(), table: Mutex::default(), nearer: Notify::new() })
     }
 
     /// A place in the table, with no deadline yet.
@@ -89,15 +95,27 @@ impl Deadlines {
         Deadline { table: self.clone(), slot }
     }
 
-    /// Shuts down every socket whose deadline has passed.
-    pub fn sweep(&self, now: Instant) {
-        let now = self.millis(now);
-        for entry in &mut self.lock().entries {
-            if entry.state == State::Armed && entry.due <= now {
+    /// Shuts down every socket whose deadline has passed. Returns when to sweep next; `None` where nothing is armed.
+    pub fn sweep(&self, now: Instant) -> Option<Instant> {
+        let millis = self.millis(now);
+        let mut table = self.lock();
+        let mut nearest = u64::MAX;
+        for entry in table.entries.iter_mut().filter(|entry| entry.state == State::Armed) {
+            if entry.due <= millis {
                 entry.state = State::Fired;
                 shut_down(entry.fd, entry.how);
+            } else {
+                nearest = nearest.min(entry.due);
             }
         }
+        table.next = nearest;
+        let rest = Duration::from_millis(nearest.saturating_sub(millis)).max(TICK);
+        (nearest != u64::MAX).then(|| now + rest)
+    }
+
+    /// Returns when a deadline was set that is nearer than the last sweep said.
+    pub async fn nearer(&self) {
+        self.nearer.notified().await;
     }
 
     /// Brings the deadlines of those who wait for `wait` forward, so that they are at most `rest` away.
@@ -129,13 +147,13 @@ impl Deadline {
     /// Shut `fd` down `after` from `now`, in place of what was set before.
     pub fn arm(&self, fd: RawFd, wait: Wait, now: Instant, after: Duration) {
         let due = self.table.millis(now).saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-        self.with(|entry| *entry = Entry { due, fd, state: State::Armed, how: entry.how, wait });
+        self.with(due, |entry| *entry = Entry { due, fd, state: State::Armed, how: entry.how, wait });
     }
 
     /// Moves an armed deadline to `after` from `now`; one that was not armed or has fired stays as it is.
     pub fn renew(&self, now: Instant, after: Duration) {
         let due = self.table.millis(now).saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-        self.with(|entry| {
+        self.with(due, |entry| {
             if entry.state == State::Armed {
                 entry.due = due;
             }
@@ -144,16 +162,24 @@ impl Deadline {
 
     /// No deadline any more. Returns whether it had fired.
     pub fn disarm(&self) -> bool {
-        self.with(|entry| std::mem::replace(&mut entry.state, State::Idle) == State::Fired)
+        self.with(u64::MAX, |entry| std::mem::replace(&mut entry.state, State::Idle) == State::Fired)
     }
 
     /// Whether the deadline has passed and the socket was shut down.
     pub fn fired(&self) -> bool {
-        self.with(|entry| entry.state == State::Fired)
+        self.with(u64::MAX, |entry| entry.state == State::Fired)
     }
 
-    fn with<R>(&self, change: impl FnOnce(&mut Entry) -> R) -> R {
-        change(&mut self.table.lock().entries[self.slot as usize])
+    /// Changes the entry; `due` is when it may have to be swept.
+    fn with<R>(&self, due: u64, change: impl FnOnce(&mut Entry) -> R) -> R {
+        let mut table = self.table.lock();
+        let done = change(&mut table.entries[self.slot as usize]);
+        if due < table.next {
+            table.next = due;
+            drop(table);
+            self.table.nearer.notify_one();
+        }
+        done
     }
 }
 
