@@ -132,6 +132,15 @@ impl Conn {
         }
     }
 
+    /// Ends the connection in order: in TLS, the client learns that nothing was cut off.
+    pub(super) async fn farewell(&mut self) {
+        if matches!(self.transport, Transport::Tls(_)) {
+            // Once: a client that does not read must not hold the connection.
+            let mut this = Pin::new(self);
+            std::future::poll_fn(|cx| Poll::Ready(drop(this.as_mut().poll_shutdown(cx)))).await;
+        }
+    }
+
     /// Bytes of the next request that are here already.
     pub(super) fn ahead(&mut self) -> &mut BytesMut {
         &mut self.ahead

@@ -92,7 +92,8 @@ fn inspect(request: &httparse::Request<'_, '_>) -> Result<Border, Reason> {
                     return Err(Reason::BadRequest);
                 }
             }
-            7 if is(field, "upgrade") => upgrade = true,
+            // Pingora passes no other upgrade on, so after any other the connection goes on as it was.
+            7 if is(field, "upgrade") => upgrade |= has_token(field.value, b"websocket"),
             10 if is(field, "connection") => connection_upgrade |= has_token(field.value, b"upgrade"),
             14 if is(field, "content-length") => {
                 let value = decimal(field.value).ok_or(Reason::AmbiguousFraming)?;
@@ -160,6 +161,7 @@ mod tests {
             ("transfer-encoding: Chunked\r\n\r\n", Border::CHUNKED),
             ("Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n\r\n", Border::Unbounded),
             ("Upgrade: websocket\r\n\r\n", Border::END),
+            ("Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n\r\n", Border::END),
         ] {
             let text = format!("{head}{fields}");
             assert_eq!(parse(text.as_bytes(), 4096, false), Parsed::Request(text.len(), border), "{text}");

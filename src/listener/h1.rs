@@ -53,7 +53,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Conn, info: Arc<ConnInfo>, 
             Some(Parsed::Refused(refused)) => {
                 return Box::pin(refuse(&post, &mut conn, &info, &deadline, *refused)).await;
             }
-            Some(Parsed::Incomplete) | None => return,
+            Some(Parsed::Incomplete) | None => return conn.farewell().await,
         }
     }
 }

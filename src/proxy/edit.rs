@@ -147,6 +147,10 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
     if answer.status.is_informational() {
         return Ok(());
     }
+    if session.is_upgrade_req() {
+        // Refused: what the client sends after its handshake has no border.
+        session.set_keepalive(None);
+    }
     if !session.is_body_done() {
         // The client still sends; what it has yet to send would be taken for the next request.
         session.set_keepalive(None);
