@@ -8,6 +8,8 @@ pub(super) enum Border {
     Chunked(Chunk),
     /// So many bytes are left; 0 is the end.
     Counted(u64),
+    /// In a chunked body that is not well-formed: nobody can say where it ends.
+    Malformed,
     /// No end: the connection was given up to something else (an upgrade, HTTP/2).
     Unbounded,
 }
@@ -17,23 +19,29 @@ pub(super) enum Border {
 pub(super) enum Chunk {
     /// In the data, so many bytes left.
     Data(u64),
-    /// In the CR LF after the data.
-    DataEnd,
+    /// Before the CR after the data.
+    DataCr,
+    /// Before the LF after the data.
+    DataLf,
+    /// In a chunk's extension.
+    Extension(u64),
     /// After the last chunk, at the beginning of a trailer line.
     LineStart,
-    /// In a chunk's extension, up to the line's end.
-    Extension(u64),
-    /// In a chunk's size.
-    Size(u64),
-    /// In a trailer line, up to its end.
+    /// In a chunk's size, after so many digits.
+    Size(u64, u8),
+    /// Before the LF that ends a chunk's size line.
+    SizeLf(u64),
+    /// In a trailer line.
     Trailer,
-    /// After the last chunk, in the CR of the closing empty line.
-    TrailerEnd,
+    /// Before the LF that ends a trailer line.
+    TrailerLf,
+    /// After the last chunk, before the LF of the closing empty line.
+    EndLf,
 }
 
 impl Border {
     /// Before the body of a chunked request.
-    pub(super) const CHUNKED: Self = Self::Chunked(Chunk::Size(0));
+    pub(super) const CHUNKED: Self = Self::Chunked(Chunk::Size(0, 0));
     /// No body.
     pub(super) const END: Self = Self::Counted(0);
 
@@ -46,16 +54,14 @@ impl Border {
     pub(super) fn room(self) -> usize {
         match self {
             Self::Counted(left) => usize::try_from(left).unwrap_or(usize::MAX),
-            Self::Chunked(_) | Self::Unbounded => usize::MAX,
+            Self::Chunked(_) | Self::Malformed | Self::Unbounded => usize::MAX,
         }
     }
 
-    /// Moves over `bytes` and says how many of them belong to the request.
-    ///
-    /// A body that is not well-formed is taken to its end as it comes: the parser behind refuses it, and the
-    /// connection is not used again.
+    /// Moves over `bytes` and says how many of them belong to the request; none of a malformed one's rest.
     pub(super) fn advance(&mut self, bytes: &[u8]) -> usize {
         match self {
+            Self::Malformed => 0,
             Self::Unbounded => bytes.len(),
             Self::Counted(left) => {
                 let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
@@ -75,13 +81,13 @@ impl Border {
                 *left -= taken as u64;
                 at += taken;
                 if *left == 0 {
-                    *place = Chunk::DataEnd;
+                    *place = Chunk::DataCr;
                 }
                 continue;
             }
-            match place.step(bytes[at]) {
-                Some(next) => *place = next,
-                None => *self = Self::END,
+            *self = place.step(bytes[at]);
+            if *self == Self::Malformed {
+                return at;
             }
             at += 1;
         }
@@ -90,22 +96,30 @@ impl Border {
 }
 
 impl Chunk {
-    /// The place after one byte; `None` at the end of the body.
-    fn step(self, byte: u8) -> Option<Self> {
-        let after_size_line = |size| if size == 0 { Self::LineStart } else { Self::Data(size) };
-        Some(match self {
-            Self::Size(size) => match (byte as char).to_digit(16) {
-                Some(digit) => Self::Size(size.saturating_mul(16).saturating_add(u64::from(digit))),
-                None if byte == b'\n' => after_size_line(size),
-                None => Self::Extension(size),
-            },
-            Self::Extension(size) if byte == b'\n' => after_size_line(size),
-            Self::DataEnd if byte == b'\n' => Self::Size(0),
-            Self::LineStart if byte == b'\r' => Self::TrailerEnd,
-            Self::LineStart | Self::TrailerEnd if byte == b'\n' => return None,
-            Self::LineStart | Self::TrailerEnd => Self::Trailer,
-            Self::Trailer if byte == b'\n' => Self::LineStart,
-            Self::Data(_) | Self::DataEnd | Self::Extension(_) | Self::Trailer => self,
+    /// What is left after one byte. Stricter than RFC 9112 §7.1 has to be (no bare LF, no white space after a size):
+    /// what two parsers could read in two ways is nobody's request.
+    fn step(self, byte: u8) -> Border {
+        /// 16 hexadecimal digits are all that fits.
+        const MOST_DIGITS: u8 = 16;
+        Border::Chunked(match (self, byte) {
+            (Self::Size(size, digits), _) if byte.is_ascii_hexdigit() && digits < MOST_DIGITS => {
+                let digit = (byte as char).to_digit(16).unwrap_or(0);
+                Self::Size((size << 4) | u64::from(digit), digits + 1)
+            }
+            (Self::Size(size, 1..), b'\r') => Self::SizeLf(size),
+            (Self::Size(size, 1..), b';') => Self::Extension(size),
+            (Self::Extension(size), b'\r') => Self::SizeLf(size),
+            (Self::Extension(size), b'\t' | b' '..=b'~' | 0x80..) => Self::Extension(size),
+            (Self::SizeLf(0), b'\n') => Self::LineStart,
+            (Self::SizeLf(size), b'\n') => Self::Data(size),
+            (Self::DataCr, b'\r') => Self::DataLf,
+            (Self::DataLf, b'\n') => Self::Size(0, 0),
+            (Self::LineStart, b'\r') => Self::EndLf,
+            (Self::EndLf, b'\n') => return Border::END,
+            (Self::Trailer, b'\r') => Self::TrailerLf,
+            (Self::TrailerLf, b'\n') => Self::LineStart,
+            (Self::LineStart | Self::Trailer, b'\t' | b' '..=b'~' | 0x80..) => Self::Trailer,
+            _ => return Border::Malformed,
         })
     }
 }
@@ -135,6 +149,29 @@ mod tests {
         ends_at(b"5\r\nhello\r\n0\r\n\r\n", Border::CHUNKED);
         ends_at(b"5;a=\"b\"\r\nhello\r\nA\r\n0123456789\r\n0\r\n\r\n", Border::CHUNKED);
         ends_at(b"3\r\n\r\n0\r\n0\r\nExpires: never\r\nX: y\r\n\r\n", Border::CHUNKED);
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_malformed() {
+        for body in [
+            "zz\r\n",
+            "\r\n\r\n",
+            "5\nhello\r\n",
+            "5;a\nhello\r\n",
+            "5 \r\nhello\r\n",
+            "-1\r\n",
+            "0x5\r\n",
+            "5\r\nhelloXX",
+            "5\r\nhello\n0\r\n",
+            "0\r\n\n",
+            "0\r\nX: y\n\r\n",
+            "0\r\nX: \0\r\n\r\n",
+            "11111111111111111\r\n",
+        ] {
+            let mut border = Border::CHUNKED;
+            border.advance(body.as_bytes());
+            assert_eq!(border, Border::Malformed, "{body:?}");
+        }
     }
 
     #[test]

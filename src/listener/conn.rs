@@ -28,7 +28,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use super::border::Border;
-use crate::proxy::ConnInfo;
+use crate::proxy::{Afterwards, ConnInfo};
 
 /// Collected writes leave when they would grow beyond this.
 const WRITE_BUFFER: usize = 16 * 1024;
@@ -70,25 +70,28 @@ pub(super) struct Conn {
     keeper: Option<Keeper>,
 }
 
-/// Where a connection goes that Pingora drops although it is good for another request: after an answer of our own in
-/// place of a backend's. Without it every 502 and 503 would cost the client a connection.
+/// Where a connection goes that Pingora drops too early: after an answer of our own in place of a backend's it is good
+/// for another request, and after an answer before the request's end the client must have time to read it.
 #[derive(Debug)]
 pub(super) struct Keeper {
     pub(super) info: Arc<ConnInfo>,
     pub(super) kept: Arc<Mutex<Option<Kept>>>,
 }
 
-/// A connection between two requests.
+/// A connection that Pingora has dropped.
 #[derive(Debug)]
 pub(super) struct Kept {
     transport: Transport,
     ahead: BytesMut,
+    out: BytesMut,
+    pub(super) after: Afterwards,
 }
 
 impl From<Kept> for Conn {
     fn from(kept: Kept) -> Self {
         let mut conn = Self::new(kept.transport);
         conn.ahead = kept.ahead;
+        conn.out = kept.out;
         conn
     }
 }
@@ -96,11 +99,15 @@ impl From<Kept> for Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         let Some(keeper) = self.keeper.take() else { return };
-        if keeper.info.answered_whole() && self.at_border() && self.out.is_empty() {
-            let transport = std::mem::replace(&mut self.transport, Transport::Gone);
-            let kept = Kept { transport, ahead: std::mem::take(&mut self.ahead) };
-            *keeper.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
-        }
+        let after = match keeper.info.afterwards() {
+            Afterwards::Drop => return,
+            Afterwards::NextRequest if self.at_border() && self.out.is_empty() => Afterwards::NextRequest,
+            Afterwards::Linger | Afterwards::NextRequest => Afterwards::Linger,
+        };
+        let transport = std::mem::replace(&mut self.transport, Transport::Gone);
+        let kept =
+            Kept { transport, ahead: std::mem::take(&mut self.ahead), out: std::mem::take(&mut self.out), after };
+        *keeper.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
     }
 }
 
@@ -190,9 +197,27 @@ impl Conn {
         }
     }
 
+    /// Tells whoever watches the backend that it is the client who is slow.
+    fn note_blocked(&self, blocked: bool) {
+        if let Some(keeper) = &self.keeper {
+            keeper.info.set_blocked(blocked);
+        }
+    }
+
+    /// The body is not one; says so to who will have to answer.
+    fn malformed(&mut self) -> Poll<io::Result<()>> {
+        if let Some(keeper) = &self.keeper {
+            keeper.info.set_malformed();
+        }
+        self.closed = true;
+        Poll::Ready(Err(io::ErrorKind::InvalidData.into()))
+    }
+
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
-            let sent = ready!(Pin::new(&mut self.transport).poll_write(cx, &self.out))?;
+            let sent = Pin::new(&mut self.transport).poll_write(cx, &self.out);
+            self.note_blocked(sent.is_pending());
+            let sent = ready!(sent)?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -226,6 +251,9 @@ impl AsyncRead for Conn {
                 return Poll::Ready(Ok(()));
             }
             let ours = this.border.advance(read);
+            if this.border == Border::Malformed {
+                return this.malformed();
+            }
             this.ahead.extend_from_slice(&read[ours..]);
             // SAFETY: `limited` is the first part of `buf`'s unfilled room, and `filled` bytes of it were written.
             unsafe { buf.assume_init(filled) };
@@ -234,6 +262,9 @@ impl AsyncRead for Conn {
         }
         let offered = room.min(this.ahead.len());
         let ours = this.border.advance(&this.ahead[..offered]);
+        if this.border == Border::Malformed {
+            return this.malformed();
+        }
         buf.put_slice(&this.ahead[..ours]);
         this.ahead.advance(ours);
         if this.ahead.is_empty() {
@@ -251,11 +282,15 @@ impl AsyncWrite for Conn {
             return Poll::Ready(Ok(data.len()));
         }
         if this.out.is_empty() {
-            return Pin::new(&mut this.transport).poll_write(cx, data);
+            let sent = Pin::new(&mut this.transport).poll_write(cx, data);
+            this.note_blocked(sent.is_pending());
+            return sent;
         }
         // Both in one call; what is left of the collected part stays collected.
         let parts = [io::IoSlice::new(&this.out), io::IoSlice::new(data)];
-        let sent = ready!(Pin::new(&mut this.transport).poll_write_vectored(cx, &parts))?;
+        let sent = Pin::new(&mut this.transport).poll_write_vectored(cx, &parts);
+        this.note_blocked(sent.is_pending());
+        let sent = ready!(sent)?;
         let collected = sent.min(this.out.len());
         this.out.advance(collected);
         match sent - collected {

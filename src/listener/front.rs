@@ -120,12 +120,31 @@ fn inspect(request: &httparse::Request<'_, '_>) -> Result<Border, Reason> {
     if request.method == Some(Method::CONNECT.as_str()) {
         return Err(Reason::MethodNotAllowed);
     }
+    if !valid_target(request.method.unwrap_or_default(), request.path.unwrap_or_default(), host.unwrap_or_default()) {
+        return Err(Reason::BadRequest);
+    }
     match (length, chunked) {
         (Some(_), true) => Err(Reason::AmbiguousFraming),
         (_, true) => Ok(Border::CHUNKED),
         (None | Some(0), false) if upgrade && connection_upgrade && http11 => Ok(Border::Unbounded),
         (length, false) => Ok(Border::Counted(length.unwrap_or(0))),
     }
+}
+
+/// Whether the target is in origin form, in absolute form for the same host, or `*` of OPTIONS (RFC 9112 §3.2).
+fn valid_target(method: &str, target: &str, host: &[u8]) -> bool {
+    let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~?=&%+,:;@!$'()*|".contains(&byte);
+    let Some(first) = target.bytes().next() else { return false };
+    if first == b'/' {
+        // Pingora's parser decides about the rest; it is only asked where there is doubt.
+        return target.bytes().all(usual) || target.parse::<http::Uri>().is_ok();
+    }
+    if target == "*" {
+        return method == Method::OPTIONS.as_str();
+    }
+    let Ok(uri) = target.parse::<http::Uri>() else { return false };
+    let same_host = uri.authority().is_some_and(|authority| authority.as_str().as_bytes().eq_ignore_ascii_case(host));
+    matches!(uri.scheme_str(), Some("http" | "https")) && same_host
 }
 
 fn has_token(list: &[u8], token: &[u8]) -> bool {
@@ -202,6 +221,12 @@ mod tests {
             "GET /\r\n\r\n",
             "\0GET / HTTP/1.1\r\nHost: a\r\n\r\n",
             "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+            "GET admin/x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET ?x=1 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /<> HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
         ] {
             assert_eq!(reason(head), Some(Reason::BadRequest), "{head:?}");
         }

@@ -21,14 +21,13 @@ use super::{
     worker::Post,
 };
 use crate::{
-    proxy::{ConnInfo, RequestStart, Unserved},
+    proxy::{Afterwards, ConnInfo, RequestStart, Unserved},
     runtime::deadlines::{Deadline, How, Wait},
     types::Reason,
 };
 
-/// After a refusal the client may still be sending: closing at once would reset the connection and take the answer
-/// with it. So much is read and thrown away, for so long.
-const LINGER_BYTES: usize = 256 * 1024;
+/// After an early answer the client may still be sending. So much is read and thrown away, for so long.
+const LINGER_BYTES: usize = 4 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// Serves a connection until it ends.
@@ -64,6 +63,7 @@ async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadline, wait: W
     let limit = usize::try_from(limits.max_header_size.0).unwrap_or(usize::MAX);
     let fd: RawFd = conn.fd();
     let patience = if wait == Wait::First { limits.header_timeout } else { limits.idle_timeout };
+    let began = Instant::now();
     if conn.ahead().is_empty() {
         deadline.arm(fd, wait, Instant::now(), patience);
     } else {
@@ -82,8 +82,10 @@ async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadline, wait: W
             Ok(0) if deadline.fired() && !conn.ahead().is_empty() => return Some(late()),
             Ok(0) | Err(_) => return None,
             Ok(read) => {
-                if first && wait == Wait::Next {
-                    deadline.arm(fd, Wait::Work, Instant::now(), limits.header_timeout);
+                if first {
+                    // A fresh connection's head is due counted from the beginning of the connection.
+                    let from = if wait == Wait::First { began } else { Instant::now() };
+                    deadline.arm(fd, Wait::Work, from, limits.header_timeout);
                 }
                 // A head ends with a line, so only a line's end can end it; and what is too long is refused soon.
                 let bytes = conn.ahead();
@@ -128,10 +130,15 @@ async fn request(
     session.set_connection_user_context(Some(Box::new(RequestStart { info: info.clone(), seed })));
     let returned = proxy.process_new_http(session, post.draining.watch()).await;
     if !info.logged() {
-        post.kit.log_unserved(info, Unserved::unseen(Reason::BadRequest));
+        post.kit.log_unserved(info, Unserved::unseen(Reason::BadRequest, "HTTP/1.1"));
     }
     let Some(returned) = returned else {
-        return kept.lock().unwrap_or_else(PoisonError::into_inner).take().map(Conn::from);
+        let kept = kept.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        if kept.after == Afterwards::NextRequest {
+            return Some(kept.into());
+        }
+        linger(post, &mut kept.into()).await;
+        return None;
     };
     let (stream, _) = returned.consume();
     let mut conn = stream.into_any().downcast::<Conn>().ok()?;
@@ -142,14 +149,20 @@ async fn request(
 /// Answers what is not served, and closes so that the answer arrives.
 async fn refuse(post: &Post, conn: &mut Conn, info: &ConnInfo, deadline: &Deadline, refused: Refused) {
     let Refused { reason, method, target, host } = refused;
-    let unserved = Unserved { reason, method, target, host };
+    let unserved = Unserved { reason, method, target, host, protocol: "HTTP/1.1" };
     let answer = post.kit.refusal(reason);
     post.kit.log_unserved(info, unserved);
     deadline.disarm();
-    let fd = conn.fd();
+    if conn.write_all(&answer).await.is_ok() {
+        linger(post, conn).await;
+    }
+}
+
+/// Closes so that what was written arrives: closing while the client still sends would reset the connection.
+async fn linger(post: &Post, conn: &mut Conn) {
     let finish = post.kit.deadlines().guard(How::Both);
-    finish.arm(fd, Wait::Work, Instant::now(), LINGER_TIME);
-    if conn.write_all(&answer).await.is_err() || conn.shutdown().await.is_err() {
+    finish.arm(conn.fd(), Wait::Work, Instant::now(), LINGER_TIME);
+    if conn.shutdown().await.is_err() {
         return;
     }
     conn.begin(Border::Unbounded);

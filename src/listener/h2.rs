@@ -35,8 +35,9 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes of answers held for one stream while the client's window is closed.
 const SEND_BUFFER: usize = 256 * 1024;
 
-/// How long an idle client that was told to go may take to close the connection.
-const LEAVE_GRACE: Duration = Duration::from_secs(1);
+/// How long a client that was told to go, and has no stream left, may take to read the rest of its answers. The HTTP/2
+/// layer closes the connection by itself as soon as everything is sent; this is for clients that are gone.
+const LEAVE_GRACE: Duration = Duration::from_secs(60);
 
 /// Streams under way, for the idle timeout.
 #[derive(Default)]
@@ -99,7 +100,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Conn, info: Arc<ConnInfo>, 
                 });
             }
             Ok(Some(H2Accept::Rejected)) => {
-                post.kit.log_unserved(&info, Unserved::unseen(Reason::BadRequest));
+                post.kit.log_unserved(&info, Unserved::unseen(Reason::BadRequest, "HTTP/2.0"));
             }
             Ok(None) | Err(_) => return,
         }
@@ -112,7 +113,8 @@ async fn request(post: &Post, info: &Arc<ConnInfo>, session: HttpSession) {
     if session.req_header().method == Method::CONNECT {
         let target = session.req_header().uri.to_string();
         let method = Method::CONNECT.to_string();
-        let unserved = Unserved { reason: Reason::MethodNotAllowed, method, target, host: String::new() };
+        let unserved =
+            Unserved { reason: Reason::MethodNotAllowed, method, target, host: String::new(), protocol: "HTTP/2.0" };
         post.kit.log_unserved(info, unserved);
     }
     let proxy = post.proxies.for_request(&post.kit, session.req_header(), seed).clone();

@@ -158,8 +158,8 @@ fn start(post: &Arc<Post>, accepted: Accepted) {
             drop(open);
         });
     } else {
-        let info = Arc::new(ConnInfo::new(client, None, &endpoint.model));
         let conn = Conn::new(Transport::Plain(socket));
+        let info = Arc::new(ConnInfo::new(client, None, &endpoint.model, conn.fd()));
         tokio::spawn(async move {
             h1::serve(post, conn, info, endpoint).await;
             drop(open);
@@ -186,8 +186,9 @@ async fn handshake(
                 version: session.protocol_version(),
                 alpn: session.alpn_protocol().map(|name| if name == b"h2" { Alpn::Http2 } else { Alpn::Http1 }),
             };
-            let info = Arc::new(ConnInfo::new(client, Some(tls), &endpoint.model));
-            Some((Conn::new(Transport::Tls(Box::new(stream))), info))
+            let conn = Conn::new(Transport::Tls(Box::new(stream)));
+            let info = Arc::new(ConnInfo::new(client, Some(tls), &endpoint.model, conn.fd()));
+            Some((conn, info))
         }
         Err(error) => {
             endpoint.metrics.handshake(if deadline.fired() { Handshake::TimedOut } else { Handshake::Failed });

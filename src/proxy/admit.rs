@@ -27,7 +27,7 @@ use crate::{
 /// How long one write to a client may take. A reader slower than this holds memory that others need.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the next part of a request's body may take.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Before anything else: what the connection knows, and how the session behaves.
 pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
@@ -37,8 +37,11 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
     session.set_write_timeout(Some(WRITE_TIMEOUT));
     session.set_read_timeout(Some(READ_TIMEOUT));
     session.set_total_drain_timeout(Some(READ_TIMEOUT));
-    // Pingora would take a `100 Continue` for an answer before the body's end; `edit::response` knows better.
-    session.set_close_on_response_before_downstream_finish(false);
+    if session.req_header().headers.contains_key(header::EXPECT) {
+        // Pingora takes a `100 Continue` for an answer before the body's end, after which it would close the connection;
+        // `edit::response` turns this back on for the real answer.
+        session.set_close_on_response_before_downstream_finish(false);
+    }
     if session.req_header().version == Version::HTTP_10 {
         // HTTP/1.0 knows no interim answers (RFC 9110 §15.2).
         session.set_ignore_info_resp(true);

@@ -2,9 +2,10 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    os::fd::RawFd,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use crate::{
         snapshot::{Current, Member, Route},
     },
     telemetry::metrics::{AttemptInFlight, RequestInFlight},
-    types::Reason,
+    types::{AttemptFailure, Reason},
 };
 
 /// What is known of a client's connection.
@@ -34,7 +35,22 @@ pub struct ConnInfo {
     redirect_https: bool,
     keep_alive: Duration,
     logged: AtomicBool,
-    answered_whole: AtomicBool,
+    afterwards: AtomicU8,
+    malformed: AtomicBool,
+    blocked: Arc<AtomicBool>,
+    fd: RawFd,
+}
+
+/// What becomes of an HTTP/1 connection that Pingora gives up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Afterwards {
+    /// It is closed.
+    Drop,
+    /// The client is given time to read its answer before the connection is closed.
+    Linger,
+    /// It serves another request.
+    NextRequest,
 }
 
 /// What is known of a client's TLS session.
@@ -47,15 +63,18 @@ pub struct TlsInfo {
 }
 
 impl ConnInfo {
-    /// A connection from `client` (`None` for a unix socket).
-    pub fn new(client: Option<SocketAddr>, tls: Option<TlsInfo>, listener: &model::Listener) -> Self {
+    /// A connection from `client` (`None` for a unix socket) on the descriptor `fd`.
+    pub fn new(client: Option<SocketAddr>, tls: Option<TlsInfo>, listener: &model::Listener, fd: RawFd) -> Self {
         Self {
             client,
             tls,
             redirect_https: listener.redirect_https,
             keep_alive: listener.limits.idle_timeout,
             logged: AtomicBool::new(false),
-            answered_whole: AtomicBool::new(false),
+            afterwards: AtomicU8::new(Afterwards::Drop as u8),
+            malformed: AtomicBool::new(false),
+            blocked: Arc::default(),
+            fd,
         }
     }
 
@@ -98,7 +117,9 @@ impl ConnInfo {
     /// Another request begins.
     pub fn begin_request(&self) {
         self.logged.store(false, Ordering::Relaxed);
-        self.answered_whole.store(false, Ordering::Relaxed);
+        self.afterwards.store(Afterwards::Drop as u8, Ordering::Relaxed);
+        self.malformed.store(false, Ordering::Relaxed);
+        self.blocked.store(false, Ordering::Relaxed);
     }
 
     /// See [`ConnInfo::logged`].
@@ -106,14 +127,40 @@ impl ConnInfo {
         self.logged.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the current request was read to its end and got a whole answer of ours, with leave to send another.
-    pub fn answered_whole(&self) -> bool {
-        self.answered_whole.load(Ordering::Relaxed)
+    /// What becomes of the connection if Pingora gives it up.
+    pub fn afterwards(&self) -> Afterwards {
+        match self.afterwards.load(Ordering::Relaxed) {
+            value if value == Afterwards::NextRequest as u8 => Afterwards::NextRequest,
+            value if value == Afterwards::Linger as u8 => Afterwards::Linger,
+            _ => Afterwards::Drop,
+        }
     }
 
-    /// See [`ConnInfo::answered_whole`].
-    pub(super) fn set_answered_whole(&self) {
-        self.answered_whole.store(true, Ordering::Relaxed);
+    /// See [`ConnInfo::afterwards`].
+    pub(super) fn set_afterwards(&self, afterwards: Afterwards) {
+        self.afterwards.store(afterwards as u8, Ordering::Relaxed);
+    }
+
+    /// The current request's body is not well-formed.
+    pub fn set_malformed(&self) {
+        self.malformed.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn malformed(&self) -> bool {
+        self.malformed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the client does not take what is sent to it.
+    pub fn set_blocked(&self, blocked: bool) {
+        self.blocked.store(blocked, Ordering::Relaxed);
+    }
+
+    pub(super) fn blocked(&self) -> &Arc<AtomicBool> {
+        &self.blocked
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.fd
     }
 
     /// As Pingora carries it with an HTTP/2 connection.
@@ -143,12 +190,14 @@ pub struct Unserved {
     pub target: String,
     /// As sent, perhaps empty.
     pub host: String,
+    /// `HTTP/1.1` or `HTTP/2.0`.
+    pub protocol: &'static str,
 }
 
 impl Unserved {
     /// A request of which nothing is known.
-    pub fn unseen(reason: Reason) -> Self {
-        Self { reason, method: String::new(), target: String::new(), host: String::new() }
+    pub fn unseen(reason: Reason, protocol: &'static str) -> Self {
+        Self { reason, method: String::new(), target: String::new(), host: String::new(), protocol }
     }
 }
 
@@ -159,10 +208,20 @@ pub(super) enum Waiting {
     End,
     /// The first byte of the answer.
     FirstByte,
+    /// The next part of the request's body, from an HTTP/2 client; HTTP/1 has its own deadline in Pingora.
+    Body,
     /// The next part of the answer.
     Read,
     /// Either side of an upgraded connection.
     WebSocket,
+}
+
+/// Whether an attempt must not use a pooled connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fresh {
+    Done,
+    Needed,
+    NotNeeded,
 }
 
 /// A request while it is served. Small: everything that is the same for all requests is in the snapshot.
@@ -192,6 +251,12 @@ pub struct RequestCtx {
     pub(super) total_due: Option<Instant>,
     /// Any byte of the body has been given towards a backend.
     pub(super) body_sent: bool,
+    /// The last attempt failed on a stale connection, so the next is made on a fresh one; at most once.
+    pub(super) fresh: Fresh,
+    /// What called for the next attempt.
+    pub(super) retry: Option<AttemptFailure>,
+    /// What Pingora waits for each read of the answer.
+    pub(super) read_timeout: Duration,
     pub(super) answered: bool,
     pub(super) upgraded: bool,
     pub(super) reason: Option<Reason>,
@@ -220,6 +285,9 @@ impl RequestCtx {
             upstream_fd: -1,
             total_due: None,
             body_sent: false,
+            fresh: Fresh::NotNeeded,
+            retry: None,
+            read_timeout: Duration::MAX,
             answered: false,
             upgraded: false,
             reason: None,

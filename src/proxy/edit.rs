@@ -44,6 +44,9 @@ pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &Req
     if let Some(id) = &ctx.request_id {
         upstream.insert_header(X_REQUEST_ID, id.clone())?;
     }
+    if upstream.version != Version::HTTP_2 {
+        origin_form(upstream)?;
+    }
     if let Some(host) = host_header(ctx) {
         set_host(upstream, host)?;
     }
@@ -62,6 +65,18 @@ pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &Req
         for (name, value) in &edits.add {
             upstream.append_header(name.clone(), value.clone())?;
         }
+    }
+    Ok(())
+}
+
+/// What a proxy is asked for in absolute form, it asks an origin for in origin form (RFC 9112 §3.2).
+fn origin_form(upstream: &mut RequestHeader) -> Result<()> {
+    let Some(authority) = upstream.uri.authority() else { return Ok(()) };
+    let host = authority.as_str().to_owned();
+    let target = upstream.uri.path_and_query().map_or("/", |target| target.as_str());
+    if let Ok(uri) = target.parse() {
+        upstream.set_uri(uri);
+        upstream.insert_header(header::HOST, host)?;
     }
     Ok(())
 }
@@ -151,6 +166,7 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
         // Refused: what the client sends after its handshake has no border.
         session.set_keepalive(None);
     }
+    session.set_close_on_response_before_downstream_finish(true);
     if !session.is_body_done() {
         // The client still sends; what it has yet to send would be taken for the next request.
         session.set_keepalive(None);
@@ -163,6 +179,10 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
     }
     if let Some(via) = ctx.snapshot.via(answer.version) {
         answer.append_header(header::VIA, via.clone())?;
+    }
+    if answer.version == Version::HTTP_10 {
+        // A proxy answers in its own version (RFC 9110 §2.5).
+        answer.set_version(Version::HTTP_11);
     }
     if let Some(id) = &ctx.request_id {
         answer.insert_header(X_REQUEST_ID, id.clone())?;

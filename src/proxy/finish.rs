@@ -82,7 +82,7 @@ pub(super) fn unserved(kit: &Kit, info: &ConnInfo, unserved: &Unserved) {
             method: unserved.method.as_bytes(),
             host: unserved.host.as_bytes(),
             path: unserved.target.as_bytes(),
-            protocol: "HTTP/1.1",
+            protocol: unserved.protocol,
             status,
             bytes_sent: 0,
             bytes_received: 0,

@@ -15,11 +15,9 @@ use std::{any::Any, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-pub use ctx::{ConnInfo, RequestCtx, RequestStart, TlsInfo, Unserved};
+pub use ctx::{Afterwards, ConnInfo, RequestCtx, RequestStart, TlsInfo, Unserved};
 pub use kit::Kit;
-use pingora_core::{
-    Error, ErrorType, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer,
-};
+use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
@@ -63,7 +61,7 @@ impl ProxyHttp for App {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
-        select::peer(session, ctx, &self.profile)
+        select::peer(&self.kit, session, ctx, &self.profile)
     }
 
     async fn connected_to_upstream(
@@ -106,12 +104,12 @@ impl ProxyHttp for App {
 
     async fn request_body_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        watch::request_body(body.as_ref(), end, ctx);
+        watch::request_body(session, body.as_ref(), end, ctx);
         Ok(())
     }
 
@@ -171,12 +169,19 @@ impl ProxyHttp for App {
             ctx.reason = Some(reason);
         }
         ctx.deadline = None;
+        if !session.as_mut().is_body_done()
+            && let Some(info) = ctx.info()
+            && info.afterwards() == Afterwards::Drop
+        {
+            // An answer before the request's end; closing at once would take it away from a client that still sends.
+            info.set_afterwards(Afterwards::Linger);
+        }
         finish::served(&self.kit, session, ctx);
     }
 
     /// Failures are in the access log and, with their cause, in our own warnings.
-    fn suppress_error_log(&self, _: &Session, _: &RequestCtx, error: &Error) -> bool {
-        !matches!(error.etype(), ErrorType::Custom(_))
+    fn suppress_error_log(&self, _: &Session, _: &RequestCtx, _: &Error) -> bool {
+        true
     }
 
     fn suppress_proxy_warn_log(&self, _: &Session, _: &RequestCtx, _: &Error, _: ProxyWarnLogContext) -> bool {

@@ -7,7 +7,7 @@ use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::ctx::RequestCtx;
+use super::ctx::{Afterwards, RequestCtx};
 use crate::types::Reason;
 
 /// `Proxy-Status` (RFC 9209).
@@ -68,10 +68,9 @@ pub(super) async fn answer(session: &mut Session, ctx: &RequestCtx, reason: Reas
     match failure(ctx, status, reason) {
         Ok((head, body)) => match send(session, head, body).await {
             Ok(()) => {
-                if session.get_keepalive().is_some()
-                    && let Some(info) = ctx.info()
-                {
-                    info.set_answered_whole();
+                if let Some(info) = ctx.info() {
+                    let again = session.get_keepalive().is_some();
+                    info.set_afterwards(if again { Afterwards::NextRequest } else { Afterwards::Linger });
                 }
                 status.as_u16()
             }
@@ -106,7 +105,7 @@ pub(super) fn failure(ctx: &RequestCtx, status: StatusCode, reason: Reason) -> R
 
 /// Sends an answer of our own.
 pub(super) async fn send(session: &mut Session, mut head: ResponseHeader, body: Bytes) -> Result<()> {
-    let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED | StatusCode::RESET_CONTENT);
     if !bodiless {
         head.insert_header(header::CONTENT_LENGTH, body.len())?;
     }

@@ -7,7 +7,7 @@ use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_proxy::Session;
 
 use super::{
-    ctx::{RequestCtx, Waiting},
+    ctx::{ConnInfo, Fresh, RequestCtx, Waiting},
     kit::Kit,
 };
 use crate::{
@@ -37,7 +37,12 @@ pub(super) fn after_exchange(
     reused: bool,
 ) -> Box<Error> {
     let fired = ctx.deadline.as_ref().is_some_and(crate::runtime::deadlines::Deadline::disarm);
-    let reason = exchange_reason(&error, ctx, fired);
+    let body_done = session.as_mut().is_body_done();
+    let reason = match exchange_reason(&error, ctx, fired) {
+        // The backend had no reason to answer: it waits for the client's body, as we do.
+        Reason::FirstByteTimeout if !body_done && !fired => Reason::ClientTimeout,
+        reason => reason,
+    };
     ctx.upstream_fd = -1;
     let kind = match reason {
         Reason::FirstByteTimeout => AttemptFailure::FirstByteTimeout,
@@ -49,22 +54,29 @@ pub(super) fn after_exchange(
     let refused = matches!(error.retry, pingora_core::RetryType::Decided(true));
     let again = kind != AttemptFailure::Other || refused;
     let kind = if refused && kind == AttemptFailure::Other { AttemptFailure::StaleConnection } else { kind };
-    let again = again && decide(kit, session, ctx, kind, !refused);
+    // A head that could not be written at all, on a connection that the backend had closed, was seen by nobody.
+    let unsent = reused && !ctx.body_sent && error.etype() == &ErrorType::WriteError;
+    let again = again && decide(kit, session, ctx, kind, !refused && !unsent);
     failed(ctx, reason, kind, &error, again);
     error.set_retry(again);
     error
 }
 
-fn decide(kit: &Kit, session: &Session, ctx: &RequestCtx, kind: AttemptFailure, maybe_seen: bool) -> bool {
-    let Some(member) = ctx.member() else { return false };
+fn decide(kit: &Kit, session: &Session, ctx: &mut RequestCtx, kind: AttemptFailure, maybe_seen: bool) -> bool {
+    let snapshot = ctx.snapshot.clone();
+    let Some(member) = ctx.upstream.map(|index| snapshot.member(index)) else { return false };
     let failure = Failure {
         kind,
-        attempts: ctx.attempts,
+        // A connection that was stale says nothing of the backend, so its attempt is not counted.
+        attempts: ctx.attempts - u32::from(ctx.fresh == Fresh::Done),
         idempotent: is_idempotent(&session.req_header().method),
         maybe_seen,
         replayable: !session.as_ref().retry_buffer_truncated(),
         response_started: session.response_written().is_some(),
     };
+    let stale = kind == AttemptFailure::StaleConnection && ctx.fresh == Fresh::NotNeeded;
+    // The attempt on a fresh connection stands in for the one on the stale connection.
+    let failure = Failure { attempts: failure.attempts - u32::from(stale && failure.attempts > 0), ..failure };
     let decision = may_retry(&member.upstream.retry, &failure);
     if decision == Decision::GiveUp {
         return false;
@@ -76,7 +88,10 @@ fn decide(kit: &Kit, session: &Session, ctx: &RequestCtx, kind: AttemptFailure, 
         member.metrics.retry_budget_exhausted.increment();
         return false;
     }
-    member.metrics.retried(kind);
+    if stale {
+        ctx.fresh = Fresh::Needed;
+    }
+    ctx.retry = Some(kind);
     true
 }
 
@@ -129,6 +144,9 @@ fn tls_reason(error: &Error) -> Reason {
         Reason::TlsExpired
     } else if says(&["not valid for name", "NotValidForName"]) {
         Reason::TlsWrongName
+    } else if says(&["received fatal alert"]) {
+        // The backend refuses us: no client certificate, no common version.
+        Reason::TlsFailed
     } else if says(&["UnknownIssuer", "BadSignature", "CaUsedAsEndEntity", "invalid peer certificate"]) {
         Reason::TlsUntrusted
     } else {
@@ -140,9 +158,13 @@ fn exchange_reason(error: &Error, ctx: &RequestCtx, fired: bool) -> Reason {
     if ctx.total_due.is_some_and(|due| due <= Instant::now()) && !ctx.upgraded {
         return Reason::TotalTimeout;
     }
+    if ctx.info().is_some_and(ConnInfo::malformed) {
+        return Reason::BadRequest;
+    }
     if fired {
         return match ctx.waiting {
             Waiting::End => Reason::TotalTimeout,
+            Waiting::Body => Reason::ClientTimeout,
             Waiting::FirstByte => Reason::FirstByteTimeout,
             Waiting::Read | Waiting::WebSocket => Reason::ReadTimeout,
         };
@@ -162,6 +184,8 @@ fn exchange_reason(error: &Error, ctx: &RequestCtx, fired: bool) -> Reason {
         }
         ErrorType::InternalError if error.esource() != &ErrorSource::Upstream => Reason::Internal,
         _ if ctx.answered => Reason::ResponseTruncated,
+        // In TLS 1.3 a backend's objection to our certificate comes after the handshake (RFC 8446 §4.4.2).
+        _ if format!("{error}").contains("received fatal alert") => Reason::TlsFailed,
         _ => Reason::ResetBeforeHeaders,
     }
 }
@@ -175,6 +199,7 @@ fn downstream_reason(error: &Error) -> Reason {
     match error.etype() {
         ErrorType::ReadTimedout => Reason::ClientTimeout,
         ErrorType::InvalidHTTPHeader | ErrorType::ConnectError => Reason::BadRequest,
+        ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd") => Reason::BadRequest,
         ErrorType::HTTPStatus(status) if *status == StatusCode::PAYLOAD_TOO_LARGE.as_u16() => Reason::BodyTooLarge,
         ErrorType::HTTPStatus(_) => Reason::BadRequest,
         _ => Reason::ClientAborted,

@@ -1,11 +1,14 @@
 //! Chooses the backend of an attempt, and sets the deadlines that Pingora keeps.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pingora_core::{Error, ErrorType, Result, upstreams::peer::HttpPeer};
 use pingora_proxy::Session;
 
-use super::ctx::RequestCtx;
+use super::{
+    ctx::{Fresh, RequestCtx},
+    kit::Kit,
+};
 use crate::{
     config::model::UpstreamProtocol,
     runtime::{peer::TlsProfile, upstream::NoBackend},
@@ -13,11 +16,19 @@ use crate::{
     types::Reason,
 };
 
+/// How long the answer to a request with a body may take where nothing else counts: an HTTP/2 client and backend.
+const LONGEST_UPLOAD: Duration = Duration::from_secs(3600);
+
 /// A peer for the next attempt.
 ///
 /// # Errors
 /// There is no backend left, or no time.
-pub(super) fn peer(session: &Session, ctx: &mut RequestCtx, profile: &TlsProfile) -> Result<Box<HttpPeer>> {
+pub(super) fn peer(
+    kit: &Kit,
+    session: &mut Session,
+    ctx: &mut RequestCtx,
+    profile: &TlsProfile,
+) -> Result<Box<HttpPeer>> {
     let snapshot = ctx.snapshot.clone();
     let Some(member) = ctx.upstream.map(|index| snapshot.member(index)) else {
         return fail(ctx, Reason::Internal, "a request came to an upstream without a route");
@@ -44,17 +55,31 @@ pub(super) fn peer(session: &Session, ctx: &mut RequestCtx, profile: &TlsProfile
     let Some(mut peer) = picked.peer() else {
         return fail(ctx, Reason::DnsFailure, "the backend has no address");
     };
+    if let Some(kind) = ctx.retry.take() {
+        member.metrics.retried(kind);
+    }
+    if ctx.fresh == Fresh::Needed {
+        // No pooled connection is known by this key.
+        peer.group_key ^= kit.random();
+        ctx.fresh = Fresh::Done;
+    }
     ctx.attempts += 1;
     ctx.attempt = member.backends.get(picked.backend().index).map(BackendMetrics::begin);
     ctx.picked = Some(picked);
     ctx.reason = None;
     let websocket = session.is_upgrade_req();
+    if websocket && matches!(upstream.protocol, UpstreamProtocol::Http2 | UpstreamProtocol::H2c) {
+        return fail(ctx, Reason::UpgradeFailed, "an upgrade was asked for, and the backends speak HTTP/2 only");
+    }
     if websocket && upstream.protocol == UpstreamProtocol::Auto {
         // An upgrade is HTTP/1.1's alone (RFC 9113 §8.6).
         peer.options.set_http_version(1, 1);
     }
     if websocket {
         peer.options.read_timeout = Some(upstream.timeouts.websocket_idle.max(upstream.timeouts.first_byte));
+    } else if !session.as_mut().is_body_empty() {
+        // Pingora would count from the beginning of the request. From its end counts `watch`; this is the last resort.
+        peer.options.read_timeout = Some(LONGEST_UPLOAD);
     }
     if let Some(left) = left {
         peer.options.total_connection_timeout = Some(left);
@@ -62,6 +87,7 @@ pub(super) fn peer(session: &Session, ctx: &mut RequestCtx, profile: &TlsProfile
             peer.options.read_timeout = Some(peer.options.read_timeout.map_or(left, |read| read.min(left)));
         }
     }
+    ctx.read_timeout = peer.options.read_timeout.unwrap_or(Duration::MAX);
     Ok(peer)
 }
 

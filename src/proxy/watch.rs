@@ -1,20 +1,23 @@
-//! Deadlines on the upstream connection that Pingora does not keep: first byte apart from read, the request as a
-//! whole, and silence on an upgraded connection.
+//! Deadlines of an attempt that Pingora does not keep: first byte apart from read, the request as a whole, a body that
+//! an HTTP/2 client does not send, and silence on an upgraded connection.
 //!
 //! Pingora has one read deadline per attempt, the longer of `first_byte` and `read` (see `runtime/peer.rs`). The
-//! shorter one, and the others, are kept in the worker's table, which ends the upstream connection when one passes. An
-//! HTTP/2 connection is shared with other requests and is left alone; there Pingora's deadline is all there is.
+//! shorter one, and the others, are kept in the worker's table. When one passes, the connection to the backend ends;
+//! an HTTP/2 connection is shared with other requests and is left alone, there the reading from the client ends, which
+//! has the same effect on an HTTP/1 client's request. Between an HTTP/2 client and an HTTP/2 backend there is nothing
+//! to end, so Pingora's deadline is all there is.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{StatusCode, Version};
+use http::{StatusCode, Version, header};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use super::{
-    ctx::{RequestCtx, Waiting},
+    admit::READ_TIMEOUT,
+    ctx::{ConnInfo, RequestCtx, Waiting},
     kit::Kit,
 };
 use crate::{
@@ -27,27 +30,48 @@ pub(super) fn request_begins(kit: &Kit, session: &mut Session, upstream: &Reques
     ctx.answered = false;
     ctx.body_sent = false;
     let Some(timeouts) = ctx.member().map(|member| member.upstream.timeouts) else { return };
-    let needed = ctx.total_due.is_some() || timeouts.first_byte != timeouts.read || session.is_upgrade_req();
-    if !needed || upstream.version == Version::HTTP_2 {
+    let body = !session.as_mut().is_body_empty();
+    let needed = ctx.total_due.is_some() || timeouts.first_byte != timeouts.read || session.is_upgrade_req() || body;
+    let shared = upstream.version == Version::HTTP_2;
+    let how = if shared { How::Read } else { How::Both };
+    if shared {
+        let own = session.req_header().version != Version::HTTP_2;
+        ctx.upstream_fd = ctx.info().filter(|_| own).map_or(-1, ConnInfo::fd);
+    }
+    if !needed || ctx.upstream_fd < 0 {
         ctx.upstream_fd = -1;
         return;
     }
-    if ctx.deadline.is_none() {
-        ctx.deadline = Some(kit.deadlines().guard(How::Both));
+    match &ctx.deadline {
+        Some(deadline) => deadline.set_how(how),
+        None => ctx.deadline = Some(kit.deadlines().guard(how)),
     }
-    if session.as_mut().is_body_empty() {
+    if !body {
         wait_for(ctx, Waiting::FirstByte, Some(timeouts.first_byte));
+    } else {
+        wait_for_body(session, ctx);
+    }
+}
+
+/// HTTP/1 has a deadline for the next part of the body in Pingora.
+fn wait_for_body(session: &Session, ctx: &mut RequestCtx) {
+    if session.req_header().version == Version::HTTP_2 {
+        wait_for(ctx, Waiting::Body, Some(READ_TIMEOUT));
     } else {
         wait_for(ctx, Waiting::End, None);
     }
 }
 
 /// A part of the request's body goes towards the backend.
-pub(super) fn request_body(body: Option<&Bytes>, end: bool, ctx: &mut RequestCtx) {
+pub(super) fn request_body(session: &Session, body: Option<&Bytes>, end: bool, ctx: &mut RequestCtx) {
     ctx.body_sent |= body.is_some_and(|body| !body.is_empty());
     if ctx.upgraded {
         renew(ctx);
-    } else if end && !ctx.answered && ctx.waiting == Waiting::End {
+    } else if ctx.answered {
+        // The answer's deadlines count.
+    } else if !end {
+        wait_for_body(session, ctx);
+    } else if matches!(ctx.waiting, Waiting::Body | Waiting::End) {
         let first_byte = ctx.member().map(|member| member.upstream.timeouts.first_byte);
         wait_for(ctx, Waiting::FirstByte, first_byte);
     }
@@ -56,8 +80,8 @@ pub(super) fn request_body(body: Option<&Bytes>, end: bool, ctx: &mut RequestCtx
 /// The answer's head has come.
 ///
 /// # Errors
-/// The backend switches protocols without having been asked.
-pub(super) fn answer_begins(session: &Session, answer: &ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
+/// The backend switches protocols without having been asked, or its framing is ambiguous.
+pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
     if answer.status == StatusCode::SWITCHING_PROTOCOLS {
         if !session.is_upgrade_req() {
             ctx.reason = Some(Reason::BadResponse);
@@ -71,12 +95,52 @@ pub(super) fn answer_begins(session: &Session, answer: &ResponseHeader, ctx: &mu
         let silence = ctx.member().map(|member| member.upstream.timeouts.websocket_idle);
         wait_for(ctx, Waiting::WebSocket, silence);
     } else if !answer.status.is_informational() {
+        framing(answer, ctx)?;
         ctx.answered = true;
         let timeouts = ctx.member().map(|member| member.upstream.timeouts);
-        match timeouts.filter(|timeouts| timeouts.read < timeouts.first_byte) {
-            Some(timeouts) => wait_for(ctx, Waiting::Read, Some(timeouts.read)),
+        // Of an HTTP/2 client it cannot be told whether it is the one who is slow.
+        let ours = session.req_header().version != Version::HTTP_2;
+        match timeouts.filter(|timeouts| ours && timeouts.read < ctx.read_timeout) {
+            Some(timeouts) => {
+                wait_for(ctx, Waiting::Read, Some(timeouts.read));
+                if let (Some(deadline), Some(info)) = (&ctx.deadline, ctx.info()) {
+                    deadline.pause_while(info.blocked().clone());
+                }
+            }
             None => wait_for(ctx, Waiting::End, None),
         }
+    }
+    Ok(())
+}
+
+/// An HTTP/1 backend's framing must have one meaning only (RFC 9112 §6.3).
+fn framing(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
+    let refuse = |ctx: &mut RequestCtx, why: &'static str| {
+        ctx.reason = Some(Reason::BadResponse);
+        let mut error = Error::explain(ErrorType::InvalidHTTPHeader, why);
+        error.as_up();
+        Err(error)
+    };
+    if answer.status == StatusCode::NO_CONTENT {
+        // It has no body, so it has no framing (RFC 9110 §8.6, RFC 9112 §6.1).
+        answer.remove_header(&header::TRANSFER_ENCODING);
+        answer.remove_header(&header::CONTENT_LENGTH);
+        return Ok(());
+    }
+    let mut codings = answer.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && (codings.next().is_some() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+    {
+        return refuse(ctx, "a transfer coding other than chunked");
+    }
+    let mut lengths = answer.headers.get_all(header::CONTENT_LENGTH).iter();
+    if let Some(first) = lengths.next().cloned()
+        && let Some(second) = lengths.next()
+    {
+        if *second != first || lengths.any(|length| *length != first) {
+            return refuse(ctx, "several lengths");
+        }
+        answer.insert_header(header::CONTENT_LENGTH, first)?;
     }
     Ok(())
 }
@@ -93,7 +157,7 @@ fn renew(ctx: &RequestCtx) {
     match ctx.waiting {
         Waiting::Read => deadline.renew(now, until(ctx, now, Some(timeouts.read))),
         Waiting::WebSocket => deadline.renew(now, timeouts.websocket_idle),
-        Waiting::End | Waiting::FirstByte => {}
+        Waiting::Body | Waiting::End | Waiting::FirstByte => {}
     }
 }
 

@@ -8,7 +8,10 @@
 use std::{
     net::Shutdown,
     os::fd::{BorrowedFd, RawFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,8 +19,10 @@ use tokio::sync::Notify;
 
 /// How late a deadline may be noticed, so that many that are near each other cost one sweep.
 pub const TICK: Duration = Duration::from_millis(25);
+/// How much longer a paused deadline gets each time it is due, in milliseconds.
+const PAUSE: u64 = 250;
 
-/// A worker's deadlines. Cost: a sweep looks at every entry, 16 bytes each.
+/// A worker's deadlines. Cost: a sweep looks at every entry, 32 bytes each.
 pub struct Deadlines {
     start: Instant,
     table: Mutex<Table>,
@@ -33,7 +38,6 @@ struct Table {
     next: u64,
 }
 
-#[derive(Clone, Copy)]
 struct Entry {
     /// Milliseconds since the table's start.
     due: u64,
@@ -41,6 +45,8 @@ struct Entry {
     state: State,
     how: How,
     wait: Wait,
+    /// While this is true the deadline does not count; see [`Deadline::pause_while`].
+    paused: Option<Arc<AtomicBool>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,7 +85,7 @@ impl Deadlines {
 
     /// A place in the table, with no deadline yet.
     pub fn guard(self: &Arc<Self>, how: How) -> Deadline {
-        let entry = Entry { due: 0, fd: -1, state: State::Idle, how, wait: Wait::Work };
+        let entry = Entry { due: 0, fd: -1, state: State::Idle, how, wait: Wait::Work, paused: None };
         let mut table = self.lock();
         let slot = match table.free.pop() {
             Some(slot) => {
@@ -101,12 +107,15 @@ impl Deadlines {
         let mut table = self.lock();
         let mut nearest = u64::MAX;
         for entry in table.entries.iter_mut().filter(|entry| entry.state == State::Armed) {
-            if entry.due <= millis {
+            let paused = entry.paused.as_ref().is_some_and(|paused| paused.load(Ordering::Relaxed));
+            if entry.due <= millis && paused {
+                entry.due = millis.saturating_add(PAUSE);
+            } else if entry.due <= millis {
                 entry.state = State::Fired;
                 shut_down(entry.fd, entry.how);
-            } else {
-                nearest = nearest.min(entry.due);
+                continue;
             }
+            nearest = nearest.min(entry.due);
         }
         table.next = nearest;
         let rest = Duration::from_millis(nearest.saturating_sub(millis)).max(TICK);
@@ -147,7 +156,17 @@ impl Deadline {
     /// Shut `fd` down `after` from `now`, in place of what was set before.
     pub fn arm(&self, fd: RawFd, wait: Wait, now: Instant, after: Duration) {
         let due = self.table.millis(now).saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-        self.with(due, |entry| *entry = Entry { due, fd, state: State::Armed, how: entry.how, wait });
+        self.with(due, |entry| *entry = Entry { due, fd, state: State::Armed, how: entry.how, wait, paused: None });
+    }
+
+    /// While `paused` is true the armed deadline does not count: it is another who is slow.
+    pub fn pause_while(&self, paused: Arc<AtomicBool>) {
+        self.with(u64::MAX, |entry| entry.paused = Some(paused));
+    }
+
+    /// What is done to the socket from now on.
+    pub fn set_how(&self, how: How) {
+        self.with(u64::MAX, |entry| entry.how = how);
     }
 
     /// Moves an armed deadline to `after` from `now`; one that was not armed or has fired stays as it is.
@@ -186,7 +205,9 @@ impl Deadline {
 impl Drop for Deadline {
     fn drop(&mut self) {
         let mut table = self.table.lock();
-        table.entries[self.slot as usize].state = State::Free;
+        let entry = &mut table.entries[self.slot as usize];
+        entry.state = State::Free;
+        entry.paused = None;
         table.free.push(self.slot);
     }
 }
