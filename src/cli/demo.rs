@@ -56,8 +56,8 @@ pub(super) fn run_demo() -> Exit {
     if let (Some(listener), Some(metrics)) = (model.listeners.first(), model.metrics) {
         invite(&listener.address, metrics);
     }
-    logging::start();
-    run(&model, &Start { config: file.to_owned(), daemon: false, upgrade: false })
+    let log = logging::start();
+    run(&model, &Start { config: file.to_owned(), daemon: false, upgrade: false }, &log)
 }
 
 /// Says what to try, as soon as it will work.

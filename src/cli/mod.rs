@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand, ValueEnum, error::ErrorKind};
 use crate::{
     config::{self, Format},
     server::{self, Start},
+    telemetry::process_log::ProcessLog,
 };
 
 /// How the command ended; the numbers are part of the interface.
@@ -112,7 +113,8 @@ fn exit(exit: Exit) -> ExitCode {
 fn dispatch(arguments: &Arguments) -> Exit {
     match &arguments.command {
         Some(Command::Version) => {
-            println!("rrlb {}", env!("CARGO_PKG_VERSION"));
+            // A reader that has gone is no fault of ours.
+            let _ = writeln!(std::io::stdout(), "rrlb {}", env!("CARGO_PKG_VERSION"));
             Exit::Ok
         }
         Some(Command::Demo) => demo::run_demo(),
@@ -165,13 +167,15 @@ fn serve(file: &Path, arguments: &Arguments) -> Exit {
     if !loaded.warnings.problems.is_empty() {
         eprint!("{}", loaded.warnings.render(Format::Human));
     }
-    logging::start();
+    let log = logging::start();
     let start = Start { config: file.to_owned(), daemon: arguments.daemon, upgrade: arguments.upgrade };
-    run(&loaded.model, &start)
+    run(&loaded.model, &start, &log)
 }
 
-fn run(model: &config::model::Model, start: &Start) -> Exit {
-    match server::run(model, start) {
+fn run(model: &config::model::Model, start: &Start, log: &ProcessLog) -> Exit {
+    let ended = server::run(model, start, log);
+    log.flush(std::time::Duration::from_secs(2));
+    match ended {
         Ok(()) => Exit::Ok,
         Err(error) => {
             eprintln!("error: {error}");

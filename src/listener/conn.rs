@@ -144,7 +144,11 @@ impl Conn {
         if matches!(self.transport, Transport::Tls(_)) {
             // Once: a client that does not read must not hold the connection.
             let mut this = Pin::new(self);
-            std::future::poll_fn(|cx| Poll::Ready(drop(this.as_mut().poll_shutdown(cx)))).await;
+            std::future::poll_fn(|cx| {
+                let _ = this.as_mut().poll_shutdown(cx);
+                Poll::Ready(())
+            })
+            .await;
         }
     }
 

@@ -13,7 +13,7 @@ use pingora_core::{
     server::{ListenFds, ShutdownWatch},
     services::Service,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{
     Crew, Draining, Endpoint, Listening, Member,
@@ -43,6 +43,7 @@ pub struct Worker {
     crew: Arc<Crew>,
     inbox: Option<mpsc::UnboundedReceiver<Accepted>>,
     post: Arc<Post>,
+    gate: watch::Receiver<bool>,
     started: Arc<AtomicUsize>,
 }
 
@@ -54,11 +55,13 @@ pub(super) struct Post {
 }
 
 impl Worker {
-    /// As many workers as there are `(kit, proxies)`, all accepting from `listeners`. `started` counts those that do.
+    /// As many workers as there are `(kit, proxies)`, all accepting from `listeners` as soon as `gate` is open. `started`
+    /// counts those that do.
     pub fn crew(
         listeners: &[Arc<Listening>],
         kits: Vec<(Arc<Kit>, Proxies)>,
         draining: &Draining,
+        gate: &watch::Receiver<bool>,
         started: &Arc<AtomicUsize>,
     ) -> (Vec<Self>, Arc<Crew>) {
         let (senders, inboxes): (Vec<_>, Vec<_>) = kits.iter().map(|_| mpsc::unbounded_channel()).unzip();
@@ -76,12 +79,15 @@ impl Worker {
             crew: crew.clone(),
             inbox: Some(inbox),
             post: Arc::new(Post { kit, proxies, draining: draining.clone() }),
+            gate: gate.clone(),
             started: started.clone(),
         });
         (workers.collect(), crew)
     }
 
     async fn run(&mut self) {
+        // Closed only by the end of the process.
+        let _ = self.gate.wait_for(|open| *open).await;
         for listening in self.listeners.drain(..) {
             let metrics = self.post.kit.metrics().clone();
             tokio::spawn(accept(listening, self.crew.clone(), self.index, metrics, self.post.draining.clone()));

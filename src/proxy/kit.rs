@@ -35,7 +35,12 @@ pub struct Kit {
     random: AtomicU64,
     index: usize,
     epoch: Instant,
+    /// The second of the last warnings, and how many there were in it.
+    warned: (AtomicU64, AtomicU64),
 }
+
+/// Warnings of a worker in one second; what goes wrong for every request must not fill the disk.
+const WARNINGS: u64 = 10;
 
 impl Kit {
     /// The tools of worker `index`; `log` is `None` where no access log is kept. `epoch` is the same for all workers.
@@ -55,6 +60,7 @@ impl Kit {
             random: AtomicU64::new(rand::random()),
             index,
             epoch,
+            warned: Default::default(),
         }
     }
 
@@ -91,6 +97,16 @@ impl Kit {
     /// Milliseconds on the clock that all workers count retry budgets by.
     pub fn millis(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether another warning about a request may be logged now. The metrics count them all.
+    pub fn may_warn(&self, now: Instant) -> bool {
+        let second = self.millis(now) / 1000;
+        let (last, count) = &self.warned;
+        if last.swap(second, Ordering::Relaxed) != second {
+            count.store(0, Ordering::Relaxed);
+        }
+        count.fetch_add(1, Ordering::Relaxed) < WARNINGS
     }
 
     /// A random number, good for spreading and for request ids, not for secrets (SplitMix64, Steele et al. 2014).

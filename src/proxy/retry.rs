@@ -23,7 +23,7 @@ pub(super) fn after_connect(kit: &Kit, session: &Session, ctx: &mut RequestCtx, 
         _ => AttemptFailure::Connect,
     };
     let again = reason != Reason::TotalTimeout && decide(kit, session, ctx, kind, false);
-    failed(ctx, reason, kind, &error, again);
+    failed(kit, ctx, reason, kind, &error, again);
     error.set_retry(again);
     error
 }
@@ -57,7 +57,7 @@ pub(super) fn after_exchange(
     // A head that could not be written at all, on a connection that the backend had closed, was seen by nobody.
     let unsent = reused && !ctx.body_sent && error.etype() == &ErrorType::WriteError;
     let again = again && decide(kit, session, ctx, kind, !refused && !unsent);
-    failed(ctx, reason, kind, &error, again);
+    failed(kit, ctx, reason, kind, &error, again);
     error.set_retry(again);
     error
 }
@@ -96,7 +96,7 @@ fn decide(kit: &Kit, session: &Session, ctx: &mut RequestCtx, kind: AttemptFailu
 }
 
 /// Remembers what failed, so that it is not tried again.
-fn failed(ctx: &mut RequestCtx, reason: Reason, kind: AttemptFailure, error: &Error, again: bool) {
+fn failed(kit: &Kit, ctx: &mut RequestCtx, reason: Reason, kind: AttemptFailure, error: &Error, again: bool) {
     ctx.reason = Some(reason);
     ctx.answered = false;
     let Some(picked) = ctx.picked.take() else { return };
@@ -104,7 +104,7 @@ fn failed(ctx: &mut RequestCtx, reason: Reason, kind: AttemptFailure, error: &Er
     if kind != AttemptFailure::StaleConnection {
         ctx.tried.push(picked.backend().index);
     }
-    if error.esource() != &ErrorSource::Downstream {
+    if error.esource() != &ErrorSource::Downstream && kit.may_warn(Instant::now()) {
         let upstream = ctx.member().map_or("-", |member| member.upstream.name.as_str());
         let next = if again { "trying another" } else { "giving up" };
         let backend = picked.backend();

@@ -18,6 +18,8 @@ use crate::{
 
 /// How long the answer to a request with a body may take where nothing else counts: an HTTP/2 client and backend.
 const LONGEST_UPLOAD: Duration = Duration::from_secs(3600);
+/// How early a timer of Pingora's may be, and then some.
+const TIMER_TICK: Duration = Duration::from_millis(20);
 
 /// A peer for the next attempt.
 ///
@@ -84,6 +86,8 @@ pub(super) fn peer(
     if let Some(left) = left {
         peer.options.total_connection_timeout = Some(left);
         if !websocket {
+            // Pingora's timer may be a tick early; by then the request must be seen to be late.
+            let left = left + TIMER_TICK;
             peer.options.read_timeout = Some(peer.options.read_timeout.map_or(left, |read| read.min(left)));
         }
     }

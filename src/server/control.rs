@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -13,6 +13,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use nix::sys::signal::{SigSet, Signal as HeldSignal};
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::{
     io::unix::AsyncFd,
@@ -20,17 +21,21 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use super::upgrade::{HandOver, Successor, UpgradeSocket};
+use super::{
+    StartError,
+    process::PidFile,
+    upgrade::{HandOver, HandOverError, Successor, UpgradeSocket},
+};
 use crate::{
     listener::{Crew, ListenSocket},
     service::operations::Readiness,
-    telemetry::log_writer::LogWriter,
+    telemetry::{log_writer::LogWriter, process_log::ProcessLog},
     types::ListenAddress,
 };
 
 /// How often a drain looks whether anything is left.
 const LOOK: Duration = Duration::from_millis(10);
-/// How long workers may take to begin to accept.
+/// How long the first rounds and the workers may take before anything is served.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Everything that the end of the process concerns.
@@ -44,8 +49,16 @@ pub(super) struct Control {
     pub(super) readiness: Arc<Readiness>,
     pub(super) grace: Duration,
     pub(super) log: Option<Arc<LogWriter>>,
+    pub(super) process_log: ProcessLog,
     pub(super) upgrade_sock: PathBuf,
-    pub(super) state: Mutex<Held>,
+    pub(super) pid_file: Option<PidFile>,
+    /// Opened when workers and metrics are to accept.
+    pub(super) gate: watch::Sender<bool>,
+    /// The process that waits for this one to serve in the background.
+    pub(super) daemon_parent: Option<i32>,
+    pub(super) state: Arc<Mutex<Held>>,
+    /// Why nothing was served, for the exit code.
+    pub(super) failed: Arc<Mutex<Option<StartError>>>,
 }
 
 /// What is given up along the way.
@@ -57,10 +70,28 @@ pub(super) struct Held {
     pub(super) predecessor: Option<Successor>,
 }
 
+impl Held {
+    /// Descriptors of their own for a successor, by address.
+    fn copies(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+        let listeners = self
+            .listeners
+            .iter()
+            .map(|(address, socket)| Ok((address.to_string(), socket.as_fd().try_clone_to_owned()?)));
+        let operations = self
+            .operations
+            .iter()
+            .map(|(address, socket)| Ok((operations_key(address), socket.as_fd().try_clone_to_owned()?)));
+        listeners.chain(operations).collect()
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leaving {
-    /// Nobody comes after this process.
-    Terminated,
+    /// Nobody comes after this process, but perhaps one that has asked for the listeners.
+    Terminated {
+        /// One has.
+        claimed: bool,
+    },
     /// A new process serves.
     Upgraded,
 }
@@ -68,9 +99,12 @@ enum Leaving {
 #[async_trait]
 impl ShutdownSignalWatch for Control {
     async fn recv(&self) -> ShutdownSignal {
+        if let Err(error) = self.process_log.detach() {
+            log::error!("cannot start the log's writer: {error}");
+        }
         match Signals::listen() {
             Ok(signals) => self.serve(signals).await,
-            Err(error) => log::error!("cannot wait for signals: {error}"),
+            Err(error) => self.fail(StartError::Io { what: "cannot wait for signals".into(), error }),
         }
         if let Some(log) = &self.log
             && !log.shutdown(Duration::from_secs(5))
@@ -90,7 +124,7 @@ impl Control {
             log::error!("cannot start the access log's writer: {error}");
         }
         if !self.workers_accept(&mut signals).await {
-            return self.forget_unix_sockets();
+            return;
         }
         let mut upgrades = self.begin();
         let (report, mut reports) = mpsc::channel(1);
@@ -102,7 +136,7 @@ impl Control {
                     if let Some(upgrades) = upgrades.take() {
                         upgrades.into_inner().remove();
                     }
-                    return self.leave(Leaving::Terminated, &mut signals).await;
+                    return self.leave(Leaving::Terminated { claimed: claimed.load(Ordering::Acquire) }, &mut signals).await;
                 }
                 _ = signals.interrupt.recv() => {
                     log::info!("SIGINT: leaving at once");
@@ -145,25 +179,48 @@ impl Control {
         }
     }
 
-    /// Waits until every worker accepts. Returns whether they do.
+    /// Opens the gate and waits until every worker accepts. A successor opens it only when it knows its backends:
+    /// until then the process before it serves. Returns whether all went well.
     async fn workers_accept(&self, signals: &mut Signals) -> bool {
-        let begun = Instant::now();
-        while self.started.load(Ordering::Acquire) < self.workers {
-            if begun.elapsed() > START_PATIENCE {
-                log::error!("the workers did not start within {START_PATIENCE:?}");
-                return false;
+        let successor = self.held().predecessor.is_some();
+        let started = async {
+            if successor {
+                self.readiness.first_rounds().await;
             }
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(1)) => {}
-                _ = signals.terminate.recv() => return false,
-                _ = signals.interrupt.recv() => return false,
+            self.gate.send_replace(true);
+            while self.started.load(Ordering::Acquire) < self.workers {
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
+        };
+        tokio::select! {
+            done = tokio::time::timeout(START_PATIENCE, started) => match done {
+                Ok(()) => return true,
+                Err(_) => self.fail(StartError::NotReady(START_PATIENCE)),
+            },
+            _ = signals.terminate.recv() => log::info!("SIGTERM before anything was served: leaving"),
+            _ = signals.interrupt.recv() => log::info!("SIGINT before anything was served: leaving"),
         }
-        true
+        if !successor {
+            self.forget_unix_sockets();
+        }
+        false
     }
 
-    /// This process serves from here on: it can be upgraded itself, and the one before it may go.
+    /// This process serves from here on: the one before it may go, and it can be upgraded itself.
     fn begin(&self) -> Option<AsyncFd<UpgradeSocket>> {
+        let (predecessor, addresses) = {
+            let mut held = self.held();
+            let listeners = held.listeners.iter().map(|(address, _)| format!("serving on {address}"));
+            let operations = held.operations.iter().map(|(address, _)| format!("metrics on {address}"));
+            let addresses: Vec<_> = listeners.chain(operations).collect();
+            (held.predecessor.take(), addresses)
+        };
+        if let Some(predecessor) = predecessor
+            && let Err(error) = predecessor.serving()
+        {
+            log::warn!("the process before this one has gone by itself: {error}");
+        }
+        // Only now its names: had this process died before, the old one would still be found under them.
         let upgrades = UpgradeSocket::listen(&self.upgrade_sock).and_then(|socket| {
             // SAFETY: `UpgradeSocket` keeps the descriptor open for as long as it is registered.
             unsafe { AsyncFd::register(socket) }.map_err(Into::into)
@@ -171,55 +228,57 @@ impl Control {
         let upgrades = upgrades.inspect_err(|error| {
             log::error!("no upgrade with -u is possible: {}: {error}", self.upgrade_sock.display());
         });
-        let mut held = self.held();
-        for (address, _) in &held.listeners {
-            log::info!("serving on {address}");
+        if let Some(pid_file) = &self.pid_file {
+            pid_file.write();
         }
-        if let Some((address, _)) = &held.operations {
-            log::info!("metrics on {address}");
-        }
-        if let Some(predecessor) = held.predecessor.take()
-            && let Err(error) = predecessor.serving()
-        {
-            log::warn!("the process before this one has gone by itself: {error}");
+        for address in addresses {
+            log::info!("{address}");
         }
         self.readiness.serve();
+        if let Some(parent) = self.daemon_parent {
+            // Pingora's daemon waits for this signal before its first process ends.
+            let parent = nix::unistd::Pid::from_raw(parent);
+            if let Err(error) = nix::sys::signal::kill(parent, nix::sys::signal::Signal::SIGUSR1) {
+                log::debug!("telling the starting process that this one serves: {error}");
+            }
+            for extension in ["starting", "starting.old"] {
+                let _ = std::fs::remove_file(self.upgrade_sock.with_extension(extension));
+            }
+        }
         upgrades.ok()
+    }
+
+    fn fail(&self, error: StartError) {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 
     fn hand_over(&self, hand_over: HandOver, claimed: &Arc<AtomicBool>, report: mpsc::Sender<(i32, io::Result<()>)>) {
         let pid = hand_over.pid();
-        log::info!("process {pid} asks for the listeners");
-        let held = self.held();
-        let listeners = held.listeners.iter().map(|(address, socket)| {
-            let socket: Arc<dyn AsRawFd + Send + Sync> = socket.clone();
-            (address.to_string(), socket)
-        });
-        let operations = held.operations.iter().map(|(address, socket)| {
-            let socket: Arc<dyn AsRawFd + Send + Sync> = socket.clone();
-            (operations_key(address), socket)
-        });
-        let sockets: Vec<_> = listeners.chain(operations).collect();
-        drop(held);
-        let claimed = claimed.clone();
+        let (state, claimed) = (self.state.clone(), claimed.clone());
         // A thread and not a task: it waits for as long as the new process likes, and must not keep this one from ending.
         std::thread::spawn(move || {
-            let fds: Vec<(String, RawFd)> =
-                sockets.iter().map(|(address, socket)| (address.clone(), socket.as_raw_fd())).collect();
-            let outcome = hand_over.run(&fds, &claimed);
+            let sockets = || {
+                log::info!("process {pid} asks for the listeners");
+                state.lock().unwrap_or_else(PoisonError::into_inner).copies()
+            };
+            let outcome = match hand_over.run(sockets, &claimed) {
+                Ok(()) => Ok(()),
+                Err(HandOverError::Failed(error)) => Err(error),
+                Err(HandOverError::NotAsked(error)) => return log::debug!("upgrade socket: {error}"),
+            };
             // Nobody listens any more where the process is ending.
             let _ = report.blocking_send((pid, outcome));
         });
     }
 
     /// Finishes what is under way.
-    async fn leave(&self, leaving: Leaving, signals: &mut Signals) {
+    async fn leave(&self, mut leaving: Leaving, signals: &mut Signals) {
         self.readiness.drain();
         let began = Instant::now();
-        if leaving == Leaving::Upgraded {
-            self.close_operations.send_replace(true);
-        } else {
-            self.forget_unix_sockets();
+        match leaving {
+            Leaving::Upgraded => drop(self.close_operations.send_replace(true)),
+            Leaving::Terminated { claimed: true } => {}
+            Leaving::Terminated { claimed: false } => self.forget_unix_sockets(),
         }
         let sockets: Vec<_> = {
             let mut held = self.held();
@@ -241,7 +300,13 @@ impl Control {
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
-                _ = signals.terminate.recv() => return log::warn!("second SIGTERM: {open} connections cut off"),
+                _ = signals.terminate.recv() => match leaving {
+                    Leaving::Terminated { .. } => return log::warn!("second SIGTERM: {open} connections cut off"),
+                    Leaving::Upgraded => {
+                        log::info!("SIGTERM: draining already; a second one cuts {open} connections off");
+                        leaving = Leaving::Terminated { claimed: true };
+                    }
+                },
                 _ = signals.interrupt.recv() => return log::warn!("SIGINT: {open} connections cut off"),
                 _ = signals.quit.recv() => log::info!("SIGQUIT: draining already"),
                 _ = signals.reopen.recv() => if let Some(log) = &self.log { log.reopen() },
@@ -290,6 +355,17 @@ impl AsFd for UpgradeSocket {
     }
 }
 
+/// Until the signal loop runs, a signal must neither end the process without order nor be lost: it waits.
+pub(super) fn hold_signals() {
+    let mut held = SigSet::empty();
+    for signal in [HeldSignal::SIGINT, HeldSignal::SIGQUIT, HeldSignal::SIGTERM] {
+        held.add(signal);
+    }
+    if let Err(error) = held.thread_block() {
+        log::warn!("cannot hold signals back during the start: {error}");
+    }
+}
+
 struct Signals {
     hangup: Signal,
     interrupt: Signal,
@@ -301,13 +377,16 @@ struct Signals {
 
 impl Signals {
     fn listen() -> io::Result<Self> {
-        Ok(Self {
+        let signals = Self {
             hangup: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
             reopen: signal(SignalKind::user_defined1())?,
             terminate: signal(SignalKind::terminate())?,
             user2: signal(SignalKind::user_defined2())?,
-        })
+        };
+        // What came since the start of the process has waited; see `hold_signals`.
+        SigSet::all().thread_unblock()?;
+        Ok(signals)
     }
 }

@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, atomic::AtomicUsize},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
     time::Instant,
 };
 
@@ -21,9 +21,9 @@ use pingora_core::{
     services::background::background_service,
 };
 use pingora_proxy::{HttpProxy, ProxyServiceBuilder};
-use process::{Account, PidFile};
+use process::{Account, BoundFiles, PidFile};
 use tokio::sync::watch;
-use upgrade::Inherited;
+use upgrade::{Inherited, UpgradeSocket};
 
 use crate::{
     config::model::{self, LogTarget, Model},
@@ -39,9 +39,13 @@ use crate::{
     telemetry::{
         log_writer::{DEFAULT_LIMIT, LogWriter, Target},
         metrics::Metrics,
+        process_log::ProcessLog,
     },
-    types::Name,
+    types::{ListenAddress, Name},
 };
+
+/// Descriptors beside listeners and event loops without which nothing could be served.
+const SPARE_DESCRIPTORS: u64 = 32;
 
 /// How to start.
 #[derive(Clone, Debug)]
@@ -58,6 +62,8 @@ pub struct Start {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the texts say it
 pub enum StartError {
+    #[error("an rrlb that listens at {} is running; take over from it with -u, or give this one another `upgrade_sock:`", .0.display())]
+    AlreadyRunning(PathBuf),
     #[error("cannot open the access log {}: {}; its folder must exist and be writable", .0.display(), .1)]
     AccessLog(PathBuf, io::Error),
     #[error(transparent)]
@@ -78,6 +84,10 @@ pub enum StartError {
     NoSuchUser(String),
     #[error("only root can change to user {0}; start as root, or as {0} without `user:`")]
     NotRoot(String),
+    #[error(
+        "not ready to serve within {0:?}: health checks or name resolution have no result yet; the process before this one goes on"
+    )]
+    NotReady(std::time::Duration),
     #[error("nothing to take over: no rrlb listens at {}; start without -u, or check `upgrade_sock:`", .0.display())]
     NothingToTakeOver(PathBuf),
     #[error("cannot write the pid file {}: {}; its folder must exist and be writable", .0.display(), .1)]
@@ -90,6 +100,12 @@ pub enum StartError {
     NoRoots(Name),
     #[error("cannot make the folder {} for `upgrade_sock:`: {}", .0.display(), .1)]
     UpgradeFolder(PathBuf, io::Error),
+    #[error(
+        "only {limit} file descriptors may be open, at least {needed} are needed; raise the limit (ulimit -n, LimitNOFILE=)"
+    )]
+    TooFewDescriptors { needed: u64, limit: u64 },
+    #[error("the folder {} of `upgrade_sock:` belongs to user {}, and must belong to user {}, who rrlb runs as; chown it or name another", .0.display(), .1, .2)]
+    UpgradeFolderOwner(PathBuf, u32, u32),
     #[error("others can write the folder {} of `upgrade_sock:`, and so could take the listeners; chmod go-w it or name another", .0.display())]
     UpgradeFolderOpen(PathBuf),
 }
@@ -98,27 +114,39 @@ pub enum StartError {
 ///
 /// # Errors
 /// Nothing was served: a port is used, a user is unknown, there is nothing to take over …
-pub fn run(model: &Model, start: &Start) -> Result<(), StartError> {
+pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(), StartError> {
     ignore_early_signals();
     let daemon = start.daemon || model.process.daemon;
-    let account = Account::of(&model.process)?;
-    let upgrade_sock =
-        model.process.upgrade_sock.clone().unwrap_or_else(|| process::default_upgrade_sock(&start.config));
-    process::private_folder(&upgrade_sock, account.as_ref())?;
+    if !daemon {
+        // In the background the first process has its own way with signals.
+        control::hold_signals();
+    }
+    let process = &model.process;
+    process::raise_descriptor_limit(SPARE_DESCRIPTORS + (model.listeners.len() + 8 * process.threads) as u64)?;
+    let account = Account::of(process)?;
+    let account = account.as_ref();
+    let default_sock = || process::default_upgrade_sock(&start.config, account);
+    let upgrade_sock = process.upgrade_sock.clone().unwrap_or_else(default_sock);
+    process::private_folder(&upgrade_sock, account)?;
+    if !start.upgrade && UpgradeSocket::is_served(&upgrade_sock) {
+        return Err(StartError::AlreadyRunning(upgrade_sock));
+    }
     let mut inherited = start.upgrade.then(|| Inherited::take(&upgrade_sock)).transpose()?;
 
-    let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), model.process.threads));
-    let listeners = listeners(model, &metrics, inherited.as_mut())?;
+    let mut bound = BoundFiles::default();
+    let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), process.threads));
+    let listeners = listeners(model, &metrics, inherited.as_mut(), &mut bound)?;
     let operations = model.metrics.map(|address| operations_listener(address, inherited.as_mut())).transpose()?;
-    let log = access_log(model, &metrics, account.as_ref())?;
+    let log = access_log(model, &metrics, account)?;
     let snapshot = Arc::new(Snapshot::build(model, None, &metrics));
     check_roots(model)?;
     metrics.config_loads.increment();
 
+    let (gate, open) = watch::channel(false);
     let (drain, draining) = Draining::switch();
     let started = Arc::new(AtomicUsize::new(0));
     let kits = kits(model, &snapshot, &metrics, log.as_deref());
-    let (workers, crew) = Worker::crew(&listeners, kits, &draining, &started);
+    let (workers, crew) = Worker::crew(&listeners, kits, &draining, &open, &started);
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(model, daemon, &upgrade_sock));
     for worker in workers {
@@ -127,7 +155,7 @@ pub fn run(model: &Model, start: &Start) -> Result<(), StartError> {
     let upstreams: Vec<Arc<Upstream>> = snapshot.members().iter().map(|member| member.upstream.clone()).collect();
     let (_upstreams, upstreams) = watch::channel(upstreams);
     let observer = Arc::new(Observer::new(metrics.clone(), &snapshot));
-    let (health, first_round) = HealthChecks::new(upstreams.clone(), model.process.clone(), observer);
+    let (health, first_round) = HealthChecks::new(upstreams.clone(), process.clone(), observer);
     server.add_service(background_service("health checks", health));
     let (resolver, first_lookups) = Resolver::new(upstreams);
     server.add_service(background_service("name resolution", resolver));
@@ -136,36 +164,49 @@ pub fn run(model: &Model, start: &Start) -> Result<(), StartError> {
     let operations = match operations {
         Some((address, listener)) => {
             let serving = listener.try_clone().map_err(|error| StartError::Io { what: "metrics".into(), error })?;
-            server.add_service(Operations::new(serving, metrics.clone(), readiness.clone(), closing));
+            server.add_service(Operations::new(serving, metrics.clone(), readiness.clone(), open, closing));
             Some((address, Arc::new(listener)))
         }
         None => None,
     };
 
-    let pid_file = pid_file(model, daemon, account.as_ref())?;
+    let pid_file = process.pid_file.as_ref().map(|path| PidFile::open(path, account)).transpose()?;
+    if let Some(account) = account {
+        account.assume()?;
+        warn_of_rotation(model);
+    }
+    check_background(model, daemon)?;
+    let failed = Arc::new(Mutex::new(None));
+    let sockets = listeners
+        .iter()
+        .map(|listening| (listening.endpoint.model.address.clone(), listening.socket.clone()))
+        .collect();
     let control = Control {
         started,
-        workers: model.process.threads,
+        workers: process.threads,
         crew,
         drain,
         close_operations,
         readiness,
-        grace: model.process.grace_period,
-        log: log.clone(),
+        grace: process.grace_period,
+        log,
+        process_log: process_log.clone(),
         upgrade_sock,
-        state: Mutex::new(Held {
-            listeners: listeners
-                .iter()
-                .map(|listening| (listening.endpoint.model.address.clone(), listening.socket.clone()))
-                .collect(),
+        pid_file,
+        gate,
+        daemon_parent: daemon.then(|| i32::try_from(std::process::id()).unwrap_or(0)),
+        state: Arc::new(Mutex::new(Held {
+            listeners: sockets,
             operations,
             predecessor: inherited.map(Inherited::into_successor),
-        }),
+        })),
+        failed: failed.clone(),
     };
     drop(listeners);
+    bound.keep();
     server.run(RunArgs { shutdown_signal: Box::new(control) });
-    drop(pid_file);
-    Ok(())
+    let failed = failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+    failed.map_or(Ok(()), Err)
 }
 
 /// Until the signal loop runs, signals that have a meaning here must not end the process.
@@ -180,13 +221,20 @@ fn listeners(
     model: &Model,
     metrics: &Metrics,
     mut inherited: Option<&mut Inherited>,
+    bound: &mut BoundFiles,
 ) -> Result<Vec<Arc<Listening>>, StartError> {
     let ticketer = tls::ticketer()?;
     let open = |listener: &model::Listener| -> Result<Arc<Listening>, StartError> {
         let name = Name::from(listener.address.to_string());
         let socket = match inherited.as_deref_mut().and_then(|inherited| inherited.remove(name.as_str())) {
             Some(fd) => ListenSocket::inherit(fd).map_err(|error| StartError::Io { what: name.to_string(), error })?,
-            None => ListenSocket::bind(&listener.address)?,
+            None => {
+                let socket = ListenSocket::bind(&listener.address)?;
+                if let ListenAddress::Unix(path) = &listener.address {
+                    bound.add(path);
+                }
+                socket
+            }
         };
         let tls = listener.tls.as_ref().map(|tls| tls::server_config(tls, ticketer.clone())).transpose()?;
         let metrics = metrics.listener(&name);
@@ -203,7 +251,7 @@ fn operations_listener(
     let name = address.to_string();
     let fd: OwnedFd = match inherited.and_then(|inherited| inherited.remove(&operations_key(&name))) {
         Some(fd) => fd,
-        None => ListenSocket::bind(&crate::types::ListenAddress::Inet(address))?.into(),
+        None => ListenSocket::bind(&ListenAddress::Inet(address))?.into(),
     };
     let listener = std::net::TcpListener::from(fd);
     listener.set_nonblocking(true).map_err(|error| StartError::Io { what: format!("metrics on {name}"), error })?;
@@ -224,8 +272,9 @@ fn access_log(
         LogTarget::File(path) => StartError::AccessLog(path.clone(), error),
         LogTarget::Stdout => StartError::AccessLog("-".into(), error),
     };
+    let made = matches!(&log.target, LogTarget::File(path) if std::fs::symlink_metadata(path).is_err());
     let writer = LogWriter::open(target, DEFAULT_LIMIT, metrics.log_counts()).map_err(failed)?;
-    if let (Some(account), LogTarget::File(path)) = (account, &log.target) {
+    if let (Some(account), LogTarget::File(path)) = (account.filter(|_| made), &log.target) {
         account.own(path).map_err(failed)?;
     }
     Ok(Some(Arc::new(writer)))
@@ -283,14 +332,16 @@ fn proxy(conf: &Arc<ServerConf>, kit: &Arc<Kit>, profile: TlsProfile, model: &Mo
 fn server_conf(model: &Model, daemon: bool, upgrade_sock: &Path) -> ServerConf {
     let process = &model.process;
     let text = |path: &PathBuf| path.to_string_lossy().into_owned();
-    // Pingora's daemon always writes a pid file; without one asked for, it goes beside the upgrade socket.
-    let unasked = upgrade_sock.with_extension("pid");
     ServerConf {
         daemon,
+        // The first process ends when the one in the background serves, or fails.
+        daemon_wait_for_ready: daemon,
         error_log: process.error_log.as_ref().map(text),
-        pid_file: text(process.pid_file.as_ref().unwrap_or(&unasked)),
-        user: process.user.clone(),
-        group: process.group.clone(),
+        // Pingora's daemon needs one to see whether the background process lives; the operator's is ours to write.
+        pid_file: text(&upgrade_sock.with_extension("starting")),
+        // Binding is done by now, and so the user is changed already.
+        user: None,
+        group: None,
         working_directory: process.working_directory.clone(),
         threads: process.threads,
         // One event loop on one thread per worker; see `listener/worker.rs`.
@@ -301,20 +352,34 @@ fn server_conf(model: &Model, daemon: bool, upgrade_sock: &Path) -> ServerConf {
     }
 }
 
-/// Writes the pid file and changes the user, in this order, where Pingora's daemon does not do both.
-fn pid_file(model: &Model, daemon: bool, account: Option<&Account>) -> Result<Option<PidFile>, StartError> {
-    let path = model.process.pid_file.as_deref();
-    if daemon {
-        return Ok(path.map(PidFile::adopt));
+/// Pingora's daemon panics after the fork where these fail, when nobody is there to hear it.
+fn check_background(model: &Model, daemon: bool) -> Result<(), StartError> {
+    let process = &model.process;
+    let io = |what: &str, path: &Path, error| StartError::Io { what: format!("{what} {}", path.display()), error };
+    if !daemon {
+        return Ok(());
     }
-    let written = path.map(PidFile::write).transpose()?;
-    if let Some(account) = account {
-        if let Some(path) = path {
-            account.own(path).map_err(|error| StartError::PidFile(path.to_owned(), error))?;
-        }
-        account.assume()?;
+    if let Some(path) = &process.error_log {
+        let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        opened.map_err(|error| io("cannot open `error_log`", path, error))?;
     }
-    Ok(written)
+    if let Some(path) = &process.working_directory {
+        std::fs::read_dir(path).map_err(|error| io("cannot use `working_directory`", path, error))?;
+    }
+    Ok(())
+}
+
+/// A log that cannot be opened again after a rotation goes on into the old file; better said now than then.
+fn warn_of_rotation(model: &Model) {
+    if let Some(model::AccessLog { target: LogTarget::File(path), .. }) = &model.access_log
+        && let Some(folder) = path.parent()
+        && nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK).is_err()
+    {
+        log::warn!(
+            "{} is not writable for the user of `user:`; the access log cannot be made anew after a rotation",
+            folder.display()
+        );
+    }
 }
 
 /// Health in the metrics.

@@ -3,11 +3,12 @@
 use std::{
     ffi::CString,
     fs, io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-use nix::unistd::{Group, Uid, User, chown, getuid, initgroups, setgid, setuid};
+use nix::unistd::{Group, Uid, User, fchown, getuid, initgroups, setgid, setuid};
 
 use super::StartError;
 use crate::config::model::Process;
@@ -47,9 +48,16 @@ impl Account {
         Ok(Some(Self { user, gid }))
     }
 
-    /// Gives a file to the account, so that it may be opened again later.
+    /// Gives a file that this process has made to the account, so that it may be opened again later. Never follows a
+    /// link: who can write the folder could have any file given to it.
     pub(super) fn own(&self, path: &Path) -> io::Result<()> {
-        Ok(chown(path, Some(self.user.uid), Some(self.gid))?)
+        let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+        Ok(fchown(&file, Some(self.user.uid), Some(self.gid))?)
+    }
+
+    /// The account's user id.
+    pub(super) fn uid(&self) -> Uid {
+        self.user.uid
     }
 
     /// Becomes the account, for good.
@@ -67,47 +75,113 @@ impl Account {
     }
 }
 
-/// A pid file that this process has written, removed at its end unless another has written it since.
+/// A pid file. Opened while the process may still do so, written when it serves, removed at its end unless another
+/// process has written it since.
 #[derive(Debug)]
-pub(super) struct PidFile(PathBuf);
+pub(super) struct PidFile {
+    path: PathBuf,
+    file: fs::File,
+    made: bool,
+    written: AtomicBool,
+}
 
 impl PidFile {
-    /// Writes the file anew, in one step.
+    /// Opens the file, and makes it where there is none.
     ///
     /// # Errors
     /// The folder is missing or not writable.
-    pub(super) fn write(path: &Path) -> Result<Self, StartError> {
+    pub(super) fn open(path: &Path, account: Option<&Account>) -> Result<Self, StartError> {
         let failed = |error| StartError::PidFile(path.to_owned(), error);
-        let fresh = path.with_extension(format!("{}.tmp", std::process::id()));
-        fs::write(&fresh, format!("{}\n", std::process::id())).map_err(failed)?;
-        fs::rename(&fresh, path).map_err(failed)?;
-        Ok(Self(path.to_owned()))
+        let made = !path.exists();
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(failed)?;
+        if let Some(account) = account.filter(|_| made) {
+            account.own(path).map_err(failed)?;
+        }
+        Ok(Self { path: path.to_owned(), file, made, written: AtomicBool::new(false) })
     }
 
-    /// The file that Pingora has written while going to the background.
-    pub(super) fn adopt(path: &Path) -> Self {
-        Self(path.to_owned())
+    /// Writes this process's number.
+    pub(super) fn write(&self) {
+        let line = format!("{}\n", std::process::id());
+        let written = self.file.set_len(0).and_then(|()| self.file.write_all_at(line.as_bytes(), 0));
+        match written {
+            Ok(()) => self.written.store(true, Ordering::Relaxed),
+            Err(error) => log::error!("cannot write the pid file {}: {error}", self.path.display()),
+        }
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        let mut old = self.0.clone().into_os_string();
-        old.push(".old"); // where Pingora's daemon moves the file of the process before it
-        for path in [self.0.clone(), old.into()] {
-            let ours = fs::read_to_string(&path).is_ok_and(|pid| pid.trim().parse() == Ok(std::process::id()));
-            if ours && let Err(error) = fs::remove_file(&path) {
-                log::warn!("cannot remove the pid file {}: {error}", path.display());
-            }
+        let text = fs::read_to_string(&self.path);
+        let ours = text.is_ok_and(|pid| pid.trim().parse() == Ok(std::process::id()));
+        let unused = self.made && !self.written.load(Ordering::Relaxed);
+        if (ours || unused)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            // The folder is not this user's; an empty file says at least that nobody runs.
+            log::debug!("removing the pid file {}: {error}", self.path.display());
+            let _ = self.file.set_len(0);
         }
     }
 }
 
+/// Unix sockets that were bound by a start that may yet fail; their files are removed then.
+#[derive(Debug, Default)]
+pub(super) struct BoundFiles(Vec<PathBuf>);
+
+impl BoundFiles {
+    pub(super) fn add(&mut self, path: &Path) {
+        self.0.push(path.to_owned());
+    }
+
+    /// The start has not failed.
+    pub(super) fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for BoundFiles {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Raises the limit of open descriptors as far as it may go, and checks that `needed` are there.
+///
+/// # Errors
+/// There are fewer.
+pub(super) fn raise_descriptor_limit(needed: u64) -> Result<(), StartError> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls only read or write the structure they are given.
+    let limit = unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
+            return Ok(());
+        }
+        let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) == 0 { raised } else { limit }
+    };
+    if limit.rlim_cur < needed {
+        return Err(StartError::TooFewDescriptors { needed, limit: limit.rlim_cur });
+    }
+    Ok(())
+}
+
 /// Where the upgrade socket of a configuration is, if the file does not say: in a folder that only this user can
 /// write, under `$XDG_RUNTIME_DIR` or the temporary folder, named after the configuration file.
-pub(super) fn default_upgrade_sock(config: &Path) -> PathBuf {
+pub(super) fn default_upgrade_sock(config: &Path, account: Option<&Account>) -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let folder = runtime.unwrap_or_else(std::env::temp_dir).join(format!("rrlb-{}", getuid()));
+    let folder =
+        runtime.unwrap_or_else(std::env::temp_dir).join(format!("rrlb-{}", account.map_or_else(getuid, Account::uid)));
     let full = fs::canonicalize(config).unwrap_or_else(|_| config.to_owned());
     let name: String = full
         .to_string_lossy()
@@ -129,17 +203,18 @@ pub(super) fn private_folder(socket: &Path, account: Option<&Account>) -> Result
     let failed = |error| StartError::UpgradeFolder(folder.to_owned(), error);
     if !folder.exists() {
         fs::DirBuilder::new().mode(0o700).create(folder).map_err(failed)?;
+        if let Some(account) = account {
+            account.own(folder).map_err(failed)?;
+        }
     }
     let metadata = fs::metadata(folder).map_err(failed)?;
     let owner = Uid::from_raw(metadata.uid());
-    let trusted = |uid: Uid| uid == getuid() || uid.is_root() || account.is_some_and(|account| account.user.uid == uid);
-    if !trusted(owner) || metadata.permissions().mode() & 0o022 != 0 {
+    if metadata.permissions().mode() & 0o022 != 0 {
         return Err(StartError::UpgradeFolderOpen(folder.to_owned()));
     }
-    if let Some(account) = account
-        && owner == getuid()
-    {
-        account.own(folder).map_err(failed)?;
+    let user = account.map_or_else(getuid, Account::uid);
+    if owner != user {
+        return Err(StartError::UpgradeFolderOwner(folder.to_owned(), owner.as_raw(), user.as_raw()));
     }
     Ok(())
 }

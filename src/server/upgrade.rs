@@ -3,7 +3,8 @@
 //!
 //! The running process listens on the upgrade socket (SOCK_SEQPACKET, so that a message stays a message). The new one
 //! connects and says [`HELLO`]; it gets one message per listening socket, the address as text with the descriptor, and
-//! an empty address as the last. When it serves it says [`SERVING`]. Closing the connection before that calls it off.
+//! an empty address as the last. When it serves it says [`SERVING`] and is answered [`DRAINING`]; only then does it take
+//! the names of the old one (upgrade socket, pid file). Closing the connection before that calls it off.
 
 use std::{
     collections::HashMap,
@@ -11,7 +12,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::fs::PermissionsExt,
+        unix::fs::{MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
@@ -27,11 +28,14 @@ use super::StartError;
 
 const HELLO: &[u8] = b"rrlb-upgrade 1";
 const SERVING: &[u8] = b"serving";
+const DRAINING: &[u8] = b"draining";
 const BUSY: &[u8] = b"busy";
 /// A message is an address; unix paths are the longest.
 const LONGEST_MESSAGE: usize = 512;
 /// How long the running process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one that connects may take to say what it wants.
+const HELLO_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Listening sockets taken over from the running process, by address.
 pub(super) struct Inherited {
@@ -78,20 +82,30 @@ impl Inherited {
 
     /// What is left is closed here; the old process closes its own when it drains. What remains is the news to tell.
     pub(super) fn into_successor(self) -> Successor {
-        Successor(self.connection)
+        let unix = |address: String| address.strip_prefix("unix:").map(PathBuf::from);
+        Successor { connection: self.connection, given_up: self.sockets.into_keys().filter_map(unix).collect() }
     }
 }
 
 /// The news that this process serves, to be told to the one before it.
-pub(super) struct Successor(Socket);
+pub(super) struct Successor {
+    connection: Socket,
+    /// Files of unix listeners that nobody will listen on any more.
+    given_up: Vec<PathBuf>,
+}
 
 impl Successor {
-    /// Tells the old process to drain.
+    /// Tells the old process to drain, and waits until it does.
     ///
     /// # Errors
     /// It has gone meanwhile, which does no harm.
     pub(super) fn serving(self) -> io::Result<()> {
-        self.0.send(SERVING).map(drop)
+        self.connection.send(SERVING)?;
+        let answer = receive(&self.connection)?.0;
+        for path in &self.given_up {
+            let _ = fs::remove_file(path);
+        }
+        if answer.as_bytes() == DRAINING { Ok(()) } else { Err(io::Error::other(format!("it answered {answer:?}"))) }
     }
 }
 
@@ -121,9 +135,16 @@ fn receive(connection: &Socket) -> io::Result<(String, Option<OwnedFd>)> {
 pub(super) struct UpgradeSocket {
     socket: Socket,
     path: PathBuf,
+    inode: (u64, u64),
 }
 
 impl UpgradeSocket {
+    /// Whether a process listens at `path`.
+    pub(super) fn is_served(path: &Path) -> bool {
+        let probe = || Socket::new(Domain::UNIX, Type::SEQPACKET, None)?.connect(&SockAddr::unix(path)?);
+        probe().is_ok()
+    }
+
     /// Listens at `path`, in place of a process before this one. Non-blocking.
     ///
     /// # Errors
@@ -136,8 +157,9 @@ impl UpgradeSocket {
         socket.bind(&SockAddr::unix(&fresh)?)?;
         fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
         socket.listen(8)?;
+        let inode = inode(&fresh)?;
         fs::rename(&fresh, path)?;
-        Ok(Self { socket, path: path.to_owned() })
+        Ok(Self { socket, path: path.to_owned(), inode })
     }
 
     /// A successor that has connected; `WouldBlock` where there is none.
@@ -159,10 +181,16 @@ impl UpgradeSocket {
 
     /// Takes the socket away; for a process that leaves with no successor.
     pub(super) fn remove(self) {
-        if let Err(error) = fs::remove_file(&self.path) {
+        if inode(&self.path).is_ok_and(|inode| inode == self.inode)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
             log::debug!("removing the upgrade socket: {error}");
         }
     }
+}
+
+fn inode(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 impl AsRawFd for UpgradeSocket {
@@ -183,41 +211,65 @@ impl HandOver {
         self.pid
     }
 
-    /// Gives `sockets` away and waits until the new process serves. Blocks. `claimed` says whether a hand-over is under
-    /// way; one that only connects and says nothing does not hold up another.
+    /// Gives away what `sockets` returns and waits until the new process serves. Blocks. `claimed` says whether a
+    /// hand-over is under way; one that only connects and says nothing does not hold up another.
     ///
     /// # Errors
     /// It left before, speaks another language, or another was first.
-    pub(super) fn run(&self, sockets: &[(String, RawFd)], claimed: &AtomicBool) -> io::Result<()> {
-        self.connection.set_nonblocking(false)?;
-        self.connection.set_read_timeout(Some(PATIENCE))?;
-        if receive(&self.connection)?.0.as_bytes() != HELLO {
-            return Err(io::Error::other("not an rrlb of this kind"));
-        }
+    pub(super) fn run(
+        &self,
+        sockets: impl FnOnce() -> io::Result<Vec<(String, OwnedFd)>>,
+        claimed: &AtomicBool,
+    ) -> Result<(), HandOverError> {
+        self.greet().map_err(HandOverError::NotAsked)?;
         if claimed.swap(true, Ordering::AcqRel) {
-            self.connection.send(BUSY)?;
-            return Err(io::Error::other("another upgrade is under way"));
+            let _ = self.connection.send(BUSY);
+            return Err(HandOverError::NotAsked(io::Error::other("another upgrade is under way")));
         }
-        let outcome = self.give(sockets);
-        if outcome.is_err() {
+        let outcome = sockets().and_then(|sockets| self.give(sockets));
+        outcome.map_err(|error| {
             claimed.store(false, Ordering::Release);
-        }
-        outcome
+            HandOverError::Failed(error)
+        })
     }
 
-    fn give(&self, sockets: &[(String, RawFd)]) -> io::Result<()> {
-        for (address, fd) in sockets {
-            let fds = [*fd];
+    fn greet(&self) -> io::Result<()> {
+        self.connection.set_nonblocking(false)?;
+        self.connection.set_read_timeout(Some(HELLO_PATIENCE))?;
+        match receive(&self.connection)?.0.as_bytes() {
+            HELLO => Ok(()),
+            _ => Err(io::Error::other("not an rrlb of this kind")),
+        }
+    }
+
+    fn give(&self, sockets: Vec<(String, OwnedFd)>) -> io::Result<()> {
+        for (address, fd) in &sockets {
+            let fds = [fd.as_raw_fd()];
             let rights = [ControlMessage::ScmRights(&fds)];
             let text = [IoSlice::new(address.as_bytes())];
             sendmsg::<()>(self.connection.as_raw_fd(), &text, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
         }
         self.connection.send(b"\n")?;
+        // Our copies would keep the listeners open past a drain.
+        drop(sockets);
         // It may take its time: until it serves, nothing changes here.
         self.connection.set_read_timeout(None)?;
         match receive(&self.connection)?.0.as_bytes() {
-            SERVING => Ok(()),
+            SERVING => {
+                // It serves whether it hears this or not.
+                let _ = self.connection.send(DRAINING);
+                Ok(())
+            }
             _ => Err(io::Error::other("an unexpected message")),
         }
     }
+}
+
+/// Why nothing was handed over.
+#[derive(Debug)]
+pub(super) enum HandOverError {
+    /// The new process left before it served.
+    Failed(io::Error),
+    /// Nobody asked for the sockets in earnest.
+    NotAsked(io::Error),
 }

@@ -28,7 +28,7 @@ use crate::telemetry::metrics::Metrics;
 /// Scrapers and probes are few; more than this wait.
 const CONNECTIONS: usize = 64;
 /// A client that sends its head slower than this is cut off.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Whether the process should get traffic.
 #[derive(Debug)]
@@ -54,6 +54,13 @@ impl Readiness {
         self.draining.store(true, Ordering::Release);
     }
 
+    /// Waits until the first rounds are finished.
+    pub async fn first_rounds(&self) {
+        for round in &self.first_rounds {
+            round.clone().finished().await;
+        }
+    }
+
     fn state(&self) -> Result<(), &'static str> {
         if self.draining.load(Ordering::Acquire) {
             Err("draining\n")
@@ -72,23 +79,26 @@ pub struct Operations {
     listener: Option<std::net::TcpListener>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
+    gate: tokio::sync::watch::Receiver<bool>,
     closing: tokio::sync::watch::Receiver<bool>,
 }
 
 impl Operations {
-    /// Serves on a bound, non-blocking listener until `closing` becomes true.
+    /// Serves on a bound, non-blocking listener from when `gate` is open until `closing` becomes true.
     pub fn new(
         listener: std::net::TcpListener,
         metrics: Arc<Metrics>,
         readiness: Arc<Readiness>,
+        gate: tokio::sync::watch::Receiver<bool>,
         closing: tokio::sync::watch::Receiver<bool>,
     ) -> Self {
-        Self { listener: Some(listener), metrics, readiness, closing }
+        Self { listener: Some(listener), metrics, readiness, gate, closing }
     }
 
     async fn run(&mut self) -> std::io::Result<()> {
         let Some(listener) = self.listener.take() else { return Ok(()) };
         let listener = tokio::net::TcpListener::from_std(listener)?;
+        let _ = self.gate.wait_for(|open| *open).await;
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };

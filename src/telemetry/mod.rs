@@ -7,3 +7,4 @@ mod exposition;
 pub mod log_writer;
 pub mod metrics;
 mod process;
+pub mod process_log;
