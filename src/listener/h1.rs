@@ -47,7 +47,8 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Conn, info: Arc<ConnInfo>, 
             }
             Some(Parsed::H2Preface) => {
                 deadline.disarm();
-                return h2::serve(post, conn, info, endpoint).await;
+                // Boxed, so that an HTTP/1 connection does not carry its room.
+                return Box::pin(h2::serve(post, conn, info, endpoint)).await;
             }
             Some(Parsed::Refused(refused)) => {
                 return Box::pin(refuse(&post, &mut conn, &info, &deadline, *refused)).await;

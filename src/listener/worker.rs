@@ -157,7 +157,7 @@ fn start(post: &Arc<Post>, accepted: Accepted) {
         tokio::spawn(async move {
             if let Some((conn, info)) = Box::pin(handshake(&post, &endpoint, socket, client)).await {
                 match info.tls().map(|tls| tls.alpn) {
-                    Some(Some(Alpn::Http2)) => h2::serve(post, conn, info, endpoint).await,
+                    Some(Some(Alpn::Http2)) => Box::pin(h2::serve(post, conn, info, endpoint)).await,
                     _ => h1::serve(post, conn, info, endpoint).await,
                 }
             }

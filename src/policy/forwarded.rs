@@ -10,6 +10,8 @@ use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 
+use crate::types::write_address;
+
 /// `X-Forwarded-For`
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// `X-Forwarded-Host`
@@ -237,7 +239,7 @@ pub fn write_x_forwarded_for<'a>(existing: impl Iterator<Item = &'a [u8]>, peer:
     if let Some(peer) = peer {
         separate(out);
         // Writing to memory cannot fail.
-        let _ = write!(out, "{}", peer.to_canonical());
+        write_address(peer.to_canonical(), out);
     }
 }
 
@@ -259,7 +261,11 @@ pub fn write_forwarded<'a>(existing: impl Iterator<Item = &'a [u8]>, hop: &Hop<'
     // Writing to memory cannot fail.
     let _ = match hop.peer.map(|peer| peer.to_canonical()) {
         None => out.write_str("for=_unix"),
-        Some(IpAddr::V4(peer)) => write!(out, "for={peer}"),
+        Some(IpAddr::V4(peer)) => {
+            out.put_slice(b"for=");
+            write_address(IpAddr::V4(peer), out);
+            Ok(())
+        }
         Some(IpAddr::V6(peer)) => write!(out, "for=\"[{peer}]\""),
     };
     if let Some(host) = hop.host {

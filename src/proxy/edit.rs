@@ -1,7 +1,7 @@
 //! Heads on their way: towards the backend, and back to the client.
 
 use bytes::BytesMut;
-use http::{HeaderName, HeaderValue, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
@@ -34,16 +34,20 @@ pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &Req
             upstream.set_uri(uri);
         }
     }
-    forwarding(client, upstream, ctx)?;
-    if client.version == Version::HTTP_2 && upstream.version != Version::HTTP_2 {
-        join_cookies(upstream)?;
-    }
-    if let Some(via) = ctx.snapshot.via(client.version) {
-        upstream.append_header(header::VIA, via.clone())?;
-    }
-    if let Some(id) = &ctx.request_id {
-        upstream.insert_header(X_REQUEST_ID, id.clone())?;
-    }
+    let via = ctx.snapshot.via(client.version);
+    edit_request(upstream, |fields, version| {
+        fields.reserve(8);
+        forwarding(client, fields, ctx);
+        if client.version == Version::HTTP_2 && version != Version::HTTP_2 {
+            join_cookies(fields);
+        }
+        if let Some(via) = via {
+            fields.append(header::VIA, via.clone());
+        }
+        if let Some(id) = &ctx.request_id {
+            fields.insert(X_REQUEST_ID, id.clone());
+        }
+    })?;
     if upstream.version != Version::HTTP_2 {
         origin_form(upstream)?;
     }
@@ -81,6 +85,37 @@ fn origin_form(upstream: &mut RequestHeader) -> Result<()> {
     Ok(())
 }
 
+/// Edits the fields in their map itself. Pingora's own editing keeps a second map with the names as they were spelled,
+/// which costs more than all other work on a head; so names go on in lower case, as in HTTP/2.
+fn edit_request(head: &mut RequestHeader, edit: impl FnOnce(&mut HeaderMap, Version)) -> Result<()> {
+    // A target that its URI does not hold wholly is lost on the way through the parts.
+    let target = head.uri.path_and_query().map_or("", |target| target.as_str());
+    let verbatim = (head.raw_path() != target.as_bytes()).then(|| head.raw_path().to_vec());
+    let ends = head.send_end_stream();
+    let (nothing, ()) = http::Request::new(()).into_parts();
+    let mut parts = http::request::Parts::from(std::mem::replace(head, RequestHeader::from(nothing)));
+    edit(&mut parts.headers, parts.version);
+    *head = RequestHeader::from(parts);
+    if let Some(verbatim) = verbatim {
+        head.set_raw_path(&verbatim)?;
+    }
+    if let Some(ends) = ends {
+        head.set_send_end_stream(ends);
+    }
+    Ok(())
+}
+
+/// As [`edit_request`].
+fn edit_response(head: &mut ResponseHeader, edit: impl FnOnce(&mut HeaderMap)) -> Result<()> {
+    let canonical = head.status.canonical_reason();
+    let reason = head.get_reason_phrase().filter(|reason| canonical != Some(*reason)).map(str::to_owned);
+    let (nothing, ()) = http::Response::new(()).into_parts();
+    let mut parts = http::response::Parts::from(std::mem::replace(head, ResponseHeader::from(nothing)));
+    edit(&mut parts.headers);
+    *head = ResponseHeader::from(parts);
+    reason.map_or(Ok(()), |reason| head.set_reason_phrase(Some(&reason)))
+}
+
 fn host_header(ctx: &RequestCtx) -> Option<HeaderValue> {
     match &ctx.member()?.upstream.host_header {
         HostHeader::Fixed(host) => Some(host.clone()),
@@ -102,18 +137,17 @@ fn set_host(upstream: &mut RequestHeader, host: HeaderValue) -> Result<()> {
 }
 
 /// X-Forwarded-* and Forwarded: what a trusted peer said is kept and added to, what anyone else said is replaced.
-fn forwarding(client: &RequestHeader, upstream: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
-    let Some(info) = ctx.info() else { return Ok(()) };
+fn forwarding(client: &RequestHeader, upstream: &mut HeaderMap, ctx: &RequestCtx) {
+    let Some(info) = ctx.info() else { return };
     let peer = info.peer();
     let host = admit::host(client);
     if !ctx.peer_trusted {
-        let spoofed: Vec<HeaderName> =
-            upstream.headers.keys().filter(|name| is_forwarding_field(name)).cloned().collect();
+        let spoofed: Vec<HeaderName> = upstream.keys().filter(|name| is_forwarding_field(name)).cloned().collect();
         for name in &spoofed {
-            upstream.remove_header(name);
+            upstream.remove(name);
         }
     }
-    let kept = |name: &HeaderName| upstream.headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    let kept = |name: &HeaderName| upstream.get_all(name).iter().map(HeaderValue::as_bytes);
     let mut text = BytesMut::with_capacity(128);
     write_x_forwarded_for(kept(&X_FORWARDED_FOR), peer, &mut text);
     let forwarded_for = text.split().freeze();
@@ -121,16 +155,17 @@ fn forwarding(client: &RequestHeader, upstream: &mut RequestHeader, ctx: &Reques
     forwarded::write_forwarded(kept(&header::FORWARDED), &hop, &mut text);
     let forwarded = text.freeze();
     if !forwarded_for.is_empty() {
-        upstream.insert_header(X_FORWARDED_FOR, value(forwarded_for))?;
+        upstream.insert(X_FORWARDED_FOR, value(forwarded_for));
     }
-    upstream.insert_header(header::FORWARDED, value(forwarded))?;
-    if !upstream.headers.contains_key(X_FORWARDED_PROTO) {
-        upstream.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(ctx.scheme.as_str()))?;
+    upstream.insert(header::FORWARDED, value(forwarded));
+    if !upstream.contains_key(X_FORWARDED_PROTO) {
+        upstream.insert(X_FORWARDED_PROTO, HeaderValue::from_static(ctx.scheme.as_str()));
     }
-    if let Some(host) = host.filter(|_| !upstream.headers.contains_key(X_FORWARDED_HOST)) {
-        upstream.insert_header(X_FORWARDED_HOST, host)?;
+    if let Some(host) = host.filter(|_| !upstream.contains_key(X_FORWARDED_HOST))
+        && let Ok(host) = HeaderValue::from_str(host)
+    {
+        upstream.insert(X_FORWARDED_HOST, host);
     }
-    Ok(())
 }
 
 /// What was read as a field value before, or is made of addresses and names, is one.
@@ -139,15 +174,15 @@ fn value(text: bytes::Bytes) -> HeaderValue {
 }
 
 /// HTTP/2 may split `Cookie`; HTTP/1.1 may not (RFC 9113 §8.2.3).
-fn join_cookies(upstream: &mut RequestHeader) -> Result<()> {
-    let mut crumbs = upstream.headers.get_all(header::COOKIE).iter();
-    let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else { return Ok(()) };
+fn join_cookies(upstream: &mut HeaderMap) {
+    let mut crumbs = upstream.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else { return };
     let mut joined = BytesMut::from(first.as_bytes());
     for crumb in std::iter::once(second).chain(crumbs) {
         joined.extend_from_slice(b"; ");
         joined.extend_from_slice(crumb.as_bytes());
     }
-    upstream.insert_header(header::COOKIE, value(joined.freeze()))
+    upstream.insert(header::COOKIE, value(joined.freeze()));
 }
 
 /// Makes the client's answer out of the backend's.
@@ -177,15 +212,19 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
         answer.remove_header(&header::TRANSFER_ENCODING);
         session.set_keepalive(None);
     }
-    if let Some(via) = ctx.snapshot.via(answer.version) {
-        answer.append_header(header::VIA, via.clone())?;
-    }
+    let via = ctx.snapshot.via(answer.version);
+    edit_response(answer, |fields| {
+        fields.reserve(4);
+        if let Some(via) = via {
+            fields.append(header::VIA, via.clone());
+        }
+        if let Some(id) = &ctx.request_id {
+            fields.insert(X_REQUEST_ID, id.clone());
+        }
+    })?;
     if answer.version == Version::HTTP_10 {
         // A proxy answers in its own version (RFC 9110 §2.5).
         answer.set_version(Version::HTTP_11);
-    }
-    if let Some(id) = &ctx.request_id {
-        answer.insert_header(X_REQUEST_ID, id.clone())?;
     }
     if let Some(route) = ctx.route() {
         apply_response(answer, &route.response_headers)?;

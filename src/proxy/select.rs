@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use pingora_core::{Error, ErrorType, Result, upstreams::peer::HttpPeer};
+use http::Version;
+use pingora_core::{Error, ErrorType, Result, protocols::ALPN, upstreams::peer::HttpPeer};
 use pingora_proxy::Session;
 
 use super::{
@@ -77,7 +78,10 @@ pub(super) fn peer(
         // An upgrade is HTTP/1.1's alone (RFC 9113 §8.6).
         peer.options.set_http_version(1, 1);
     }
-    if websocket {
+    if peer.options.alpn == ALPN::H1 && session.req_header().version != Version::HTTP_2 {
+        // All of it is kept in the worker's table, which costs less than a timer for each read.
+        peer.options.read_timeout = None;
+    } else if websocket {
         peer.options.read_timeout = Some(upstream.timeouts.websocket_idle.max(upstream.timeouts.first_byte));
     } else if !session.as_mut().is_body_empty() {
         // Pingora would count from the beginning of the request. From its end counts `watch`; this is the last resort.
@@ -85,11 +89,9 @@ pub(super) fn peer(
     }
     if let Some(left) = left {
         peer.options.total_connection_timeout = Some(left);
-        if !websocket {
-            // Pingora's timer may be a tick early; by then the request must be seen to be late.
-            let left = left + TIMER_TICK;
-            peer.options.read_timeout = Some(peer.options.read_timeout.map_or(left, |read| read.min(left)));
-        }
+        // Pingora's timer may be a tick early; by then the request must be seen to be late.
+        let left = left + TIMER_TICK;
+        peer.options.read_timeout = peer.options.read_timeout.map(|read| if websocket { read } else { read.min(left) });
     }
     ctx.read_timeout = peer.options.read_timeout.unwrap_or(Duration::MAX);
     Ok(peer)

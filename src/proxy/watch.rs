@@ -31,7 +31,8 @@ pub(super) fn request_begins(kit: &Kit, session: &mut Session, upstream: &Reques
     ctx.body_sent = false;
     let Some(timeouts) = ctx.member().map(|member| member.upstream.timeouts) else { return };
     let body = !session.as_mut().is_body_empty();
-    let needed = ctx.total_due.is_some() || timeouts.first_byte != timeouts.read || session.is_upgrade_req() || body;
+    let unwatched = ctx.read_timeout == Duration::MAX;
+    let needed = unwatched || ctx.total_due.is_some() || timeouts.first_byte != timeouts.read || body;
     let shared = upstream.version == Version::HTTP_2;
     let how = if shared { How::Read } else { How::Both };
     if shared {

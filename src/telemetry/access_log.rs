@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::types::Reason;
+use crate::types::{Reason, write_address};
 
 /// What is logged of a request. Empty text is "not known": `null` in JSON, `-` in the combined format.
 #[derive(Clone, Copy, Debug)]
@@ -169,6 +169,7 @@ pub fn write_combined(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<
 fn push_client(client: Option<IpAddr>, out: &mut Vec<u8>) {
     match client {
         // Writing to memory cannot fail.
+        Some(IpAddr::V4(address)) => write_address(IpAddr::V4(address), out),
         Some(address) => drop(write!(out, "{address}")),
         None => out.extend_from_slice(b"unix"),
     }
@@ -189,7 +190,9 @@ fn push_padded(mut number: u64, width: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(digits.get(digits.len() - used.max(width).min(digits.len())..).unwrap_or_default());
 }
 
+#[inline(always)]
 fn push_json_key(key: &str, out: &mut Vec<u8>) {
+    out.reserve(key.len() + 4);
     out.extend_from_slice(b",\"");
     out.extend_from_slice(key.as_bytes());
     out.extend_from_slice(b"\":");
@@ -207,7 +210,10 @@ fn push_json_field(key: &str, text: &[u8], out: &mut Vec<u8>) {
         return;
     }
     out.push(b'"');
-    if text.iter().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')) {
+    // Without a branch per byte, so that it is done many bytes at a time.
+    let odd =
+        |byte: u8| u8::from(byte < b' ') | u8::from(byte > b'~') | u8::from(byte == b'"') | u8::from(byte == b'\\');
+    if text.iter().fold(0, |found, byte| found | odd(*byte)) == 0 {
         out.extend_from_slice(text);
     } else {
         push_json_escaped(text, out);

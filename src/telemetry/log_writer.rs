@@ -131,7 +131,7 @@ impl LogHandle {
     /// dropped and counted.
     pub fn line(&self, write: impl FnOnce(&mut Vec<u8>, &mut ClockText)) {
         let mut slot = lock(&self.slot);
-        let Slot { buffer, clock } = &mut *slot;
+        let Slot { buffer, clock, lines } = &mut *slot;
         // Relaxed: a limit, not a hand-over; workers may pass it by a line each.
         if self.shared.pending.load(Ordering::Relaxed) >= self.shared.limit {
             self.shared.counts.dropped.increment();
@@ -139,6 +139,7 @@ impl LogHandle {
         }
         let before = buffer.len();
         write(buffer, clock);
+        *lines += 1;
         let after = buffer.len();
         self.shared.pending.fetch_add(after - before, Ordering::Relaxed);
         drop(slot);
@@ -157,6 +158,7 @@ impl LogHandle {
 struct Slot {
     buffer: Vec<u8>,
     clock: ClockText,
+    lines: u64,
 }
 
 #[derive(Debug)]
@@ -219,12 +221,16 @@ fn write_lines(shared: &Shared, mut sink: Sink) {
 fn write_slots(shared: &Shared, sink: &mut Sink, mut spare: Vec<u8>) -> Vec<u8> {
     let slots: Vec<_> = lock(&shared.slots).clone();
     for slot in &slots {
-        mem::swap(&mut lock(slot).buffer, &mut spare);
+        let lines = {
+            let mut slot = lock(slot);
+            mem::swap(&mut slot.buffer, &mut spare);
+            mem::take(&mut slot.lines)
+        };
         if spare.is_empty() {
             continue;
         }
         let lost = sink.write(&spare);
-        shared.counts.written.add(line_count(&spare) - lost);
+        shared.counts.written.add(lines.saturating_sub(lost));
         shared.counts.dropped.add(lost);
         // Saturating: bytes of a line whose writing panicked were never counted in.
         let less = |pending: usize| Some(pending.saturating_sub(spare.len()));

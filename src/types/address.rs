@@ -1,6 +1,12 @@
 //! Where a listener accepts and where a backend is reached.
 
-use std::{fmt, net::SocketAddr, path::PathBuf};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use bytes::BufMut;
 
 /// What a listener binds: `0.0.0.0:80`, `[::]:443`, `unix:/run/rrlb/http.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,5 +53,26 @@ impl fmt::Display for BackendAddress {
             Self::Inet(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
+    }
+}
+
+/// Writes an address; IPv4 by hand, which is a tenth of the work of formatting.
+pub fn write_address(address: IpAddr, out: &mut impl BufMut) {
+    match address {
+        IpAddr::V4(address) => {
+            for (place, octet) in address.octets().into_iter().enumerate() {
+                if place > 0 {
+                    out.put_u8(b'.');
+                }
+                if octet >= 100 {
+                    out.put_u8(b'0' + octet / 100);
+                }
+                if octet >= 10 {
+                    out.put_u8(b'0' + octet / 10 % 10);
+                }
+                out.put_u8(b'0' + octet % 10);
+            }
+        }
+        IpAddr::V6(address) => out.put_slice(address.to_string().as_bytes()),
     }
 }

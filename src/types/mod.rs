@@ -5,7 +5,7 @@ mod name;
 mod reason;
 mod unit;
 
-pub use address::{BackendAddress, HostPort, ListenAddress};
+pub use address::{BackendAddress, HostPort, ListenAddress, write_address};
 pub use name::Name;
 pub use reason::{AttemptFailure, Reason};
 pub use unit::{ByteSize, Percent, UnitError, Weight, parse_duration};
