@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     policy::{
-        headers::HeaderEdits,
+        headers::{HeaderEdits, valid_host},
         route::{HostPattern, PathPattern, RouteMatch},
     },
     types::{Name, Weight},
@@ -361,7 +361,13 @@ fn editable(d: &mut Decoder<'_>, item: &Item<'_>, host: bool) -> Option<Vec<(Hea
             d.error_at(named.span, &named.item.path, "forbidden-header", message, help);
         }
     }
-    item.is_map().then(|| header_map(d, item)).flatten()
+    let fields = item.is_map().then(|| header_map(d, item)).flatten()?;
+    let is_host = |value: &HeaderValue| value.to_str().is_ok_and(valid_host);
+    if fields.iter().any(|(name, value)| *name == header::HOST && !is_host(value)) {
+        d.error(item, "bad-host", "the `host` to set is not one".to_owned(), "write host or host:port");
+        return None;
+    }
+    Some(fields)
 }
 
 /// Why a field may not be edited, and what to do instead.

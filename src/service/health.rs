@@ -196,6 +196,11 @@ impl Plan {
         loop {
             let started = Instant::now();
             let result = self.probe().await;
+            if result.as_ref().is_err_and(ProbeFailure::is_ours) {
+                // No descriptor left: that says nothing of the backend.
+                sleep_until(started + jittered(self.check.interval)).await;
+                continue;
+            }
             observer.probed(&self.upstream, &self.backend, result.is_ok());
             if let Some(flip) = state.observe(result.is_ok()) {
                 let known = self.backend.health() != Health::Unknown;
@@ -320,6 +325,15 @@ enum ProbeFailure {
     Protocol(BError),
     Status(StatusCode),
     Timeout(Duration),
+}
+
+impl ProbeFailure {
+    /// Whether this process, and not the backend, is the cause: EMFILE or ENFILE. Pingora keeps of it only the text.
+    fn is_ours(&self) -> bool {
+        let Self::Connect(error) = self else { return false };
+        let text = error.to_string();
+        ["os error 23)", "os error 24)"].iter().any(|number| text.contains(number))
+    }
 }
 
 impl fmt::Display for ProbeFailure {
