@@ -1,10 +1,11 @@
 //! The `rrlb` command.
 
+mod allocator;
+
 use std::process::ExitCode;
 
-/// Pingora allocates for every request; this allocator is the cheapest lever there is.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 fn main() -> ExitCode {
     // Before anything of Pingora's: it would choose `ring`, which has no X25519MLKEM768.

@@ -23,10 +23,8 @@ pub(super) fn status(reason: Reason) -> Option<StatusCode> {
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Reason::ClientTimeout | Reason::HeaderTimeout => StatusCode::REQUEST_TIMEOUT,
-        Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Reason::UriTooLong => StatusCode::URI_TOO_LONG,
         Reason::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-        Reason::Draining | Reason::NoBackend => StatusCode::SERVICE_UNAVAILABLE,
+        Reason::NoBackend => StatusCode::SERVICE_UNAVAILABLE,
         Reason::ConnectTimeout
         | Reason::FirstByteTimeout
         | Reason::ReadTimeout
@@ -38,7 +36,6 @@ pub(super) fn status(reason: Reason) -> Option<StatusCode> {
         | Reason::ConnectRefused
         | Reason::DnsFailure
         | Reason::ResetBeforeHeaders
-        | Reason::ResponseHeaderTooLarge
         | Reason::ResponseTruncated
         | Reason::TlsExpired
         | Reason::TlsFailed

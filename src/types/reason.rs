@@ -39,8 +39,6 @@ reasons! {
     BadRequest "bad_request" Some("http_request_error");
     /// The backend's answer was not HTTP.
     BadResponse "bad_response" Some("http_protocol_error");
-    /// The request's body is larger than allowed.
-    BodyTooLarge "body_too_large" Some("http_request_error");
     /// The client went away before the answer was finished.
     ClientAborted "client_aborted" None;
     /// The client's body did not arrive in time.
@@ -53,8 +51,6 @@ reasons! {
     ConnectTimeout "connect_timeout" Some("connection_timeout");
     /// The backend's host name has no address yet.
     DnsFailure "dns_failure" Some("dns_error");
-    /// rrlb is leaving and takes no new request.
-    Draining "draining" Some("proxy_internal_response");
     /// The answer's first byte did not come in time.
     FirstByteTimeout "first_byte_timeout" Some("http_response_timeout");
     /// The request's head did not arrive in time.
@@ -81,8 +77,6 @@ reasons! {
     ResetBeforeHeaders "reset_before_headers" Some("connection_terminated");
     /// Answered by a route's `respond`.
     Respond "respond" None;
-    /// The backend's answer has a larger head than is taken.
-    ResponseHeaderTooLarge "response_header_too_large" Some("http_response_header_section_size");
     /// The backend's answer ended before its end.
     ResponseTruncated "response_truncated" Some("http_response_incomplete");
     /// The backend's certificate has expired or is not valid yet.
@@ -99,8 +93,6 @@ reasons! {
     TotalTimeout "total_timeout" Some("http_response_timeout");
     /// The backend did not take the upgrade it was asked for.
     UpgradeFailed "upgrade_failed" Some("http_upgrade_failed");
-    /// The request's target is longer than allowed.
-    UriTooLong "uri_too_long" Some("http_request_error");
     /// The backend did not take the request's bytes in time.
     WriteTimeout "write_timeout" Some("connection_write_timeout");
 }
