@@ -48,6 +48,15 @@ fn is_protected(name: &[u8]) -> bool {
         || name.get(..FORWARDED.len()).is_some_and(|head| head.eq_ignore_ascii_case(FORWARDED))
 }
 
+/// Whether a request asks for a WebSocket (RFC 6455 §4.2.1), the one upgrade that is passed on.
+pub fn is_websocket(headers: &HeaderMap) -> bool {
+    let names = |name, token: &str| {
+        let items = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+        items.map(<[u8]>::trim_ascii).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
+    };
+    names(header::UPGRADE, "websocket") && names(header::CONNECTION, "upgrade")
+}
+
 /// Whether a request id from outside may be taken over: 1 to 128 of `A-Z a-z 0-9 . _ - + / = : @`.
 pub fn valid_request_id(id: &[u8]) -> bool {
     (1..=128).contains(&id.len()) && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-+/=:@".contains(byte))

@@ -1,6 +1,6 @@
 //! The way in: who is asking, under which id, by which route; and the answers that need no backend.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, Version, header};
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     policy::{
         forwarded::ClientIdentity,
-        headers::{RequestId, valid_request_id},
+        headers::{RequestId, is_websocket, valid_request_id},
         route::{RequestView, has_dot_segment, without_port},
     },
     runtime::snapshot::{Action, choose},
@@ -34,6 +34,12 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
     if ctx.start.is_none() {
         ctx.start = session.req_header_mut().extensions_mut().remove::<RequestStart>();
     }
+    let request = session.req_header_mut();
+    if request.headers.contains_key(header::UPGRADE) && !is_websocket(&request.headers) {
+        // No other upgrade is passed on, and everyone who asks whether this is one must see the same.
+        request.remove_header(&header::UPGRADE);
+        request.remove_header("http2-settings");
+    }
     session.set_write_timeout(Some(WRITE_TIMEOUT));
     session.set_read_timeout(Some(READ_TIMEOUT));
     session.set_total_drain_timeout(Some(READ_TIMEOUT));
@@ -47,6 +53,7 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
         session.set_ignore_info_resp(true);
     }
     let Some(start) = &ctx.start else { return };
+    ctx.started = start.began;
     let keep_alive = start.info.keep_alive().as_secs().max(1);
     if session.get_keepalive().is_some() {
         session.set_keepalive(Some(keep_alive));
@@ -105,7 +112,7 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
             let member = snapshot.member(upstream);
             ctx.total_due = member.upstream.timeouts.total.map(|total| ctx.started + total);
             ctx.in_flight = Some(member.metrics.begin(kit.index()));
-            member.upstream.budget.on_request(kit.millis(Instant::now()));
+            member.upstream.budget.on_request(kit.millis(ctx.started));
             Ok(false)
         }
         Action::Redirect(redirect) => {

@@ -177,6 +177,8 @@ pub struct RequestStart {
     pub info: Arc<ConnInfo>,
     /// Randomness of this request.
     pub seed: u64,
+    /// When its head had come.
+    pub began: Instant,
 }
 
 /// A request that never came to a phase, as far as it is known.
@@ -251,6 +253,8 @@ pub struct RequestCtx {
     pub(super) total_due: Option<Instant>,
     /// Any byte of the body has been given towards a backend.
     pub(super) body_sent: bool,
+    /// The attempt's connection came from the pool.
+    pub(super) reused: bool,
     /// The last attempt failed on a stale connection, so the next is made on a fresh one; at most once.
     pub(super) fresh: Fresh,
     /// What called for the next attempt.
@@ -263,9 +267,9 @@ pub struct RequestCtx {
 }
 
 impl RequestCtx {
-    pub(super) fn new(snapshot: Arc<Current>) -> Self {
+    pub(super) fn new(snapshot: Arc<Current>, started: Instant) -> Self {
         Self {
-            started: Instant::now(),
+            started,
             start: None,
             snapshot,
             route: None,
@@ -285,6 +289,7 @@ impl RequestCtx {
             upstream_fd: -1,
             total_due: None,
             body_sent: false,
+            reused: false,
             fresh: Fresh::NotNeeded,
             retry: None,
             read_timeout: Duration::MAX,

@@ -94,6 +94,11 @@ impl Kit {
         self.index
     }
 
+    /// The beginning of the clock that all workers count by.
+    pub(super) fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
     /// Milliseconds on the clock that all workers count retry budgets by.
     pub fn millis(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)

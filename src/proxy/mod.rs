@@ -41,7 +41,7 @@ impl ProxyHttp for App {
     type CTX = RequestCtx;
 
     fn new_ctx(&self) -> RequestCtx {
-        RequestCtx::new(self.kit.snapshot())
+        RequestCtx::new(self.kit.snapshot(), self.kit.epoch())
     }
 
     /// None: Pingora's compression would cost every request two allocations and do nothing.
@@ -74,6 +74,7 @@ impl ProxyHttp for App {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         ctx.upstream_fd = fd;
+        ctx.reused = reused;
         if let Some(member) = ctx.member() {
             let used = if reused { ConnectionUse::Reused } else { ConnectionUse::Fresh };
             member.metrics.connection(self.kit.index(), used);
@@ -135,10 +136,12 @@ impl ProxyHttp for App {
         &self,
         _: &mut Session,
         _: &mut Option<Bytes>,
-        _: bool,
+        end: bool,
         ctx: &mut RequestCtx,
     ) -> Result<Option<std::time::Duration>> {
-        watch::answer_body(ctx);
+        if !end {
+            watch::answer_body(ctx);
+        }
         Ok(None)
     }
 

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use http::StatusCode;
 use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_proxy::Session;
 
@@ -200,7 +199,6 @@ fn downstream_reason(error: &Error) -> Reason {
         ErrorType::ReadTimedout => Reason::ClientTimeout,
         ErrorType::InvalidHTTPHeader | ErrorType::ConnectError => Reason::BadRequest,
         ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd") => Reason::BadRequest,
-        ErrorType::HTTPStatus(status) if *status == StatusCode::PAYLOAD_TOO_LARGE.as_u16() => Reason::BodyTooLarge,
         ErrorType::HTTPStatus(_) => Reason::BadRequest,
         _ => Reason::ClientAborted,
     }

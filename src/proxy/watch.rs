@@ -170,7 +170,9 @@ fn wait_for(ctx: &mut RequestCtx, waiting: Waiting, patience: Option<Duration>) 
         deadline.disarm();
         return;
     }
-    let now = Instant::now();
+    // On a pooled connection a first attempt begins with the request; no need to ask the clock again.
+    let first = ctx.attempts == 1 && ctx.reused && waiting == Waiting::FirstByte && !ctx.body_sent;
+    let now = if first { ctx.started } else { Instant::now() };
     deadline.arm(ctx.upstream_fd, Wait::Work, now, until(ctx, now, patience));
 }
 

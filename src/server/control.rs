@@ -236,14 +236,7 @@ impl Control {
         }
         self.readiness.serve();
         if let Some(parent) = self.daemon_parent {
-            // Pingora's daemon waits for this signal before its first process ends.
-            let parent = nix::unistd::Pid::from_raw(parent);
-            if let Err(error) = nix::sys::signal::kill(parent, nix::sys::signal::Signal::SIGUSR1) {
-                log::debug!("telling the starting process that this one serves: {error}");
-            }
-            for extension in ["starting", "starting.old"] {
-                let _ = std::fs::remove_file(self.upgrade_sock.with_extension(extension));
-            }
+            tell_parent(parent, self.upgrade_sock.clone());
         }
         upgrades.ok()
     }
@@ -330,6 +323,24 @@ impl Control {
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tells the process that waits in the foreground that this one serves. Pingora's daemon ignores the signal until it
+/// waits for it, so it is told until it is gone, for some seconds at most.
+fn tell_parent(parent: i32, upgrade_sock: PathBuf) {
+    const PAUSE: Duration = Duration::from_millis(20);
+    tokio::spawn(async move {
+        let parent = nix::unistd::Pid::from_raw(parent);
+        for _ in 0..250 {
+            if nix::sys::signal::kill(parent, HeldSignal::SIGUSR1).is_err() {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        for extension in ["starting", "starting.old"] {
+            let _ = std::fs::remove_file(upgrade_sock.with_extension(extension));
+        }
+    });
 }
 
 /// The metrics listener among the sockets of a hand-over.
