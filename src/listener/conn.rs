@@ -73,9 +73,9 @@ pub(super) struct Conn {
 /// Where a connection goes that Pingora drops too early: after an answer of our own in place of a backend's it is good
 /// for another request, and after an answer before the request's end the client must have time to read it.
 #[derive(Debug)]
-pub(super) struct Keeper {
-    pub(super) info: Arc<ConnInfo>,
-    pub(super) kept: Arc<Mutex<Option<Kept>>>,
+struct Keeper {
+    info: Arc<ConnInfo>,
+    kept: Arc<Mutex<Option<Box<Kept>>>>,
 }
 
 /// A connection that Pingora has dropped.
@@ -107,7 +107,7 @@ impl Drop for Conn {
         let transport = std::mem::replace(&mut self.transport, Transport::Gone);
         let kept =
             Kept { transport, ahead: std::mem::take(&mut self.ahead), out: std::mem::take(&mut self.out), after };
-        *keeper.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        *keeper.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(kept));
     }
 }
 
@@ -126,8 +126,10 @@ impl Conn {
     }
 
     /// Has the connection given back where Pingora drops it without need.
-    pub(super) fn keep(&mut self, keeper: Option<Keeper>) {
-        self.keeper = keeper;
+    pub(super) fn keep(&mut self, info: &Arc<ConnInfo>, kept: &Arc<Mutex<Option<Box<Kept>>>>) {
+        if self.keeper.is_none() {
+            self.keeper = Some(Keeper { info: info.clone(), kept: kept.clone() });
+        }
     }
 
     /// The descriptor of the socket.

@@ -9,13 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pingora_core::{apps::HttpServerApp, protocols::http::ServerSession};
+use pingora_core::{
+    apps::{HttpServerApp, ReusedHttpStream},
+    protocols::http::ServerSession,
+};
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 
 use super::{
     Endpoint,
+    accept::Open,
     border::Border,
-    conn::{Conn, Keeper, Kept},
+    conn::{Conn, Kept},
     front::{self, Parsed, Refused},
     h2,
     worker::Post,
@@ -31,24 +35,35 @@ const LINGER_BYTES: usize = 4 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(post: Arc<Post>, mut conn: Conn, info: Arc<ConnInfo>, endpoint: Arc<Endpoint>) {
+///
+/// The connection is boxed: it goes to Pingora and comes back as it is, and the task that waits with it stays small.
+pub(super) async fn serve(
+    post: Arc<Post>,
+    mut conn: Box<Conn>,
+    info: Arc<ConnInfo>,
+    endpoint: Arc<Endpoint>,
+    open: Open,
+) {
     let deadline = post.kit.deadlines().guard(How::Read);
-    let kept = Arc::new(Mutex::new(None));
+    let kept = Arc::default();
     let mut wait = Wait::First;
     loop {
         match head(&mut conn, &endpoint, &deadline, wait).await {
             Some(Parsed::Request(length, border)) => {
                 deadline.disarm();
-                match Box::pin(request(&post, conn, length, border, &info, &kept)).await {
-                    Some(again) => conn = again,
-                    None => return,
+                let returned = exchange(&post, conn, length, border, &info, &kept).await;
+                match afterwards(&post, returned, &info, &kept) {
+                    Next::Request(again) => conn = again,
+                    Next::Linger(mut last) => return Box::pin(linger(&post, &mut last)).await,
+                    Next::Nothing => return,
                 }
                 wait = Wait::Next;
             }
             Some(Parsed::H2Preface) => {
                 deadline.disarm();
                 // Boxed, so that an HTTP/1 connection does not carry its room.
-                return Box::pin(h2::serve(post, conn, info, endpoint)).await;
+                Box::pin(h2::serve(post, conn, info, endpoint)).await;
+                return drop(open);
             }
             Some(Parsed::Refused(refused)) => {
                 return Box::pin(refuse(&post, &mut conn, &info, &deadline, *refused)).await;
@@ -65,12 +80,13 @@ async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadline, wait: W
     let fd: RawFd = conn.fd();
     let patience = if wait == Wait::First { limits.header_timeout } else { limits.idle_timeout };
     let began = Instant::now();
-    if conn.ahead().is_empty() {
-        deadline.arm(fd, wait, Instant::now(), patience);
+    let mut waiting = conn.ahead().is_empty();
+    let mut parse = !waiting;
+    if waiting {
+        deadline.arm(fd, wait, began, patience);
     } else {
-        deadline.arm(fd, Wait::Work, Instant::now(), limits.header_timeout);
+        deadline.arm(fd, Wait::Work, began, limits.header_timeout);
     }
-    let mut parse = !conn.ahead().is_empty();
     loop {
         if parse {
             match front::parse(conn.ahead(), limit, endpoint.model.h2c) {
@@ -78,16 +94,16 @@ async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadline, wait: W
                 parsed => return Some(parsed),
             }
         }
-        let first = conn.ahead().is_empty();
+        if waiting && !conn.ahead().is_empty() {
+            // A fresh connection's head is due counted from the beginning of the connection.
+            let from = if wait == Wait::First { began } else { Instant::now() };
+            deadline.arm(fd, Wait::Work, from, limits.header_timeout);
+            waiting = false;
+        }
         match poll_fn(|cx| conn.poll_fill(cx)).await {
             Ok(0) if deadline.fired() && !conn.ahead().is_empty() => return Some(late()),
             Ok(0) | Err(_) => return None,
             Ok(read) => {
-                if first {
-                    // A fresh connection's head is due counted from the beginning of the connection.
-                    let from = if wait == Wait::First { began } else { Instant::now() };
-                    deadline.arm(fd, Wait::Work, from, limits.header_timeout);
-                }
                 // A head ends with a line, so only a line's end can end it; and what is too long is refused soon.
                 let bytes = conn.ahead();
                 let fresh = &bytes[bytes.len() - read..];
@@ -106,15 +122,18 @@ fn late() -> Parsed {
     }))
 }
 
-/// One request through Pingora. Returns the connection where another request may follow.
-async fn request(
-    post: &Arc<Post>,
-    mut conn: Conn,
+/// Where a connection that Pingora drops comes back.
+type Slot = Arc<Mutex<Option<Box<Kept>>>>;
+
+/// One request through Pingora. Not an `async fn`: that would hold the session a second time.
+fn exchange<'a>(
+    post: &'a Post,
+    mut conn: Box<Conn>,
     head: usize,
     mut border: Border,
     info: &Arc<ConnInfo>,
-    kept: &Arc<Mutex<Option<Kept>>>,
-) -> Option<Conn> {
+    kept: &Slot,
+) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>> {
     let seed = post.kit.random();
     let body = border.advance(&conn.ahead()[head..]);
     conn.begin(border);
@@ -123,28 +142,39 @@ async fn request(
         // The bytes are the request's alone then, and are freed with it.
         *conn.ahead() = bytes::BytesMut::new();
     }
-    let proxy = post.proxies.for_head(&post.kit, &bytes[..head], seed).clone();
+    let proxy = post.proxies.for_head(&post.kit, &bytes[..head], seed);
     info.begin_request();
-    conn.keep(Some(Keeper { info: info.clone(), kept: kept.clone() }));
-    let mut session = ServerSession::new_http1(Box::new(conn));
+    conn.keep(info, kept);
+    let start = RequestStart { info: info.clone(), seed, began: Instant::now() };
+    let mut session = ServerSession::new_http1(conn);
     session.set_pipelined_prefix(bytes);
-    session.set_connection_user_context(Some(Box::new(RequestStart { info: info.clone(), seed })));
-    let returned = proxy.process_new_http(session, post.draining.watch()).await;
+    session.set_connection_user_context(Some(Box::new(start)));
+    proxy.process_new_http(session, post.draining.watch())
+}
+
+/// What becomes of a connection after a request.
+enum Next {
+    Linger(Box<Conn>),
+    Nothing,
+    Request(Box<Conn>),
+}
+
+fn afterwards(post: &Post, returned: Option<ReusedHttpStream>, info: &ConnInfo, kept: &Slot) -> Next {
     if !info.logged() {
         post.kit.log_unserved(info, Unserved::unseen(Reason::BadRequest, "HTTP/1.1"));
     }
     let Some(returned) = returned else {
-        let kept = kept.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        if kept.after == Afterwards::NextRequest {
-            return Some(kept.into());
-        }
-        linger(post, &mut kept.into()).await;
-        return None;
+        let kept = kept.lock().unwrap_or_else(PoisonError::into_inner).take();
+        return kept.map_or(Next::Nothing, |kept| match kept.after {
+            Afterwards::NextRequest => Next::Request(Box::new(Conn::from(*kept))),
+            Afterwards::Drop | Afterwards::Linger => Next::Linger(Box::new(Conn::from(*kept))),
+        });
     };
     let (stream, _) = returned.consume();
-    let mut conn = stream.into_any().downcast::<Conn>().ok()?;
-    conn.keep(None);
-    conn.at_border().then_some(*conn)
+    match stream.into_any().downcast::<Conn>() {
+        Ok(conn) if conn.at_border() => Next::Request(conn),
+        _ => Next::Nothing,
+    }
 }
 
 /// Answers what is not served, and closes so that the answer arrives.

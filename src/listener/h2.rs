@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::Method;
@@ -57,12 +57,12 @@ impl Drop for Stream {
 }
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(post: Arc<Post>, mut conn: Conn, info: Arc<ConnInfo>, endpoint: Arc<Endpoint>) {
+pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnInfo>, endpoint: Arc<Endpoint>) {
     let digest = info.clone().into_digest();
     conn.begin_h2(digest.clone());
     let options = options(&endpoint);
     let limits = endpoint.model.limits;
-    let opened = tokio::time::timeout(limits.header_timeout, handshake(Box::new(conn), Some(options))).await;
+    let opened = tokio::time::timeout(limits.header_timeout, handshake(conn, Some(options))).await;
     let Ok(Ok(mut connection)) = opened else {
         log::debug!("{}: no HTTP/2 connection came about", endpoint.model.address);
         return;
@@ -118,7 +118,7 @@ async fn request(post: &Post, info: &Arc<ConnInfo>, session: HttpSession) {
         post.kit.log_unserved(info, unserved);
     }
     let proxy = post.proxies.for_request(&post.kit, session.req_header(), seed).clone();
-    session.req_header_mut().extensions_mut().insert(RequestStart { info: info.clone(), seed });
+    session.req_header_mut().extensions_mut().insert(RequestStart { info: info.clone(), seed, began: Instant::now() });
     proxy.process_new_http(session, post.draining.watch()).await;
 }
 

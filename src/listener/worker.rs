@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Crew, Draining, Endpoint, Listening, Member,
-    accept::{Accepted, accept, adopt},
+    accept::{Accepted, Open, accept, adopt},
     conn::{Conn, Socket, Transport},
     h1, h2,
     profile::Proxies,
@@ -154,22 +154,28 @@ fn start(post: &Arc<Post>, accepted: Accepted) {
     };
     let post = post.clone();
     if endpoint.tls.is_some() {
-        tokio::spawn(async move {
-            if let Some((conn, info)) = Box::pin(handshake(&post, &endpoint, socket, client)).await {
-                match info.tls().map(|tls| tls.alpn) {
-                    Some(Some(Alpn::Http2)) => Box::pin(h2::serve(post, conn, info, endpoint)).await,
-                    _ => h1::serve(post, conn, info, endpoint).await,
-                }
-            }
-            drop(open);
-        });
+        tokio::spawn(secure(post, endpoint, socket, client, open));
     } else {
-        let conn = Conn::new(Transport::Plain(socket));
+        let conn = Box::new(Conn::new(Transport::Plain(socket)));
         let info = Arc::new(ConnInfo::new(client, None, &endpoint.model, conn.fd()));
-        tokio::spawn(async move {
-            h1::serve(post, conn, info, endpoint).await;
+        tokio::spawn(h1::serve(post, conn, info, endpoint, open));
+    }
+}
+
+async fn secure(
+    post: Arc<Post>,
+    endpoint: Arc<Endpoint>,
+    socket: Socket,
+    client: Option<std::net::SocketAddr>,
+    open: Open,
+) {
+    let Some((conn, info)) = Box::pin(handshake(&post, &endpoint, socket, client)).await else { return };
+    match info.tls().map(|tls| tls.alpn) {
+        Some(Some(Alpn::Http2)) => {
+            Box::pin(h2::serve(post, conn, info, endpoint)).await;
             drop(open);
-        });
+        }
+        _ => h1::serve(post, conn, info, endpoint, open).await,
     }
 }
 
@@ -178,7 +184,7 @@ async fn handshake(
     endpoint: &Endpoint,
     socket: Socket,
     client: Option<std::net::SocketAddr>,
-) -> Option<(Conn, Arc<ConnInfo>)> {
+) -> Option<(Box<Conn>, Arc<ConnInfo>)> {
     use std::os::fd::AsRawFd;
     let config = endpoint.tls.clone()?;
     let deadline = post.kit.deadlines().guard(How::Both);
@@ -192,7 +198,7 @@ async fn handshake(
                 version: session.protocol_version(),
                 alpn: session.alpn_protocol().map(|name| if name == b"h2" { Alpn::Http2 } else { Alpn::Http1 }),
             };
-            let conn = Conn::new(Transport::Tls(Box::new(stream)));
+            let conn = Box::new(Conn::new(Transport::Tls(Box::new(stream))));
             let info = Arc::new(ConnInfo::new(client, Some(tls), &endpoint.model, conn.fd()));
             Some((conn, info))
         }
