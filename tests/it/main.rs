@@ -18,6 +18,8 @@ mod informational;
 mod layering;
 mod listeners;
 mod metrics;
+mod regressions;
+mod regressions_lifecycle;
 mod routes;
 mod safe_start;
 mod streaming;
