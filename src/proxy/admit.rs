@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long one write to a client may take. A reader slower than this holds memory that others need.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the next part of a request's body may take.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -216,6 +216,8 @@ pub(super) enum Waiting {
     Read,
     /// Either side of an upgraded connection.
     WebSocket,
+    /// The backend, to take the next part of the request's body.
+    Write,
 }
 
 /// Whether an attempt must not use a pooled connection.
@@ -248,6 +250,8 @@ pub struct RequestCtx {
     pub(super) last_backend: Option<Arc<BackendState>>,
     pub(super) deadline: Option<Deadline>,
     pub(super) waiting: Waiting,
+    /// How long; `None` is until the end of the request.
+    pub(super) patience: Option<Duration>,
     pub(super) upstream_fd: i32,
     /// When the request as a whole must be done.
     pub(super) total_due: Option<Instant>,
@@ -286,6 +290,7 @@ impl RequestCtx {
             last_backend: None,
             deadline: None,
             waiting: Waiting::End,
+            patience: None,
             upstream_fd: -1,
             total_due: None,
             body_sent: false,

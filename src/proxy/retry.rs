@@ -166,6 +166,7 @@ fn exchange_reason(error: &Error, ctx: &RequestCtx, fired: bool) -> Reason {
             Waiting::Body => Reason::ClientTimeout,
             Waiting::FirstByte => Reason::FirstByteTimeout,
             Waiting::Read | Waiting::WebSocket => Reason::ReadTimeout,
+            Waiting::Write => Reason::WriteTimeout,
         };
     }
     if let Some(reason) = ctx.reason {

@@ -83,8 +83,8 @@ pub(super) fn peer(
         peer.options.read_timeout = None;
     } else if websocket {
         peer.options.read_timeout = Some(upstream.timeouts.websocket_idle.max(upstream.timeouts.first_byte));
-    } else if !session.as_mut().is_body_empty() {
-        // Pingora would count from the beginning of the request. From its end counts `watch`; this is the last resort.
+    } else if peer.options.alpn != ALPN::H1 && !session.as_mut().is_body_empty() {
+        // On HTTP/2 Pingora would count from the beginning of the request. From its end counts `watch`; this is the last resort.
         peer.options.read_timeout = Some(LONGEST_UPLOAD);
     }
     if let Some(left) = left {

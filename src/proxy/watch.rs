@@ -16,7 +16,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use super::{
-    admit::READ_TIMEOUT,
+    admit::{READ_TIMEOUT, WRITE_TIMEOUT},
     ctx::{ConnInfo, RequestCtx, Waiting},
     kit::Kit,
 };
@@ -54,12 +54,14 @@ pub(super) fn request_begins(kit: &Kit, session: &mut Session, upstream: &Reques
     }
 }
 
-/// HTTP/1 has a deadline for the next part of the body in Pingora.
+/// While the body is on its way. For an HTTP/1 client Pingora keeps the deadline of its next part; when nothing has moved
+/// for longer than that and `write` together, it is the backend who does not take it.
 fn wait_for_body(session: &Session, ctx: &mut RequestCtx) {
     if session.req_header().version == Version::HTTP_2 {
         wait_for(ctx, Waiting::Body, Some(READ_TIMEOUT));
     } else {
-        wait_for(ctx, Waiting::End, None);
+        let write = ctx.member().map(|member| member.upstream.timeouts.write);
+        wait_for(ctx, Waiting::Write, write.map(|write| write + READ_TIMEOUT));
     }
 }
 
@@ -72,7 +74,7 @@ pub(super) fn request_body(session: &Session, body: Option<&Bytes>, end: bool, c
         // The answer's deadlines count.
     } else if !end {
         wait_for_body(session, ctx);
-    } else if matches!(ctx.waiting, Waiting::Body | Waiting::End) {
+    } else if matches!(ctx.waiting, Waiting::Body | Waiting::Write) {
         let first_byte = ctx.member().map(|member| member.upstream.timeouts.first_byte);
         wait_for(ctx, Waiting::FirstByte, first_byte);
     }
@@ -99,15 +101,16 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
         framing(answer, ctx)?;
         ctx.answered = true;
         let timeouts = ctx.member().map(|member| member.upstream.timeouts);
-        // Of an HTTP/2 client it cannot be told whether it is the one who is slow.
         let ours = session.req_header().version != Version::HTTP_2;
-        match timeouts.filter(|timeouts| ours && timeouts.read < ctx.read_timeout) {
-            Some(timeouts) => {
+        match timeouts.filter(|timeouts| timeouts.read < ctx.read_timeout) {
+            Some(timeouts) if ours => {
                 wait_for(ctx, Waiting::Read, Some(timeouts.read));
                 if let (Some(deadline), Some(info)) = (&ctx.deadline, ctx.info()) {
                     deadline.pause_while(info.blocked().clone());
                 }
             }
+            // Of an HTTP/2 client it cannot be told whether it is the one who is slow, but for how long it may be.
+            Some(timeouts) => wait_for(ctx, Waiting::Read, Some(timeouts.read + WRITE_TIMEOUT)),
             None => wait_for(ctx, Waiting::End, None),
         }
     }
@@ -152,19 +155,17 @@ pub(super) fn answer_body(ctx: &RequestCtx) {
 }
 
 fn renew(ctx: &RequestCtx) {
-    let (Some(deadline), Some(member)) = (&ctx.deadline, ctx.member()) else { return };
-    let timeouts = &member.upstream.timeouts;
-    let now = Instant::now();
-    match ctx.waiting {
-        Waiting::Read => deadline.renew(now, until(ctx, now, Some(timeouts.read))),
-        Waiting::WebSocket => deadline.renew(now, timeouts.websocket_idle),
-        Waiting::Body | Waiting::End | Waiting::FirstByte => {}
+    let Some(deadline) = &ctx.deadline else { return };
+    if matches!(ctx.waiting, Waiting::Read | Waiting::WebSocket) {
+        let now = Instant::now();
+        deadline.renew(now, until(ctx, now, ctx.patience));
     }
 }
 
 /// Arms the deadline for `waiting`, or for the end of the request where that is nearer.
 fn wait_for(ctx: &mut RequestCtx, waiting: Waiting, patience: Option<Duration>) {
     ctx.waiting = waiting;
+    ctx.patience = patience;
     let Some(deadline) = &ctx.deadline else { return };
     if ctx.upstream_fd < 0 || (patience.is_none() && ctx.total_due.is_none()) {
         deadline.disarm();
