@@ -101,7 +101,8 @@ async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadline, wait: W
             waiting = false;
         }
         match poll_fn(|cx| conn.poll_fill(cx)).await {
-            Ok(0) if deadline.fired() && !conn.ahead().is_empty() => return Some(late()),
+            // In TLS the end of reading is an error.
+            Ok(0) | Err(_) if deadline.fired() && !conn.ahead().is_empty() => return Some(late()),
             Ok(0) | Err(_) => return None,
             Ok(read) => {
                 // A head ends with a line, so only a line's end can end it; and what is too long is refused soon.

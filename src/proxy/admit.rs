@@ -154,8 +154,8 @@ async fn respond(session: &mut Session, ctx: &RequestCtx, mut head: ResponseHead
     if let Some(id) = &ctx.request_id {
         head.insert_header(reject::X_REQUEST_ID, id.clone())?;
     }
-    if session.req_header().headers.contains_key(header::EXPECT) {
-        // The client still waits to be asked for its body; it will not send one after a final answer.
+    if session.is_upgrade_req() || session.req_header().headers.contains_key(header::EXPECT) {
+        // What comes after a refused handshake has no border. Or: the client still waits to be asked for its body; it will not send one after a final answer.
         session.set_keepalive(None);
     }
     reject::send(session, head, body).await?;

@@ -255,8 +255,10 @@ pub struct RequestCtx {
     pub(super) upstream_fd: i32,
     /// When the request as a whole must be done.
     pub(super) total_due: Option<Instant>,
-    /// Any byte of the body has been given towards a backend.
+    /// Any byte of the body, or its end, has been given towards a backend.
     pub(super) body_sent: bool,
+    /// The request has a body, even if an empty one.
+    pub(super) has_body: bool,
     /// The attempt's connection came from the pool.
     pub(super) reused: bool,
     /// The last attempt failed on a stale connection, so the next is made on a fresh one; at most once.
@@ -294,6 +296,7 @@ impl RequestCtx {
             upstream_fd: -1,
             total_due: None,
             body_sent: false,
+            has_body: false,
             reused: false,
             fresh: Fresh::NotNeeded,
             retry: None,

@@ -58,7 +58,7 @@ pub(super) async fn answer(session: &mut Session, ctx: &RequestCtx, reason: Reas
     if session.response_written().is_some_and(final_answer) {
         return 0;
     }
-    if !session.is_body_done() {
+    if session.is_upgrade_req() || !session.is_body_done() {
         // What is left of the request is not read; the next one could not be told from it.
         session.set_keepalive(None);
     }

@@ -50,9 +50,15 @@ pub(super) fn after_exchange(
         _ => AttemptFailure::Other,
     };
     // A stream that the backend refused (REFUSED_STREAM, GOAWAY) was not processed (RFC 9113 §8.7).
-    let refused = matches!(error.retry, pingora_core::RetryType::Decided(true));
+    // Pingora says the same of what it could not read as HTTP/2, or wants to ask again for in HTTP/1.1.
+    let unread = matches!(error.etype(), ErrorType::InvalidH2 | ErrorType::H2Downgrade);
+    let refused = matches!(error.retry, pingora_core::RetryType::Decided(true)) && !unread;
     let again = kind != AttemptFailure::Other || refused;
-    let kind = if refused && kind == AttemptFailure::Other { AttemptFailure::StaleConnection } else { kind };
+    let kind = match kind {
+        AttemptFailure::Other if refused && reused => AttemptFailure::StaleConnection,
+        AttemptFailure::Other if refused => AttemptFailure::ResetBeforeHeaders,
+        kind => kind,
+    };
     // A head that could not be written at all, on a connection that the backend had closed, was seen by nobody.
     let unsent = reused && !ctx.body_sent && error.etype() == &ErrorType::WriteError;
     let again = again && decide(kit, session, ctx, kind, !refused && !unsent);
@@ -64,13 +70,15 @@ pub(super) fn after_exchange(
 fn decide(kit: &Kit, session: &Session, ctx: &mut RequestCtx, kind: AttemptFailure, maybe_seen: bool) -> bool {
     let snapshot = ctx.snapshot.clone();
     let Some(member) = ctx.upstream.map(|index| snapshot.member(index)) else { return false };
+    // Of a body that was only its own end Pingora keeps nothing, and so would never send the end again.
+    let lost = ctx.has_body && ctx.body_sent && session.as_ref().get_retry_buffer().is_none();
     let failure = Failure {
         kind,
         // A connection that was stale says nothing of the backend, so its attempt is not counted.
         attempts: ctx.attempts - u32::from(ctx.fresh == Fresh::Done),
         idempotent: is_idempotent(&session.req_header().method),
         maybe_seen,
-        replayable: !session.as_ref().retry_buffer_truncated(),
+        replayable: !session.as_ref().retry_buffer_truncated() && !lost,
         response_started: session.response_written().is_some(),
     };
     let stale = kind == AttemptFailure::StaleConnection && ctx.fresh == Fresh::NotNeeded;

@@ -31,6 +31,7 @@ pub(super) fn request_begins(kit: &Kit, session: &mut Session, upstream: &Reques
     ctx.body_sent = false;
     let Some(timeouts) = ctx.member().map(|member| member.upstream.timeouts) else { return };
     let body = !session.as_mut().is_body_empty();
+    ctx.has_body = body;
     let unwatched = ctx.read_timeout == Duration::MAX;
     let needed = unwatched || ctx.total_due.is_some() || timeouts.first_byte != timeouts.read || body;
     let shared = upstream.version == Version::HTTP_2;
@@ -67,7 +68,7 @@ fn wait_for_body(session: &Session, ctx: &mut RequestCtx) {
 
 /// A part of the request's body goes towards the backend.
 pub(super) fn request_body(session: &Session, body: Option<&Bytes>, end: bool, ctx: &mut RequestCtx) {
-    ctx.body_sent |= body.is_some_and(|body| !body.is_empty());
+    ctx.body_sent |= body.is_some_and(|body| !body.is_empty()) || (end && ctx.has_body);
     if ctx.upgraded {
         renew(ctx);
     } else if ctx.answered {

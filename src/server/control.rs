@@ -143,7 +143,10 @@ impl Control {
                     if let Some(upgrades) = upgrades.take() {
                         upgrades.into_inner().remove();
                     }
-                    return self.forget_unix_sockets();
+                    if !claimed.load(Ordering::Acquire) {
+                        self.forget_unix_sockets();
+                    }
+                    return;
                 }
                 _ = signals.quit.recv() => match claimed.load(Ordering::Acquire) {
                     true => log::info!("SIGQUIT: a new process is starting; this one drains as soon as that serves"),

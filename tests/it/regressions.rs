@@ -295,3 +295,33 @@ async fn a_refused_websocket_ends_the_connection_and_says_so() {
     client.ask(format!("GET / HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n")).await;
     assert_eq!(client.closed().await, b"");
 }
+
+#[tokio::test]
+async fn an_empty_chunked_body_is_not_sent_again_without_its_end() {
+    // Pingora keeps nothing of a body that is only its end, and the second backend waited for it.
+    let first = Origin::script("a", |mut peer| async move {
+        peer.request().await;
+    })
+    .await;
+    let second = Origin::echo("b").await;
+    let yaml = "upstreams: { app: { backends: [\"<a>\", \"<b>\"], timeouts: { first_byte: 15s } } }";
+    let config = Config::new(yaml).put("a", &first.address).put("b", &second.address);
+    let proxy = config.start().await;
+    let begun = std::time::Instant::now();
+    for _ in 0..2 {
+        let mut client = proxy.client().await;
+        let put = "PUT / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+        assert!(matches!(client.ask(put).await.status(), 200 | 502));
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn an_answer_of_our_own_to_a_handshake_says_that_the_connection_ends() {
+    // What a client sends after its handshake has no border, so the connection cannot be kept.
+    let proxy = Config::new("routes: [{ respond: { status: 403 } }]").start().await;
+    let mut client = proxy.client().await;
+    client.send("GET / HTTP/1.1\r\nHost: a.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").await;
+    let reply = client.response().await;
+    assert_eq!((reply.status(), reply.field("connection")), (403, Some("close")));
+}

@@ -175,3 +175,15 @@ async fn plain_text_on_a_tls_port_harms_nobody() {
     assert_eq!(origin.total(), 1);
     proxy.metric("rrlb_tls_handshakes_total", &[], |n| n >= 2.0).await;
 }
+
+#[tokio::test]
+async fn a_late_head_inside_tls_is_answered_and_logged() {
+    // In TLS the end of reading is an error; such a client got no answer and left no line.
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let proxy = one_certificate(&ca, &origin, "", "header_timeout: 300ms").await;
+    let mut client = Client::tls(proxy.listen, "a.test", &ca.client(&["http/1.1"])).await;
+    client.send("GET / HTTP/1.1\r\nHost: a.te").await;
+    assert_eq!(client.response().await.status(), 408);
+    assert_eq!(proxy.access_log(1).await[0]["reason"], "header_timeout");
+    assert_eq!(origin.total(), 0);
+}
