@@ -146,7 +146,7 @@ fn exchange<'a>(
     let proxy = post.proxies.for_head(&post.kit, &bytes[..head], seed);
     info.begin_request();
     conn.keep(info, kept);
-    let start = RequestStart { info: info.clone(), seed, began: Instant::now() };
+    let start = RequestStart { info: info.clone(), seed, began: Instant::now(), cancel: None };
     let mut session = ServerSession::new_http1(conn);
     session.set_pipelined_prefix(bytes);
     session.set_connection_user_context(Some(Box::new(start)));
@@ -181,7 +181,7 @@ fn afterwards(post: &Post, returned: Option<ReusedHttpStream>, info: &ConnInfo, 
 /// Answers what is not served, and closes so that the answer arrives.
 async fn refuse(post: &Post, conn: &mut Conn, info: &ConnInfo, deadline: &Deadline, refused: Refused) {
     let Refused { reason, method, target, host } = refused;
-    let unserved = Unserved { reason, method, target, host, protocol: "HTTP/1.1" };
+    let unserved = Unserved { reason, method, target, host, protocol: "HTTP/1.1", began: Instant::now() };
     let answer = post.kit.refusal(reason);
     post.kit.log_unserved(info, unserved);
     deadline.disarm();

@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 use super::{Endpoint, conn::Conn, worker::Post};
 use crate::{
-    proxy::{ConnInfo, RequestStart, Unserved},
+    proxy::{Cancel, ConnInfo, RequestStart, Unserved},
     types::Reason,
 };
 
@@ -109,17 +109,32 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
 
 async fn request(post: &Post, info: &Arc<ConnInfo>, session: HttpSession) {
     let seed = post.kit.random();
+    let began = Instant::now();
     let mut session = ServerSession::new_http2(session);
-    if session.req_header().method == Method::CONNECT {
-        let target = session.req_header().uri.to_string();
-        let method = Method::CONNECT.to_string();
-        let unserved =
-            Unserved { reason: Reason::MethodNotAllowed, method, target, host: String::new(), protocol: "HTTP/2.0" };
-        post.kit.log_unserved(info, unserved);
+    // Cheap to keep, for a request that will not come to its own line in the log.
+    let (method, uri) = (session.req_header().method.clone(), session.req_header().uri.clone());
+    let unserved = |reason| Unserved {
+        reason,
+        method: method.to_string(),
+        target: uri.path_and_query().map_or_else(|| uri.to_string(), ToString::to_string),
+        host: uri.authority().map(ToString::to_string).unwrap_or_default(),
+        protocol: "HTTP/2.0",
+        began,
+    };
+    if method == Method::CONNECT {
+        post.kit.log_unserved(info, unserved(Reason::MethodNotAllowed));
     }
-    let proxy = post.proxies.for_request(&post.kit, session.req_header(), seed).clone();
-    session.req_header_mut().extensions_mut().insert(RequestStart { info: info.clone(), seed, began: Instant::now() });
-    proxy.process_new_http(session, post.draining.watch()).await;
+    let cancel = Arc::new(Cancel::default());
+    let proxy = post.proxies.for_request(&post.kit, session.req_header(), seed);
+    let start = RequestStart { info: info.clone(), seed, began, cancel: Some(cancel.clone()) };
+    session.req_header_mut().extensions_mut().insert(start);
+    let served = proxy.process_new_http(session, post.draining.watch());
+    tokio::select! {
+        biased;
+        _ = served => {}
+        // The stream is reset: the request is dropped with what it waits for, and there is nothing left to answer with.
+        reason = cancel.cancelled() => post.kit.log_unserved(info, unserved(reason)),
+    }
 }
 
 async fn idle(active: &Active, timeout: Duration) {

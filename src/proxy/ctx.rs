@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::RawFd,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::{Duration, Instant},
@@ -14,6 +14,7 @@ use http::HeaderValue;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_http::ResponseHeader;
 use rustls::ProtocolVersion;
+use tokio::sync::Notify;
 
 use crate::{
     config::model::{self, Alpn},
@@ -179,6 +180,23 @@ pub struct RequestStart {
     pub seed: u64,
     /// When its head had come.
     pub began: Instant,
+    /// Ends a request of an HTTP/2 client; `None` for HTTP/1.
+    pub cancel: Option<Arc<Cancel>>,
+}
+
+/// Ends a request of an HTTP/2 client to an HTTP/2 backend from outside: neither connection is the request's own.
+#[derive(Debug, Default)]
+pub struct Cancel {
+    pub(super) wake: Arc<Notify>,
+    pub(super) reason: Mutex<Option<Reason>>,
+}
+
+impl Cancel {
+    /// Waits until the request is to end, and says why.
+    pub async fn cancelled(&self) -> Reason {
+        self.wake.notified().await;
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(Reason::TotalTimeout)
+    }
 }
 
 /// A request that never came to a phase, as far as it is known.
@@ -194,12 +212,21 @@ pub struct Unserved {
     pub host: String,
     /// `HTTP/1.1` or `HTTP/2.0`.
     pub protocol: &'static str,
+    /// When its head had come.
+    pub began: Instant,
 }
 
 impl Unserved {
     /// A request of which nothing is known.
     pub fn unseen(reason: Reason, protocol: &'static str) -> Self {
-        Self { reason, method: String::new(), target: String::new(), host: String::new(), protocol }
+        Self {
+            reason,
+            method: String::new(),
+            target: String::new(),
+            host: String::new(),
+            protocol,
+            began: Instant::now(),
+        }
     }
 }
 

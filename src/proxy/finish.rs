@@ -1,6 +1,6 @@
 //! The end of a request: its line in the access log and its counts.
 
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use http::{HeaderMap, Version, header};
 use pingora_proxy::Session;
@@ -68,10 +68,10 @@ pub(super) fn served(kit: &Kit, session: &Session, ctx: &RequestCtx) {
 
 /// Logs and counts a request that came to no phase.
 pub(super) fn unserved(kit: &Kit, info: &ConnInfo, unserved: &Unserved) {
-    let started = Instant::now();
+    let duration = unserved.began.elapsed();
     info.set_logged();
     let status = reject::status(unserved.reason).map_or(0, |status| status.as_u16());
-    kit.metrics().no_upstream().finished(kit.index(), status, started.elapsed());
+    kit.metrics().no_upstream().finished(kit.index(), status, duration);
     kit.metrics().ended(unserved.reason);
     let Some(log) = kit.log() else { return };
     write(
@@ -86,7 +86,7 @@ pub(super) fn unserved(kit: &Kit, info: &ConnInfo, unserved: &Unserved) {
             status,
             bytes_sent: 0,
             bytes_received: 0,
-            duration: started.elapsed(),
+            duration,
             upstream: "",
             backend: "",
             attempts: 0,

@@ -6,8 +6,9 @@ use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_proxy::Session;
 
 use super::{
-    ctx::{ConnInfo, Fresh, RequestCtx, Waiting},
+    ctx::{ConnInfo, Fresh, RequestCtx},
     kit::Kit,
+    watch::late,
 };
 use crate::{
     policy::retry::{Decision, Failure, is_idempotent, may_retry},
@@ -169,13 +170,7 @@ fn exchange_reason(error: &Error, ctx: &RequestCtx, fired: bool) -> Reason {
         return Reason::BadRequest;
     }
     if fired {
-        return match ctx.waiting {
-            Waiting::End => Reason::TotalTimeout,
-            Waiting::Body => Reason::ClientTimeout,
-            Waiting::FirstByte => Reason::FirstByteTimeout,
-            Waiting::Read | Waiting::WebSocket => Reason::ReadTimeout,
-            Waiting::Write => Reason::WriteTimeout,
-        };
+        return late(ctx, ctx.waiting);
     }
     if let Some(reason) = ctx.reason {
         return reason;

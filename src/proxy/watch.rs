@@ -4,10 +4,13 @@
 //! Pingora has one read deadline per attempt, the longer of `first_byte` and `read` (see `runtime/peer.rs`). The
 //! shorter one, and the others, are kept in the worker's table. When one passes, the connection to the backend ends;
 //! an HTTP/2 connection is shared with other requests and is left alone, there the reading from the client ends, which
-//! has the same effect on an HTTP/1 client's request. Between an HTTP/2 client and an HTTP/2 backend there is nothing
-//! to end, so Pingora's deadline is all there is.
+//! has the same effect on an HTTP/1 client's request. Between an HTTP/2 client and an HTTP/2 backend the request itself
+//! is dropped, which resets both streams: there is no answer then.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
@@ -25,6 +28,10 @@ use crate::{
     types::Reason,
 };
 
+/// A request of an HTTP/2 client is dropped so much later, for a deadline of Pingora's that passes at the same moment:
+/// that can still be answered.
+const ANSWER_GRACE: Duration = Duration::from_millis(100);
+
 /// The head is about to be sent.
 pub(super) fn request_begins(kit: &Kit, session: &mut Session, upstream: &RequestHeader, ctx: &mut RequestCtx) {
     ctx.answered = false;
@@ -36,9 +43,10 @@ pub(super) fn request_begins(kit: &Kit, session: &mut Session, upstream: &Reques
     let needed = unwatched || ctx.total_due.is_some() || timeouts.first_byte != timeouts.read || body;
     let shared = upstream.version == Version::HTTP_2;
     let how = if shared { How::Read } else { How::Both };
+    let mut cancel = None;
     if shared {
-        let own = session.req_header().version != Version::HTTP_2;
-        ctx.upstream_fd = ctx.info().filter(|_| own).map_or(-1, ConnInfo::fd);
+        ctx.upstream_fd = ctx.info().map_or(-1, ConnInfo::fd);
+        cancel = ctx.start.as_ref().and_then(|start| start.cancel.as_ref()).map(|cancel| cancel.wake.clone());
     }
     if !needed || ctx.upstream_fd < 0 {
         ctx.upstream_fd = -1;
@@ -47,6 +55,9 @@ pub(super) fn request_begins(kit: &Kit, session: &mut Session, upstream: &Reques
     match &ctx.deadline {
         Some(deadline) => deadline.set_how(how),
         None => ctx.deadline = Some(kit.deadlines().guard(how)),
+    }
+    if let Some(deadline) = &ctx.deadline {
+        deadline.wake(cancel);
     }
     if !body {
         wait_for(ctx, Waiting::FirstByte, Some(timeouts.first_byte));
@@ -167,6 +178,13 @@ fn renew(ctx: &RequestCtx) {
 fn wait_for(ctx: &mut RequestCtx, waiting: Waiting, patience: Option<Duration>) {
     ctx.waiting = waiting;
     ctx.patience = patience;
+    let mut grace = Duration::ZERO;
+    if let Some(cancel) = ctx.start.as_ref().and_then(|start| start.cancel.as_ref()) {
+        let total = ctx.total_due.is_some_and(|due| patience.is_none_or(|patience| due <= Instant::now() + patience));
+        let reason = if total { Reason::TotalTimeout } else { late(ctx, waiting) };
+        *cancel.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        grace = ANSWER_GRACE;
+    }
     let Some(deadline) = &ctx.deadline else { return };
     if ctx.upstream_fd < 0 || (patience.is_none() && ctx.total_due.is_none()) {
         deadline.disarm();
@@ -175,7 +193,21 @@ fn wait_for(ctx: &mut RequestCtx, waiting: Waiting, patience: Option<Duration>) 
     // On a pooled connection a first attempt begins with the request; no need to ask the clock again.
     let first = ctx.attempts == 1 && ctx.reused && waiting == Waiting::FirstByte && !ctx.body_sent;
     let now = if first { ctx.started } else { Instant::now() };
-    deadline.arm(ctx.upstream_fd, Wait::Work, now, until(ctx, now, patience));
+    deadline.arm(ctx.upstream_fd, Wait::Work, now, until(ctx, now, patience).saturating_add(grace));
+}
+
+/// Why a request ends whose deadline for `waiting` has passed.
+pub(super) fn late(ctx: &RequestCtx, waiting: Waiting) -> Reason {
+    if ctx.total_due.is_some_and(|due| due <= Instant::now()) {
+        return Reason::TotalTimeout;
+    }
+    match waiting {
+        Waiting::Body => Reason::ClientTimeout,
+        Waiting::End => Reason::TotalTimeout,
+        Waiting::FirstByte => Reason::FirstByteTimeout,
+        Waiting::Read | Waiting::WebSocket => Reason::ReadTimeout,
+        Waiting::Write => Reason::WriteTimeout,
+    }
 }
 
 fn until(ctx: &RequestCtx, now: Instant, patience: Option<Duration>) -> Duration {

@@ -47,6 +47,8 @@ struct Entry {
     wait: Wait,
     /// While this is true the deadline does not count; see [`Deadline::pause_while`].
     paused: Option<Arc<AtomicBool>>,
+    /// Woken in place of shutting a socket down; see [`Deadline::wake`].
+    wake: Option<Arc<Notify>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,7 +87,7 @@ impl Deadlines {
 
     /// A place in the table, with no deadline yet.
     pub fn guard(self: &Arc<Self>, how: How) -> Deadline {
-        let entry = Entry { due: 0, fd: -1, state: State::Idle, how, wait: Wait::Work, paused: None };
+        let entry = Entry { due: 0, fd: -1, state: State::Idle, how, wait: Wait::Work, paused: None, wake: None };
         let mut table = self.lock();
         let slot = match table.free.pop() {
             Some(slot) => {
@@ -112,7 +114,10 @@ impl Deadlines {
                 entry.due = millis.saturating_add(PAUSE);
             } else if entry.due <= millis {
                 entry.state = State::Fired;
-                shut_down(entry.fd, entry.how);
+                match &entry.wake {
+                    Some(wake) => wake.notify_one(),
+                    None => shut_down(entry.fd, entry.how),
+                }
                 continue;
             }
             nearest = nearest.min(entry.due);
@@ -156,12 +161,19 @@ impl Deadline {
     /// Shut `fd` down `after` from `now`, in place of what was set before.
     pub fn arm(&self, fd: RawFd, wait: Wait, now: Instant, after: Duration) {
         let due = self.table.millis(now).saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-        self.with(due, |entry| *entry = Entry { due, fd, state: State::Armed, how: entry.how, wait, paused: None });
+        self.with(due, |entry| {
+            *entry = Entry { due, fd, state: State::Armed, wait, paused: None, wake: entry.wake.take(), ..*entry }
+        });
     }
 
     /// While `paused` is true the armed deadline does not count: it is another who is slow.
     pub fn pause_while(&self, paused: Arc<AtomicBool>) {
         self.with(u64::MAX, |entry| entry.paused = Some(paused));
+    }
+
+    /// From now on `wake` is woken when the deadline passes, and no socket is touched.
+    pub fn wake(&self, wake: Option<Arc<Notify>>) {
+        self.with(u64::MAX, |entry| entry.wake = wake);
     }
 
     /// What is done to the socket from now on.
@@ -208,6 +220,7 @@ impl Drop for Deadline {
         let entry = &mut table.entries[self.slot as usize];
         entry.state = State::Free;
         entry.paused = None;
+        entry.wake = None;
         table.free.push(self.slot);
     }
 }

@@ -15,7 +15,7 @@ use tokio::{
 use crate::support::{
     address,
     http1::{Client, get, get_with},
-    http2::Origin2,
+    http2::{Client2, Origin2},
     origin::Origin,
     proxy::{Config, Proxy},
     wait_until, within,
@@ -324,4 +324,20 @@ async fn an_answer_of_our_own_to_a_handshake_says_that_the_connection_ends() {
     client.send("GET / HTTP/1.1\r\nHost: a.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").await;
     let reply = client.response().await;
     assert_eq!((reply.status(), reply.field("connection")), (403, Some("close")));
+}
+
+#[tokio::test]
+async fn a_request_between_two_http2_sides_ends_in_time_and_is_logged() {
+    // Neither connection is the request's own; it waited for the longer of `first_byte` and `read`.
+    let origin = SilentOrigin2::start().await;
+    let yaml = "
+        listeners: [{ address: <listen>, h2c: true }]
+        upstreams: { app: { backends: [\"<a>\"], protocol: h2c, timeouts: { first_byte: 300ms, read: 20s } } }";
+    let proxy = Config::new(yaml).put("a", origin.address).start().await;
+    let begun = Instant::now();
+    let client = Client2::prior(proxy.listen).await;
+    assert!(client.try_get("/").await.is_err(), "an answer");
+    assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+    assert_eq!(proxy.access_log(1).await[0]["reason"], "first_byte_timeout");
+    proxy.metric("rrlb_requests_in_flight", &[], |n| n == 0.0).await;
 }

@@ -117,8 +117,14 @@ async fn a_successor_that_dies_on_the_way_changes_nothing() {
             std::thread::yield_now();
         }
         next.signal(libc::SIGKILL);
+        let pid = next.pid();
         next.ended().await;
-        if !proxy.running() {
+        // What it said before it died is heard in any case.
+        let says = |what: &str| proxy.stderr().contains(&format!("process {pid} {what}"));
+        if says("asks") {
+            crate::support::wait_until("the end of the hand-over", || says("serves") || says("ended")).await;
+        }
+        if says("serves") {
             return;
         }
         still_serves(&mut proxy).await;
