@@ -65,14 +65,11 @@ fn invite(address: &ListenAddress, metrics: SocketAddr) {
     let line =
         format!("\nTry it from another terminal, several times; Ctrl-C ends the demo:\n\n    curl http://{address}/\n");
     thread::spawn(move || {
-        let ready = || ask(metrics, "/readyz").is_ok_and(|status| status.starts_with("HTTP/1.1 200"));
-        if (0..200).any(|_| {
-            ready() || {
-                thread::sleep(Duration::from_millis(50));
-                false
+        for _ in 0..200 {
+            if ask(metrics, "/readyz").is_ok_and(|status| status.starts_with("HTTP/1.1 200")) {
+                return eprintln!("{line}");
             }
-        }) {
-            eprintln!("{line}");
+            thread::sleep(Duration::from_millis(50));
         }
     });
 }

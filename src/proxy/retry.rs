@@ -73,20 +73,17 @@ fn decide(kit: &Kit, session: &Session, ctx: &mut RequestCtx, kind: AttemptFailu
     let Some(member) = ctx.upstream.map(|index| snapshot.member(index)) else { return false };
     // Of a body that was only its own end Pingora keeps nothing, and so would never send the end again.
     let lost = ctx.has_body && ctx.body_sent && session.as_ref().get_retry_buffer().is_none();
+    // A connection that was stale says nothing of the backend: the attempt on a fresh one stands in for it, once.
+    let stale = kind == AttemptFailure::StaleConnection && ctx.fresh == Fresh::NotNeeded;
     let failure = Failure {
         kind,
-        // A connection that was stale says nothing of the backend, so its attempt is not counted.
-        attempts: ctx.attempts - u32::from(ctx.fresh == Fresh::Done),
+        attempts: ctx.attempts.saturating_sub(u32::from(stale || ctx.fresh == Fresh::Done)),
         idempotent: is_idempotent(&session.req_header().method),
         maybe_seen,
         replayable: !session.as_ref().retry_buffer_truncated() && !lost,
         response_started: session.response_written().is_some(),
     };
-    let stale = kind == AttemptFailure::StaleConnection && ctx.fresh == Fresh::NotNeeded;
-    // The attempt on a fresh connection stands in for the one on the stale connection.
-    let failure = Failure { attempts: failure.attempts - u32::from(stale && failure.attempts > 0), ..failure };
-    let decision = may_retry(&member.upstream.retry, &failure);
-    if decision == Decision::GiveUp {
+    if may_retry(&member.upstream.retry, &failure) == Decision::GiveUp {
         return false;
     }
     // Who could not be connected to has had no work: trying another adds no load to those that are up, so that a dead
@@ -182,20 +179,15 @@ fn exchange_reason(error: &Error, ctx: &RequestCtx, fired: bool) -> Reason {
         ErrorType::ReadTimedout if ctx.answered => Reason::ReadTimeout,
         ErrorType::ReadTimedout => Reason::FirstByteTimeout,
         ErrorType::WriteTimedout => Reason::WriteTimeout,
-        ErrorType::InvalidHTTPHeader | ErrorType::InvalidH2 | ErrorType::H2Error if !ctx.answered => {
-            if is_reset(error) { Reason::ResetBeforeHeaders } else { Reason::BadResponse }
-        }
+        ErrorType::InvalidHTTPHeader | ErrorType::InvalidH2 if !ctx.answered => Reason::BadResponse,
+        // Of HTTP/2 the connection's end and not a bad message.
+        ErrorType::H2Error if !ctx.answered => Reason::ResetBeforeHeaders,
         ErrorType::InternalError if error.esource() != &ErrorSource::Upstream => Reason::Internal,
         _ if ctx.answered => Reason::ResponseTruncated,
         // In TLS 1.3 a backend's objection to our certificate comes after the handshake (RFC 8446 §4.4.2).
         _ if format!("{error}").contains("received fatal alert") => Reason::TlsFailed,
         _ => Reason::ResetBeforeHeaders,
     }
-}
-
-/// Whether an HTTP/2 error is the connection's end and not a bad message.
-fn is_reset(error: &Error) -> bool {
-    error.etype() == &ErrorType::H2Error
 }
 
 fn downstream_reason(error: &Error) -> Reason {
