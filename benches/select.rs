@@ -23,7 +23,7 @@ fn main() {
             );
             let loaded = config::parse(&text, Path::new("bench.yaml")).expect("a valid configuration");
             let model = loaded.model.upstreams.values().next().expect("one upstream");
-            let upstream = Upstream::build(model, &loaded.model.process, None);
+            let upstream = Upstream::build(model, model.backends.clone(), &loaded.model.process, None);
             let client = Some(IpAddr::from([192, 0, 2, 1]));
             let pick = timed(|| drop(black_box(upstream.pick(client, &[]))));
             let select = timed(|| drop(black_box(upstream.balancer().select_with(b"1234", 16, |_, _| true))));

@@ -29,7 +29,8 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let (size, align) = (layout.size(), layout.align());
         // SAFETY: see above.
-        let block = unsafe { if is_natural(layout) { mi::mi_malloc(size) } else { mi::mi_malloc_aligned(size, align) } };
+        let block =
+            unsafe { if is_natural(layout) { mi::mi_malloc(size) } else { mi::mi_malloc_aligned(size, align) } };
         if block.is_null() && size <= ORDINARY {
             std::process::abort();
         }

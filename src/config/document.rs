@@ -116,6 +116,9 @@ pub(super) fn decode(d: &mut Decoder<'_>, root: &Node) -> Option<Model> {
         via: via?,
         access_log: access_log?,
         metrics: metrics?,
+        state_file: None,
+        admin: None,
+        reload_on_change: false,
     })
 }
 

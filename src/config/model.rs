@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::{
     policy::{balance::Balance, headers::HeaderEdits, health::Thresholds, retry::RetryPolicy, route::RouteMatch},
-    types::{BackendAddress, ByteSize, ListenAddress, Name, Weight},
+    types::{AdminState, BackendAddress, ByteSize, ListenAddress, Name, Weight},
 };
 
 /// Everything one configuration file says.
@@ -32,6 +32,44 @@ pub struct Model {
     pub access_log: Option<AccessLog>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` by default.
     pub metrics: Option<SocketAddr>,
+    /// Where changes at run time are kept; `None` by default: they end with the process.
+    pub state_file: Option<PathBuf>,
+    /// The admin API; `None` by default.
+    pub admin: Option<Admin>,
+    /// Reload by itself when the file changes; default false.
+    pub reload_on_change: bool,
+}
+
+/// The admin API.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// A unix socket, mode 0660; default `admin.sock` beside the upgrade socket, chosen by `server/`.
+    pub socket: Option<PathBuf>,
+    /// TCP as well; needs a token, and TLS where it is not loopback.
+    pub tcp: Option<AdminTcp>,
+}
+
+/// The admin API on TCP.
+#[derive(Clone, Debug)]
+pub struct AdminTcp {
+    /// Where to bind.
+    pub address: SocketAddr,
+    /// May do everything.
+    pub token: Token,
+    /// May only look.
+    pub read_token: Option<Token>,
+    /// `None` is plain text, on loopback only.
+    pub tls: Option<ListenerTls>,
+}
+
+/// A secret from a file, never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(pub Arc<[u8]>);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(..)")
+    }
 }
 
 /// Pingora's process keys, with Pingora's names, and what rrlb makes of them.
@@ -155,8 +193,10 @@ pub struct ListenerLimits {
 pub struct Upstream {
     /// The key in `upstreams`.
     pub name: Name,
-    /// At least one; no id and no address twice; not all of weight 0.
+    /// No id and no address twice; not all of weight 0. May be empty: filled at run time.
     pub backends: Vec<Backend>,
+    /// Where more backends come from.
+    pub discover: Option<Discover>,
     /// How a backend is chosen; default round robin.
     pub balance: Balance,
     /// `None` is plain text.
@@ -173,6 +213,50 @@ pub struct Upstream {
     pub retry: RetryPolicy,
 }
 
+/// Where backends come from beside the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Discover {
+    /// A name in DNS; each address in the answer is a backend.
+    Dns(DiscoverDns),
+    /// A watched YAML or JSON list of backends, in the form of `backends`.
+    List(DiscoverList),
+}
+
+/// Backends from DNS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscoverDns {
+    /// Lower case, without a trailing dot.
+    pub name: String,
+    /// Which records are asked for.
+    pub records: DnsRecords,
+    /// Between two lookups at most, spread by 10 %; an answer with a shorter TTL is asked for again sooner. Default 10 s, at
+    /// least 1 s.
+    pub refresh: Duration,
+    /// Servers to ask; empty is the system's.
+    pub servers: Vec<SocketAddr>,
+}
+
+/// Records of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsRecords {
+    /// A and AAAA, on this port (written `name:port`).
+    Addresses {
+        /// 1–65535.
+        port: u16,
+    },
+    /// SRV: port and weight come from the record (written as a name without a port).
+    Srv,
+}
+
+/// Backends from a watched file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiscoverList {
+    /// Absolute.
+    pub path: PathBuf,
+    /// How often the file is looked at; default 1 s, at least 100 ms.
+    pub refresh: Duration,
+}
+
 /// One address of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
@@ -182,6 +266,8 @@ pub struct Backend {
     pub address: BackendAddress,
     /// Its share; default 1.
     pub weight: Weight,
+    /// What people want of it; the file says nothing about that.
+    pub admin: AdminState,
 }
 
 /// TLS towards the backends.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     policy::balance::Balance,
-    types::{BackendAddress, Name, Weight},
+    types::{AdminState, BackendAddress, Name, Weight},
 };
 
 pub(super) const UPSTREAM: Table = Table {
@@ -95,6 +95,7 @@ fn upstream(
     Some(Upstream {
         name: name.into(),
         backends: backends?,
+        discover: None,
         balance: balance?,
         tls: tls?,
         protocol: protocol?,
@@ -142,7 +143,11 @@ fn backend<'t>(d: &mut Decoder<'_>, item: &Item<'t>) -> Option<(Backend, Item<'t
         }
         let address = d.backend_address(item)?;
         let id = default_id(d, item)?;
-        return Some((Backend { id, address, weight: Weight::default() }, item.clone(), None));
+        return Some((
+            Backend { id, address, weight: Weight::default(), admin: AdminState::Ready },
+            item.clone(),
+            None,
+        ));
     }
     let fields = d.fields(item, &BACKEND)?;
     let address_item = fields.required(d, "address");
@@ -154,7 +159,7 @@ fn backend<'t>(d: &mut Decoder<'_>, item: &Item<'t>) -> Option<(Backend, Item<'t
         _ => None,
     };
     let weight = fields.get("weight").map_or(Some(Weight::default()), |item| d.weight(&item));
-    Some((Backend { id: id?, address: address?, weight: weight? }, address_item?, id_item))
+    Some((Backend { id: id?, address: address?, weight: weight?, admin: AdminState::Ready }, address_item?, id_item))
 }
 
 fn default_id(d: &mut Decoder<'_>, address: &Item<'_>) -> Option<Name> {

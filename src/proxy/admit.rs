@@ -58,7 +58,7 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
     if session.get_keepalive().is_some() {
         session.set_keepalive(Some(keep_alive));
     }
-    let identity = ClientIdentity::resolve(start.info.peer(), &ctx.snapshot.trusted, &session.req_header().headers);
+    let identity = ClientIdentity::resolve(start.info.peer(), ctx.snapshot.trusted(), &session.req_header().headers);
     ctx.client = identity.client;
     ctx.peer_trusted = identity.peer_trusted;
     ctx.scheme = identity.scheme.filter(|_| identity.peer_trusted).unwrap_or(start.info.scheme());

@@ -15,7 +15,7 @@ use pingora_core::{protocols::l4::socket::SocketAddr, upstreams::peer::HttpPeer}
 use crate::{
     config::model,
     policy::health::{Health, InitialHealth},
-    types::{BackendAddress, Name, Weight},
+    types::{AdminState, BackendAddress, Name, Weight},
 };
 
 /// Counts the changes that a schedule depends on: health and addresses of an upstream's backends. Shared by all of
@@ -47,6 +47,8 @@ pub struct BackendState {
     pub address: BackendAddress,
     /// Its share, 0 to 1000.
     pub weight: Weight,
+    /// What people want of it.
+    pub admin: AdminState,
     /// `None` where nothing is probed: it always counts as up.
     check: Option<InitialHealth>,
     /// Everything of the peer but the address.
@@ -93,6 +95,7 @@ impl BackendState {
             label: backend.address.to_string(),
             address: backend.address.clone(),
             weight: backend.weight,
+            admin: backend.admin,
             check,
             peer,
             state,
@@ -100,9 +103,9 @@ impl BackendState {
         }
     }
 
-    /// Whether new requests may go to it: a weight over 0, up, and an address to go to.
+    /// Whether new requests may go to it: wanted, a weight over 0, up, and an address to go to.
     pub fn usable(&self) -> bool {
-        self.weight.value() > 0 && self.is_up() && self.has_target()
+        self.admin == AdminState::Ready && self.weight.value() > 0 && self.is_up() && self.has_target()
     }
 
     /// Whether it counts as up: by its probes, by `initial` before the first one, always where nothing is probed.

@@ -3,7 +3,10 @@
 pub mod backend;
 pub mod connect;
 pub mod deadlines;
+pub mod journal;
+pub mod membership;
 pub mod peer;
 pub mod selection;
 pub mod snapshot;
+pub mod store;
 pub mod upstream;

@@ -18,11 +18,15 @@ use crate::{
 
 /// Everything a request needs to know of the configuration.
 pub struct Snapshot {
+    rules: Arc<Rules>,
+    upstreams: Box<[Arc<Member>]>,
+}
+
+/// What only a new configuration changes, shared by all snapshots of one.
+struct Rules {
     router: Router,
     routes: Box<[Route]>,
-    upstreams: Box<[Member]>,
-    /// Peers whose forwarding fields are believed.
-    pub trusted: TrustedProxies,
+    trusted: TrustedProxies,
     via: Option<Via>,
 }
 
@@ -52,6 +56,23 @@ pub struct Member {
     pub metrics: Arc<UpstreamMetrics>,
     /// Those of its backends, in their order.
     pub backends: Box<[Arc<BackendMetrics>]>,
+}
+
+impl Member {
+    fn build(
+        upstream: &model::Upstream,
+        backends: Vec<model::Backend>,
+        process: &model::Process,
+        previous: Option<&Arc<Upstream>>,
+        metrics: &Metrics,
+    ) -> Self {
+        let counters = backends.iter().map(|backend| metrics.backend(&upstream.name, &backend.id)).collect();
+        Self {
+            upstream: Upstream::build(upstream, backends, process, previous),
+            metrics: metrics.upstream(&upstream.name),
+            backends: counters,
+        }
+    }
 }
 
 /// What is done with a matching request.
@@ -88,44 +109,64 @@ struct Via {
 }
 
 impl Snapshot {
-    /// Builds the running configuration, going on from the state of `previous`.
-    pub fn build(model: &Model, previous: Option<&Self>, metrics: &Metrics) -> Self {
+    /// Builds the running configuration, going on from the state of `previous`. `backends` says who belongs to an
+    /// upstream now: what the model has, and what was changed at run time.
+    pub fn build(
+        model: &Model,
+        backends: impl Fn(&model::Upstream) -> Vec<model::Backend>,
+        previous: Option<&Self>,
+        metrics: &Metrics,
+    ) -> Self {
         let before: HashMap<&Name, &Arc<Upstream>> = previous
             .iter()
             .flat_map(|previous| previous.upstreams.iter())
             .map(|member| (&member.upstream.name, &member.upstream))
             .collect();
-        let upstreams: Box<[Member]> = model
-            .upstreams
-            .values()
-            .map(|upstream| Member {
-                upstream: Upstream::build(upstream, &model.process, before.get(&upstream.name).copied()),
-                metrics: metrics.upstream(&upstream.name),
-                backends: upstream
-                    .backends
-                    .iter()
-                    .map(|backend| metrics.backend(&upstream.name, &backend.id))
-                    .collect(),
-            })
-            .collect();
+        let member = |upstream: &model::Upstream| {
+            let previous = before.get(&upstream.name).copied();
+            Arc::new(Member::build(upstream, backends(upstream), &model.process, previous, metrics))
+        };
         let places: HashMap<&Name, usize> = model.upstreams.keys().enumerate().map(|(at, name)| (name, at)).collect();
-        Self {
+        let rules = Rules {
             router: Router::new(model.routes.iter().map(|route| &route.matches)),
             routes: model.routes.iter().map(|route| Route::build(route, &places)).collect(),
-            upstreams,
             trusted: TrustedProxies::new(&model.trusted_proxies),
             via: model.via.as_ref().and_then(|name| Via::new(name.as_str())),
-        }
+        };
+        Self { rules: Arc::new(rules), upstreams: model.upstreams.values().map(member).collect() }
+    }
+
+    /// The same configuration with another list of backends for one upstream. Costs a pointer for each other upstream.
+    pub fn with_backends(
+        &self,
+        upstream: &model::Upstream,
+        backends: Vec<model::Backend>,
+        process: &model::Process,
+        metrics: &Metrics,
+    ) -> Self {
+        let rebuilt = |member: &Arc<Member>| {
+            if member.upstream.name != upstream.name {
+                return member.clone();
+            }
+            let previous = Some(&member.upstream);
+            Arc::new(Member::build(upstream, backends.clone(), process, previous, metrics))
+        };
+        Self { rules: self.rules.clone(), upstreams: self.upstreams.iter().map(rebuilt).collect() }
+    }
+
+    /// Peers whose forwarding fields are believed.
+    pub fn trusted(&self) -> &TrustedProxies {
+        &self.rules.trusted
     }
 
     /// The first route that takes a request.
     pub fn find(&self, request: &RequestView<'_>) -> Option<usize> {
-        self.router.find(request)
+        self.rules.router.find(request)
     }
 
     /// A route by its position.
     pub fn route(&self, index: usize) -> &Route {
-        &self.routes[index]
+        &self.rules.routes[index]
     }
 
     /// An upstream by its position.
@@ -134,7 +175,7 @@ impl Snapshot {
     }
 
     /// All upstreams.
-    pub fn members(&self) -> &[Member] {
+    pub fn members(&self) -> &[Arc<Member>] {
         &self.upstreams
     }
 
@@ -166,7 +207,7 @@ impl Snapshot {
 
     /// What `Via` says of a message received as `version` (RFC 9110 §7.6.3).
     pub fn via(&self, version: Version) -> Option<&HeaderValue> {
-        self.via.as_ref().map(|via| match version {
+        self.rules.via.as_ref().map(|via| match version {
             Version::HTTP_10 => &via.http10,
             Version::HTTP_2 => &via.http2,
             _ => &via.http11,

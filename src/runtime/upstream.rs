@@ -27,7 +27,7 @@ use super::{
 use crate::{
     config::model::{self, HealthCheck, HostHeader, Timeouts, UpstreamProtocol, UpstreamTls},
     policy::{budget::RetryBudget, retry::RetryPolicy},
-    types::{BackendAddress, Name},
+    types::{AdminState, BackendAddress, Name},
 };
 
 /// A named group of backends.
@@ -73,13 +73,18 @@ pub enum NoBackend {
 }
 
 impl Upstream {
-    /// Builds an upstream, going on from the one of the same name in the build before.
-    pub fn build(model: &model::Upstream, process: &model::Process, previous: Option<&Arc<Self>>) -> Arc<Self> {
+    /// Builds an upstream of these backends, going on from the one of the same name in the build before.
+    pub fn build(
+        model: &model::Upstream,
+        backends: Vec<model::Backend>,
+        process: &model::Process,
+        previous: Option<&Arc<Self>>,
+    ) -> Arc<Self> {
         let opened = previous.map(|previous| previous.opened.clone()).unwrap_or_default();
         let generation = previous.map(|previous| previous.generation.clone()).unwrap_or_default();
         let tls_profile = TlsProfile::new(model.tls.as_ref(), process);
         let connector = Arc::new(Connector::new(model.timeouts.connect, model.timeouts.write, process, opened.clone()));
-        let backends = members(model, &tls_profile, &connector, &generation, previous);
+        let backends = members(model, backends, &tls_profile, &connector, &generation, previous);
         let start = previous.map(|previous| previous.pool.position()).unwrap_or_default();
         let config = Arc::new(SelectionConfig::new(model.balance, generation.clone(), start));
         let balancer = LoadBalancer::from_backends_with_config(
@@ -138,7 +143,8 @@ impl Upstream {
     }
 
     fn why_none(&self) -> NoBackend {
-        let mut up = self.backends.iter().filter(|backend| backend.weight.value() > 0 && backend.is_up()).peekable();
+        let wanted = |backend: &&Arc<BackendState>| backend.admin == AdminState::Ready && backend.weight.value() > 0;
+        let mut up = self.backends.iter().filter(wanted).filter(|backend| backend.is_up()).peekable();
         if up.peek().is_none() {
             NoBackend::AllDown
         } else if up.any(|backend| backend.has_target()) {
@@ -157,6 +163,7 @@ impl fmt::Debug for Upstream {
 
 fn members(
     model: &model::Upstream,
+    backends: Vec<model::Backend>,
     profile: &TlsProfile,
     connector: &Arc<Connector>,
     generation: &Generation,
@@ -165,12 +172,12 @@ fn members(
     let before: HashMap<&Name, &Arc<BackendState>> =
         previous.iter().flat_map(|previous| previous.backends.iter()).map(|backend| (&backend.id, backend)).collect();
     let check = model.health_check.as_ref().map(|check| check.thresholds.initial);
-    let state = |(index, backend): (usize, &model::Backend)| {
-        let peer = peer::template(model, profile, backend, connector.clone());
+    let state = |(index, backend): (usize, model::Backend)| {
+        let peer = peer::template(model, profile, &backend, connector.clone());
         let previous = before.get(&backend.id).map(|previous| previous.as_ref());
-        Arc::new(BackendState::new(index, backend, check, peer, generation, previous))
+        Arc::new(BackendState::new(index, &backend, check, peer, generation, previous))
     };
-    model.backends.iter().enumerate().map(state).collect()
+    backends.into_iter().enumerate().map(state).collect()
 }
 
 /// Our members as Pingora's discovery sees them: fixed within a build.
@@ -216,7 +223,7 @@ pub(crate) mod fixtures {
     use super::*;
     use crate::{
         policy::balance::Balance,
-        types::{Percent, Weight},
+        types::{AdminState, Percent, Weight},
     };
 
     /// A process with defaults.
@@ -245,10 +252,12 @@ pub(crate) mod fixtures {
             id: (*id).into(),
             address: BackendAddress::Inet(([127, 0, 0, 1], 10_001 + index as u16).into()),
             weight: Weight::new(*weight).expect("a weight"),
+            admin: AdminState::Ready,
         };
         model::Upstream {
             name: name.into(),
             backends: backends.iter().enumerate().map(backend).collect(),
+            discover: None,
             balance: Balance::RoundRobin,
             tls: None,
             protocol: UpstreamProtocol::Auto,

@@ -30,13 +30,17 @@ use crate::{
     listener::{BindError, Draining, Endpoint, ListenSocket, Listening, Proxies, Worker, tls},
     policy::health::Flip,
     proxy::{App, Kit},
-    runtime::{backend::BackendState, peer::TlsProfile, snapshot::Snapshot, upstream::Upstream},
+    runtime::{
+        backend::BackendState, journal::Overrides, peer::TlsProfile, snapshot::Snapshot, store::Store,
+        upstream::Upstream,
+    },
     service::{
         health::{HealthChecks, HealthObserver},
         operations::{Operations, Readiness},
         resolve::Resolver,
     },
     telemetry::{
+        events::Events,
         log_writer::{DEFAULT_LIMIT, LogWriter, Target},
         metrics::Metrics,
         process_log::ProcessLog,
@@ -138,7 +142,9 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let listeners = listeners(model, &metrics, inherited.as_mut(), &mut bound)?;
     let operations = model.metrics.map(|address| operations_listener(address, inherited.as_mut())).transpose()?;
     let log = access_log(model, &metrics, account)?;
-    let snapshot = Arc::new(Snapshot::build(model, None, &metrics));
+    let events = Arc::new(Events::default());
+    let store = Arc::new(Store::new(Arc::new(model.clone()), Overrides::new(), None, metrics.clone(), events));
+    let snapshot = store.snapshot();
     check_roots(model)?;
     metrics.config_loads.increment();
 

@@ -159,8 +159,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_gets_its_address_and_a_bad_one_stops_nothing() {
-        let good = Upstream::build(&named("localhost"), &process(), None);
-        let bad = Upstream::build(&named("does-not-exist.invalid"), &process(), None);
+        let good = Upstream::build(&named("localhost"), named("localhost").backends.clone(), &process(), None);
+        let bad = Upstream::build(
+            &named("does-not-exist.invalid"),
+            named("does-not-exist.invalid").backends.clone(),
+            &process(),
+            None,
+        );
         let (_changes, upstreams) = watch::channel(vec![good.clone(), bad.clone()]);
         let (stop, shutdown) = watch::channel(false);
         let service = tokio::spawn(async move { Resolver::new(upstreams).0.start(shutdown).await });

@@ -3,6 +3,7 @@
 
 pub mod access_log;
 mod cell;
+pub mod events;
 mod exposition;
 pub mod log_writer;
 pub mod metrics;

@@ -3,9 +3,11 @@
 mod address;
 mod name;
 mod reason;
+mod state;
 mod unit;
 
 pub use address::{BackendAddress, HostPort, ListenAddress, write_address};
 pub use name::Name;
 pub use reason::{AttemptFailure, Reason};
+pub use state::{AdminState, Source, UnknownWord};
 pub use unit::{ByteSize, Percent, UnitError, Weight, parse_duration};

@@ -16,7 +16,7 @@ use crate::{
 };
 
 fn built(model: &model::Upstream) -> Arc<Upstream> {
-    Upstream::build(model, &process(), None)
+    Upstream::build(model, model.backends.clone(), &process(), None)
 }
 
 fn checked(mut model: model::Upstream, initial: InitialHealth) -> model::Upstream {
@@ -237,7 +237,7 @@ fn state_is_carried_over_by_name() {
     let mut changed = model.clone();
     changed.backends.reverse();
     changed.backends[1].weight = Weight::new(7).expect("a weight");
-    let second = Upstream::build(&changed, &process(), Some(&first));
+    let second = Upstream::build(&changed, changed.backends.clone(), &process(), Some(&first));
     let a = &second.backends()[1];
     assert_eq!((a.id.as_str(), a.index, a.health(), a.in_flight()), ("a", 1, Health::Up, 1));
     assert_eq!(second.pick(None, &[]).expect("a is up").backend().id.as_str(), "a");
@@ -251,7 +251,10 @@ fn state_is_carried_over_by_name() {
     a.set_health(Health::Down);
     let mut unchecked = changed.clone();
     unchecked.health_check = None;
-    assert_eq!(shares(&Upstream::build(&unchecked, &process(), Some(&second)), 16).len(), 2);
+    assert_eq!(
+        shares(&Upstream::build(&unchecked, unchecked.backends.clone(), &process(), Some(&second)), 16).len(),
+        2
+    );
 }
 
 #[test]
@@ -259,6 +262,6 @@ fn the_round_robin_goes_on_over_a_build() {
     let model = upstream("app", &[("a", 1), ("b", 1), ("c", 1)]);
     let first = built(&model);
     assert_eq!(shares(&first, 1).keys().collect::<Vec<_>>(), ["a"]);
-    let second = Upstream::build(&model, &process(), Some(&first));
+    let second = Upstream::build(&model, model.backends.clone(), &process(), Some(&first));
     assert_eq!(shares(&second, 1).keys().collect::<Vec<_>>(), ["b"]);
 }

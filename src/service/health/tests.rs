@@ -140,7 +140,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 fn built(model: &model::Upstream) -> Arc<Upstream> {
-    Upstream::build(model, &fixtures::process(), None)
+    Upstream::build(model, model.backends.clone(), &fixtures::process(), None)
 }
 
 #[tokio::test]
@@ -305,7 +305,7 @@ async fn tasks_of_unchanged_backends_go_on_over_a_reload() {
     // The second backend moves to the first one's address: a new task, which probes at once.
     model.backends[1].address = model.backends[0].address.clone();
     model.backends[1].id = "c".into();
-    let second = Upstream::build(&model, &fixtures::process(), Some(&first));
+    let second = Upstream::build(&model, model.backends.clone(), &fixtures::process(), Some(&first));
     service.upstreams.send(vec![second.clone()]).expect("it listens");
     until("the new one", || second.backends()[1].health() == Health::Up).await;
     assert_eq!((count(&origins[0]), count(&origins[1])), (2, 1));
@@ -315,7 +315,12 @@ async fn tasks_of_unchanged_backends_go_on_over_a_reload() {
 
 #[tokio::test]
 async fn nothing_to_check_is_finished_at_once() {
-    let unchecked = Upstream::build(&fixtures::upstream("app", &[("a", 1)]), &fixtures::process(), None);
+    let unchecked = Upstream::build(
+        &fixtures::upstream("app", &[("a", 1)]),
+        fixtures::upstream("app", &[("a", 1)]).backends,
+        &fixtures::process(),
+        None,
+    );
     let service = run(vec![unchecked]);
     assert!(service.first_round.is_finished());
     service.end().await;

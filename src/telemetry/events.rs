@@ -1,0 +1,107 @@
+//! What changed, who changed it and why: a bounded list that streams read from, and a line each in the process log.
+//! Whoever reads more slowly than things happen misses the oldest and is told so.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+/// Events that are kept for readers.
+pub const KEPT: usize = 1024;
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Event {
+    /// Counted from 1 in this process.
+    pub id: u64,
+    /// Milliseconds since 1970.
+    pub time: u64,
+    /// What kind of change: `backend.added`, `backend.health`, `config.reloaded` …
+    pub kind: &'static str,
+    /// The upstream, where it is about one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub upstream: String,
+    /// The backend, where it is about one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub backend: String,
+    /// `uid 1000`, `token`, `lease`, `health check`, `signal` …
+    pub who: String,
+    /// What changed, for people: `ready -> drain`.
+    pub what: String,
+    /// As given by who did it; often empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub why: String,
+}
+
+/// What is said of a change; id and time are added.
+#[derive(Clone, Debug, Default)]
+pub struct News {
+    /// As in [`Event`].
+    pub upstream: String,
+    /// As in [`Event`].
+    pub backend: String,
+    /// As in [`Event`].
+    pub who: String,
+    /// As in [`Event`].
+    pub what: String,
+    /// As in [`Event`].
+    pub why: String,
+}
+
+/// The list.
+#[derive(Debug)]
+pub struct Events {
+    kept: Mutex<VecDeque<Event>>,
+    last: watch::Sender<u64>,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self { kept: Mutex::default(), last: watch::Sender::new(0) }
+    }
+}
+
+impl Events {
+    /// Adds an event, wakes whoever reads, and logs it.
+    pub fn tell(&self, kind: &'static str, news: News) {
+        let News { upstream, backend, who, what, why } = news;
+        let place = match (upstream.is_empty(), backend.is_empty()) {
+            (true, _) => String::new(),
+            (false, true) => format!(" {upstream}"),
+            (false, false) => format!(" {upstream}/{backend}"),
+        };
+        let because = if why.is_empty() { String::new() } else { format!(" ({why:?})") };
+        log::info!("{kind}{place}: {what}, by {who}{because}");
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let mut kept = self.lock();
+        let id = kept.back().map_or(1, |last| last.id + 1);
+        if kept.len() == KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(Event { id, time, kind, upstream, backend, who, what, why });
+        drop(kept);
+        self.last.send_replace(id);
+    }
+
+    /// The events after number `after`, oldest first, at most `most`; and how many before them are not kept any more.
+    pub fn after(&self, after: u64, most: usize) -> (Vec<Event>, u64) {
+        let kept = self.lock();
+        let oldest = kept.front().map_or(1, |first| first.id);
+        let missed = oldest.saturating_sub(after.saturating_add(1));
+        (kept.iter().filter(|event| event.id > after).take(most).cloned().collect(), missed)
+    }
+
+    /// The number of the last event; changes with each.
+    pub fn last(&self) -> watch::Receiver<u64> {
+        self.last.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Event>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
