@@ -64,11 +64,16 @@ pub struct AdminTcp {
 
 /// A secret from a file, never printed.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Token(pub Arc<[u8]>);
+pub struct Token {
+    /// The file, for messages and the effective configuration.
+    pub path: PathBuf,
+    /// What it holds, without blanks at its ends.
+    pub secret: Arc<[u8]>,
+}
 
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Token(..)")
+        f.debug_struct("Token").field("path", &self.path).finish_non_exhaustive()
     }
 }
 

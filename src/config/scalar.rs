@@ -197,8 +197,7 @@ impl Decoder<'_> {
     /// A backend's id, which may look like an address.
     pub(super) fn id(&mut self, item: &Item<'_>) -> Option<Name> {
         let text = self.scalar(item, "an id")?.value;
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-:/[]".contains(&b);
-        if (1..=LONGEST_NAME).contains(&text.len()) && text.bytes().all(allowed) {
+        if is_id(&text) {
             return Some(text.into());
         }
         let help = "1 to 100 letters, digits and . _ - : / [ ]";
@@ -226,10 +225,13 @@ impl Decoder<'_> {
         name
     }
 
-    /// A header field's value.
+    /// A header field's value, marked as sensitive where it comes from the environment.
     pub(super) fn header_value(&mut self, item: &Item<'_>) -> Option<HeaderValue> {
         let text = self.string(item)?;
-        let value = HeaderValue::from_str(&text).ok().filter(|_| text.trim() == text);
+        let mut value = HeaderValue::from_str(&text).ok().filter(|_| text.trim() == text);
+        if let (Some(value), Value::Scalar { text, .. }) = (&mut value, &item.node.value) {
+            value.set_sensitive(expand(text, self.env).is_ok_and(|(_, from_env)| from_env));
+        }
         if value.is_none() {
             let help = "visible ASCII, no line break, no blank at either end";
             self.error(item, "bad-header-value", "not a value that a header field can have", help);
@@ -245,6 +247,12 @@ const HEADER_FORM: &str = "letters, digits and hyphens";
 /// Names go into metrics, logs and URLs.
 fn is_name(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=LONGEST_NAME).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+/// What an `id` of a backend may be.
+pub(super) fn is_id(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-:/[]".contains(&b);
     (1..=LONGEST_NAME).contains(&text.len()) && text.bytes().all(allowed)
 }
 
