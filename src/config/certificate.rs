@@ -148,7 +148,8 @@ fn inspect(d: &mut Decoder<'_>, item: &Item<'_>, chain: &[CertificateDer<'_>]) -
     Some(dns.collect())
 }
 
-fn date(time: x509_parser::time::ASN1Time) -> String {
+/// The day, as `2027-01-31`.
+pub(super) fn date(time: x509_parser::time::ASN1Time) -> String {
     let time = time.to_datetime();
     format!("{:04}-{:02}-{:02}", time.year(), u8::from(time.month()), time.day())
 }

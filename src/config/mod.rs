@@ -8,9 +8,12 @@ mod address;
 mod certificate;
 mod decode;
 mod defaults;
+mod difference;
 mod document;
+mod effective;
 mod listener;
 pub mod model;
+mod outline;
 mod process;
 mod reach;
 mod render;
@@ -23,6 +26,8 @@ mod tests;
 mod tree;
 mod upstream;
 
+pub use difference::{Difference, difference};
+pub use effective::effective;
 pub use report::{Format, Problem, Report, Severity, UnknownFormat};
 pub use source::{Position, Span};
 
