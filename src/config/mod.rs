@@ -20,6 +20,7 @@ mod render;
 mod report;
 mod route;
 mod scalar;
+mod schema;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ mod upstream;
 pub use difference::{Difference, difference};
 pub use effective::effective;
 pub use report::{Format, Problem, Report, Severity, UnknownFormat};
+pub use schema::schema;
 pub use source::{Position, Span};
 
 /// Larger files are not configurations.
