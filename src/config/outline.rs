@@ -109,7 +109,7 @@ pub(super) fn sections(model: &Model) -> Vec<Section<'_>> {
     out.push(at_reload("access_log", log.as_ref().map_or_else(|| bare("off"), access_log)));
     let metrics = metrics.map_or_else(|| bare("off"), |address| Part::Map(vec![entry("address", shown(&address))]));
     out.push(at_reload("metrics", metrics));
-    out.extend(api.as_ref().map(|api| by_upgrade("admin", admin(api))));
+    out.push(by_upgrade("admin", api.as_ref().map_or_else(|| bare("off"), admin)));
     out
 }
 

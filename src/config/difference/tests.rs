@@ -204,8 +204,8 @@ fn what_belongs_to_the_process_needs_an_upgrade() {
         lines(&old, &new),
         [
             "~ reload_on_change: false -> true",
-            "+ state_file: /var/state.json (needs an upgrade)",
             "+ admin: 127.0.0.1:9180 (needs an upgrade)",
+            "+ state_file: /var/state.json (needs an upgrade)",
         ]
     );
     let before = new.clone();

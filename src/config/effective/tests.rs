@@ -226,6 +226,7 @@ trusted_proxies: []
 via: rrlb
 access_log: off
 metrics: off
+admin: off
 "#;
     assert_eq!(effective(&model), expected);
 }
