@@ -14,7 +14,7 @@ use rustls::{
 use x509_parser::{extensions::GeneralName, prelude::FromDer, x509::X509Version};
 
 use super::{
-    decode::{Decoder, Item, Table, did_you_mean, value},
+    decode::{Decoder, Item, Table, value},
     model::{Certificate, TrustStore},
 };
 use crate::types::Name;
@@ -36,8 +36,8 @@ impl Certificates {
     pub(super) fn named(&self, d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Arc<Certificate>> {
         let text = d.scalar(item, "a name from `certificates`")?.value;
         if !self.names.contains(text.as_str()) {
-            let help = did_you_mean(&text, self.names.iter().map(Name::as_str))
-                .unwrap_or_else(|| "add it under `certificates`".to_owned());
+            let near = d.did_you_mean(&text, self.names.iter().map(Name::as_str));
+            let help = near.unwrap_or_else(|| "add it under `certificates`".to_owned());
             let message = format!("there is no certificate `{}`", item.node.shown());
             d.error(item, "unknown-certificate", message, &help);
         }

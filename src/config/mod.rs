@@ -27,8 +27,8 @@ pub use address::parse_backend_address;
 pub use report::{Format, Problem, Report, Severity, UnknownFormat};
 pub use source::{Position, Span};
 
-/// Larger files are not configurations.
-const LARGEST_FILE: u64 = 4 << 20;
+/// Larger files are not configurations; ten thousand routes take 2 to 5 MiB.
+const LARGEST_FILE: u64 = 16 << 20;
 const EMPTY_HELP: &str = "see conf/minimal.yaml for the smallest useful file";
 const LIST_HELP: &str = "write [] for no backends at all";
 
@@ -92,7 +92,7 @@ pub fn parse_with(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>)
     let base = file.parent().unwrap_or(Path::new(""));
     let mut problems = Vec::new();
     let root = tree::read(text, EMPTY_HELP, &mut problems);
-    let mut decoder = decode::Decoder { base, env, problems };
+    let mut decoder = decode::Decoder::new(base, env, problems);
     let model = root.and_then(|root| document::decode(&mut decoder, &root));
     let report = Report::new(file, text, decoder.problems);
     match model {
@@ -109,9 +109,10 @@ pub fn parse_with(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>)
 pub fn parse_backend_list(text: &str, file: &Path) -> Result<Vec<model::Backend>, Report> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let base = file.parent().unwrap_or(Path::new(""));
+    let env = |name: &str| std::env::var(name).ok();
     let mut problems = Vec::new();
     let root = tree::read(text, LIST_HELP, &mut problems);
-    let mut decoder = decode::Decoder { base, env: &|name| std::env::var(name).ok(), problems };
+    let mut decoder = decode::Decoder::new(base, &env, problems);
     let backends = root.and_then(|root| upstream::backend_list(&mut decoder, &root));
     let report = Report::new(file, text, decoder.problems);
     match backends {

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use super::{
-    Format, Loaded, Report,
+    Format, Loaded, Report, Severity,
     model::{HostHeader, LogFormat, LogTarget, Probe, RouteAction, TlsVersion},
     parse_with,
 };
@@ -386,4 +386,45 @@ fn no_text_makes_the_decoder_panic() {
             let _ = report.render(format);
         }
     }
+}
+
+/// Twice the size that is promised. Comparing every route with every other takes some 20 s in a debug build and suggesting a name for
+/// every wrong one as long; reading takes 2 s.
+#[test]
+fn a_file_of_very_many_routes_is_read_in_nearly_linear_time() {
+    let many = |routes: &str, line: &dyn Fn(usize) -> String| {
+        let upstreams: String = (0..1_000).map(|at| format!("  app-{at}: {{ backends: [10.0.0.1:80] }}\n")).collect();
+        let lines: String = (0..20_000).map(line).collect();
+        let begin = std::time::Instant::now();
+        let report = read(&format!("{HEAD}upstreams:\n{upstreams}{routes}{lines}"));
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        report.map_or_else(|report| report, |loaded| loaded.warnings)
+    };
+    let hosts = |at: usize| {
+        let upstream = at % 1_000;
+        format!("  - {{ match: {{ host: h{at}.test, path: /v{}, method: GET }}, upstream: app-{upstream} }}\n", at % 7)
+    };
+    assert_eq!(many("routes:\n", &hosts).problems.len(), 0);
+    let fields = |at: usize| {
+        format!("  - {{ match: {{ path: /, header: {{ X-A: a, X-B: b{at} }} }}, upstream: app-{} }}\n", at % 1_000)
+    };
+    assert_eq!(many("routes:\n", &fields).problems.len(), 0);
+    let unknown = many("routes:\n", &|at| format!("  - {{ match: {{ path: /{at} }}, upstream: ap-{at} }}\n"));
+    assert_eq!(unknown.problems[0].help.as_deref(), Some("did you mean `app-0`?"));
+    let keys = many("", &|at| format!("thread{at}: 1\n"));
+    // Bounded in what it shows too.
+    let last = keys.problems.last().map(|problem| (problem.code, problem.message.clone()));
+    assert_eq!(last, Some(("too-many-problems", "19001 more problems are not shown".to_owned())));
+    assert_eq!(keys.problems.len(), 1_001);
+}
+
+#[test]
+fn errors_are_kept_before_warnings_where_there_are_too_many() {
+    let mut text = format!("{HEAD}upstreams: {{ app: {{ backends: [a:1] }} }}\nroutes:\n");
+    (0..2_000).for_each(|_| text.push_str("  - upstream: app\n"));
+    assert!(good(&text).warnings.problems.len() <= 1_001);
+    text.push_str("  - upstream: nowhere\n");
+    let report = read(&text).expect_err("there is an error");
+    assert_eq!(report.count(Severity::Error), 1);
 }
