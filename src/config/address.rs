@@ -27,9 +27,9 @@ impl Decoder<'_> {
     }
 
     /// An IP address and port. Port 0 is any free port.
-    pub(super) fn inet_address(&mut self, item: &Item<'_>) -> Option<SocketAddr> {
+    pub(super) fn inet_address(&mut self, item: &Item<'_>, forms: &str) -> Option<SocketAddr> {
         let text = self.address_text(item)?;
-        self.socket_address(item, &text, "127.0.0.1:9145 or \"[::1]:9145\"")
+        self.socket_address(item, &text, forms)
     }
 
     /// A backend's address.
@@ -57,7 +57,8 @@ impl Decoder<'_> {
         Some(network)
     }
 
-    fn address_text(&mut self, item: &Item<'_>) -> Option<String> {
+    /// The text of an address, whatever its form.
+    pub(super) fn address_text(&mut self, item: &Item<'_>) -> Option<String> {
         // `[::1]` without quotes is a list to YAML.
         if let Value::List(nodes) = &item.node.value
             && nodes.iter().all(|node| matches!(node.value, Value::Scalar { .. } | Value::Map(_)))
@@ -69,7 +70,8 @@ impl Decoder<'_> {
         Some(self.scalar(item, "an address")?.value)
     }
 
-    fn socket_address(&mut self, item: &Item<'_>, text: &str, forms: &str) -> Option<SocketAddr> {
+    /// `text`, the item's, as an IP address and port.
+    pub(super) fn socket_address(&mut self, item: &Item<'_>, text: &str, forms: &str) -> Option<SocketAddr> {
         if let Ok(address) = text.parse() {
             return Some(address);
         }
@@ -162,7 +164,7 @@ fn socket_path(text: &str, base: Option<&Path>) -> Result<PathBuf, BadAddress> {
 }
 
 /// Why a text is not a host and a port.
-enum Fault {
+pub(super) enum Fault {
     Bracket,
     Host,
     HostMissing,
@@ -173,7 +175,7 @@ enum Fault {
 }
 
 impl Fault {
-    fn message(&self) -> &'static str {
+    pub(super) fn message(&self) -> &'static str {
         match self {
             Self::Bracket => "an IPv6 address needs brackets",
             Self::Host => "the host is not a name",
@@ -193,7 +195,8 @@ impl Fault {
     }
 }
 
-fn host_port(text: &str) -> Result<HostPort, Fault> {
+/// A host name and a port.
+pub(super) fn host_port(text: &str) -> Result<HostPort, Fault> {
     if text.contains("://") {
         return Err(Fault::Scheme);
     }

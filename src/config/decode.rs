@@ -148,7 +148,9 @@ pub(super) struct Named<'t> {
 
 /// Collects problems, replaces variables, knows the base directory.
 pub(super) struct Decoder<'a> {
-    /// Relative paths begin here.
+    /// The file that is read.
+    pub(super) file: &'a Path,
+    /// Relative paths begin here: at its directory.
     pub(super) base: &'a Path,
     /// The environment.
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
@@ -163,8 +165,9 @@ const MOST_COMPARISONS: usize = 100_000;
 
 impl<'a> Decoder<'a> {
     /// Goes on from the problems of the tree.
-    pub(super) fn new(base: &'a Path, env: &'a dyn Fn(&str) -> Option<String>, problems: Vec<Problem>) -> Self {
-        Self { base, env, problems, comparisons: MOST_COMPARISONS }
+    pub(super) fn new(file: &'a Path, env: &'a dyn Fn(&str) -> Option<String>, problems: Vec<Problem>) -> Self {
+        let base = file.parent().unwrap_or(Path::new(""));
+        Self { file, base, env, problems, comparisons: MOST_COMPARISONS }
     }
 }
 

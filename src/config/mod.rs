@@ -5,9 +5,11 @@
 use std::path::Path;
 
 mod address;
+mod admin;
 mod certificate;
 mod decode;
 mod defaults;
+mod discover;
 mod document;
 mod listener;
 pub mod model;
@@ -89,10 +91,9 @@ pub fn parse(text: &str, file: &Path) -> Result<Loaded, Report> {
 /// As [`load`].
 pub fn parse_with(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Report> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let base = file.parent().unwrap_or(Path::new(""));
     let mut problems = Vec::new();
     let root = tree::read(text, EMPTY_HELP, &mut problems);
-    let mut decoder = decode::Decoder::new(base, env, problems);
+    let mut decoder = decode::Decoder::new(file, env, problems);
     let model = root.and_then(|root| document::decode(&mut decoder, &root));
     let report = Report::new(file, text, decoder.problems);
     match model {
@@ -108,11 +109,10 @@ pub fn parse_with(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>)
 /// Every problem of the list. Without errors there are no warnings either.
 pub fn parse_backend_list(text: &str, file: &Path) -> Result<Vec<model::Backend>, Report> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let base = file.parent().unwrap_or(Path::new(""));
     let env = |name: &str| std::env::var(name).ok();
     let mut problems = Vec::new();
     let root = tree::read(text, LIST_HELP, &mut problems);
-    let mut decoder = decode::Decoder::new(base, &env, problems);
+    let mut decoder = decode::Decoder::new(file, &env, problems);
     let backends = root.and_then(|root| upstream::backend_list(&mut decoder, &root));
     let report = Report::new(file, text, decoder.problems);
     match backends {

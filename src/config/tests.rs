@@ -4,7 +4,10 @@ use std::{path::Path, time::Duration};
 
 use super::{
     Format, Loaded, Report, Severity,
-    model::{HostHeader, LogFormat, LogTarget, Probe, RouteAction, TlsVersion},
+    model::{
+        Alpn, Discover, DiscoverDns, DiscoverList, DnsRecords, HostHeader, LogFormat, LogTarget, Probe, RouteAction,
+        TlsVersion,
+    },
     parse_with,
 };
 use crate::{
@@ -249,6 +252,109 @@ fn an_alias_with_a_fault_is_reported_once() {
         "{HEAD}x-t: &t {{ conect: 1s }}\nupstreams:\n  a: {{ backends: [a:1], timeouts: *t }}\n  b: {{ backends: [b:1], timeouts: *t }}\nroutes: [{{ upstream: {{ a: 1, b: 1 }} }}]\n"
     );
     assert_eq!(codes(&text), ["unknown-key"]);
+}
+
+fn tokens(text: &str) -> Result<Loaded, Report> {
+    parse_with(text, Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/config/rrlb.yaml")), &env)
+}
+
+#[test]
+fn run_time_control_is_off_unless_asked_for() {
+    let app = format!("{HEAD}upstreams: {{ app: {{ backends: [a:1] }} }}\n");
+    for off in ["", "admin: off\nreload_on_change: false\n"] {
+        let model = good(&format!("{app}{off}")).model;
+        assert!(model.admin.is_none() && model.state_file.is_none() && !model.reload_on_change);
+    }
+    let model = good(&format!("{app}admin: {{}}\nreload_on_change: true\nstate_file: state.json\n")).model;
+    let admin = model.admin.expect("it is asked for");
+    assert!(admin.socket.is_none() && admin.tcp.is_none() && model.reload_on_change);
+    assert_eq!(model.state_file.as_deref(), Some(Path::new("/etc/rrlb/state.json")));
+}
+
+#[test]
+fn the_admin_api_is_read_with_its_tokens() {
+    let text = format!(
+        "{HEAD}certificates: {{ main: {{ cert: tls/good.pem, key: tls/good.key }} }}
+upstreams: {{ app: {{}} }}
+admin:
+  socket: run/admin.sock
+  address: 0.0.0.0:9180
+  token_file: tokens/write.token
+  read_token_file: tokens/read.token
+  tls: {{ certificates: [main], min_version: \"1.3\" }}
+"
+    );
+    let model = tokens(&text).unwrap_or_else(|report| panic!("{report}")).model;
+    assert!(!format!("{model:?}").contains("SECRET"));
+    let admin = model.admin.expect("it is there");
+    assert!(admin.socket.is_some_and(|path| path.is_absolute() && path.ends_with("tests/config/run/admin.sock")));
+    let tcp = admin.tcp.expect("it has an address");
+    // Less the line break, and nothing else.
+    assert_eq!(&*tcp.token.0, b"SECRET-write-0123456789abcdef");
+    assert_eq!(&*tcp.read_token.expect("it is there").0, b"SECRET-read-0123456789abcdef");
+    let tls = tcp.tls.expect("it is there");
+    assert_eq!((tls.min_version, tls.alpn.as_slice()), (TlsVersion::V1_3, [Alpn::Http1].as_slice()));
+    assert!(model.upstreams["app"].backends.is_empty());
+}
+
+#[test]
+fn a_token_that_can_be_guessed_or_not_be_sent_is_refused() {
+    let app = format!("{HEAD}upstreams: {{ app: {{ backends: [a:1] }} }}\n");
+    let read = |address: &str, token: &str| {
+        let text = format!("{app}admin: {{ address: \"{address}\", token_file: tokens/{token}.token }}\n");
+        let report = tokens(&text).map_or_else(|report| report, |loaded| loaded.warnings);
+        assert!(!report.to_string().contains("SECRET"));
+        let errors = report.problems.iter().filter(|problem| problem.severity == Severity::Error);
+        errors.map(|problem| problem.code).collect::<Vec<_>>()
+    };
+    assert_eq!(read("127.0.0.1:9180", "copy"), [""; 0]);
+    for bad in ["short", "empty", "blank", "lines", "long"] {
+        assert_eq!(read("127.0.0.1:9180", bad), ["bad-token"], "{bad}");
+    }
+    for loopback in ["127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+        assert_eq!(read(loopback, "write"), [""; 0], "{loopback}");
+    }
+    for open in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[::ffff:10.0.0.1]:1"] {
+        assert_eq!(read(open, "write"), ["admin-without-tls"], "{open}");
+    }
+}
+
+#[test]
+fn discovery_is_read_with_its_defaults() {
+    let model = good(&format!(
+        "{HEAD}
+upstreams:
+  a: {{ discover: {{ dns: \"App.Internal.:8080\" }} }}
+  s: {{ discover: {{ dns: _http._tcp.app.internal., refresh: 1m, servers: [10.0.0.2, \"[fd00::2]:5353\"] }}, tls: {{}} }}
+  f: {{ discover: {{ file: backends.yaml }}, backends: [10.0.0.1:80] }}
+  g: {{ discover: {{ file: /run/g.json, refresh: 100ms }}, backends: [] }}
+routes: [{{ upstream: {{ a: 1, s: 1, f: 1, g: 1 }} }}]
+"
+    ))
+    .model;
+    let discover = |name: &str| model.upstreams[name].discover.clone().expect("it is there");
+    let dns = |name: &str, records, refresh, servers: &[&str]| {
+        let servers = servers.iter().map(|server| server.parse().expect("it is an address")).collect();
+        Discover::Dns(DiscoverDns { name: name.to_owned(), records, refresh: Duration::from_secs(refresh), servers })
+    };
+    assert_eq!(discover("a"), dns("app.internal", DnsRecords::Addresses { port: 8080 }, 10, &[]));
+    let servers = ["10.0.0.2:53", "[fd00::2]:5353"];
+    assert_eq!(discover("s"), dns("_http._tcp.app.internal", DnsRecords::Srv, 60, &servers));
+    let list =
+        |path: &str, millis| Discover::List(DiscoverList { path: path.into(), refresh: Duration::from_millis(millis) });
+    assert_eq!(discover("f"), list("/etc/rrlb/backends.yaml", 1_000));
+    assert_eq!(discover("g"), list("/run/g.json", 100));
+    assert_eq!((model.upstreams["f"].backends.len(), model.upstreams["a"].backends.len()), (1, 0));
+}
+
+#[test]
+fn an_upstream_may_be_empty_only_where_something_can_fill_it() {
+    let upstreams = "upstreams: { a: {}, b: { backends: [] } }\nroutes: [{ upstream: { a: 1, b: 1 } }]\n";
+    assert_eq!(codes(&format!("{HEAD}{upstreams}")), ["no-backends", "no-backends"]);
+    assert_eq!(codes(&format!("{HEAD}{upstreams}admin: off\n")), ["no-backends", "no-backends"]);
+    assert_eq!(codes(&format!("{HEAD}{upstreams}admin: {{}}\n")), [""; 0]);
+    // A broken `admin` is one problem, not three.
+    assert_eq!(codes(&format!("{HEAD}{upstreams}admin: {{ x: 1 }}\n")), ["unknown-key"]);
 }
 
 #[test]
