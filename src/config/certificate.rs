@@ -14,7 +14,7 @@ use rustls::{
 use x509_parser::{extensions::GeneralName, prelude::FromDer, x509::X509Version};
 
 use super::{
-    decode::{Decoder, Item, Table, did_you_mean, value},
+    decode::{Decoder, Item, Table, value},
     model::{Certificate, TrustStore},
 };
 use crate::types::Name;
@@ -24,6 +24,7 @@ pub(super) const CERTIFICATE: Table =
 
 /// Larger files are not certificates.
 const LARGEST_FILE: u64 = 4 << 20;
+const MISSING_FILE: &str = "relative paths begin at the configuration file's directory";
 
 /// The certificates that could be read, and the names of all.
 pub(super) struct Certificates {
@@ -36,8 +37,8 @@ impl Certificates {
     pub(super) fn named(&self, d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Arc<Certificate>> {
         let text = d.scalar(item, "a name from `certificates`")?.value;
         if !self.names.contains(text.as_str()) {
-            let help = did_you_mean(&text, self.names.iter().map(Name::as_str))
-                .unwrap_or_else(|| "add it under `certificates`".to_owned());
+            let near = d.did_you_mean(&text, self.names.iter().map(Name::as_str));
+            let help = near.unwrap_or_else(|| "add it under `certificates`".to_owned());
             let message = format!("there is no certificate `{}`", item.node.shown());
             d.error(item, "unknown-certificate", message, &help);
         }
@@ -103,7 +104,7 @@ pub(super) fn trust_store(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<TrustS
 
 /// All certificates of a PEM file, at least one; each is at least well-formed.
 fn certificates_in(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path) -> Option<Vec<CertificateDer<'static>>> {
-    let pem = read_file(d, item, path)?;
+    let pem = read_file(d, item, path, MISSING_FILE)?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let certificates = certificates.unwrap_or_default();
     if certificates.is_empty() {
@@ -156,7 +157,7 @@ pub(super) fn date(time: x509_parser::time::ASN1Time) -> String {
 
 fn private_key(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<(PrivateKeyDer<'static>, std::path::PathBuf)> {
     let path = d.path(item)?;
-    let pem = read_file(d, item, &path)?;
+    let pem = read_file(d, item, &path, MISSING_FILE)?;
     let Ok(key) = PrivateKeyDer::from_pem_slice(&pem) else {
         let encrypted = pem.windows(9).any(|part| part == b"ENCRYPTED");
         let (message, help) = if encrypted {
@@ -181,11 +182,14 @@ fn warn_open_key(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path) {
     }
 }
 
-fn read_file(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path) -> Option<Vec<u8>> {
+/// A file's content; `missing` is the help where there is no such file.
+pub(super) fn read_file(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path, missing: &str) -> Option<Vec<u8>> {
     // A pipe or a device would block, so it is not opened.
     let read = std::fs::metadata(path).and_then(|meta| match (meta.is_file(), meta.len()) {
         (false, _) => Err(std::io::Error::other("not a file")),
-        (true, length) if length > LARGEST_FILE => Err(std::io::Error::other("too large for a certificate or key")),
+        (true, length) if length > LARGEST_FILE => {
+            Err(std::io::Error::other("too large for a certificate, key or token"))
+        }
         _ => std::fs::read(path),
     });
     match read {
@@ -193,7 +197,7 @@ fn read_file(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path) -> Option<Vec<u8
         Err(error) => {
             let message = format!("cannot read `{}`: {}", item.node.shown(), super::reason(&error));
             let help = match error.kind() {
-                std::io::ErrorKind::NotFound => "relative paths begin at the configuration file's directory",
+                std::io::ErrorKind::NotFound => missing,
                 std::io::ErrorKind::PermissionDenied => "let the starting user read it",
                 _ => "",
             };

@@ -148,15 +148,35 @@ pub(super) struct Named<'t> {
 
 /// Collects problems, replaces variables, knows the base directory.
 pub(super) struct Decoder<'a> {
-    /// Relative paths begin here.
+    /// The file that is read.
+    pub(super) file: &'a Path,
+    /// Relative paths begin here: at its directory.
     pub(super) base: &'a Path,
     /// The environment.
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
     /// What was found so far.
     pub(super) problems: Vec<Problem>,
+    /// Names that may still be compared for suggestions.
+    comparisons: usize,
+}
+
+/// Suggestions are for files with a few typing errors. A generated file with thousands of wrong names is told the first.
+const MOST_COMPARISONS: usize = 100_000;
+
+impl<'a> Decoder<'a> {
+    /// Goes on from the problems of the tree.
+    pub(super) fn new(file: &'a Path, env: &'a dyn Fn(&str) -> Option<String>, problems: Vec<Problem>) -> Self {
+        let base = file.parent().unwrap_or(Path::new(""));
+        Self { file, base, env, problems, comparisons: MOST_COMPARISONS }
+    }
 }
 
 impl Decoder<'_> {
+    /// The help for a name that is close to a valid one.
+    pub(super) fn did_you_mean<'n>(&mut self, name: &str, valid: impl Iterator<Item = &'n str>) -> Option<String> {
+        nearest(name, valid, &mut self.comparisons).map(|best| format!("did you mean `{best}`?"))
+    }
+
     /// Reports an error at a value. An empty `help` is none.
     pub(super) fn error(&mut self, item: &Item<'_>, code: &'static str, message: impl Into<String>, help: &str) {
         self.error_at(item.node.mark(), &item.path, code, message, help);
@@ -210,8 +230,8 @@ impl Decoder<'_> {
                 continue;
             }
             let message = format!("unknown key `{}` in {}", cut(&entry.key), table.what);
-            let help =
-                did_you_mean(&entry.key, table.keys.iter().map(|key| key.name)).unwrap_or_else(|| valid_keys(table));
+            let near = self.did_you_mean(&entry.key, table.keys.iter().map(|key| key.name));
+            let help = near.unwrap_or_else(|| valid_keys(table));
             let path = join(&item.path, &entry.key);
             self.error_at(entry.key_span, &path, "unknown-key", message, &help);
         }
@@ -281,7 +301,8 @@ pub(super) fn join(parent: &str, key: &str) -> String {
     if parent.is_empty() { key } else { format!("{parent}.{key}") }
 }
 
-fn cut(text: &str) -> String {
+/// The first 80 characters of a text of one line.
+pub(super) fn cut(text: &str) -> String {
     if text.contains(['\n', '\r']) { "...".to_owned() } else { text.chars().take(80).collect() }
 }
 
@@ -296,16 +317,24 @@ fn valid_keys(table: &Table) -> String {
     if few { format!("valid here: {}", names.join(", ")) } else { String::new() }
 }
 
-/// The help for a name that is close to a valid one.
-pub(super) fn did_you_mean<'n>(name: &str, valid: impl Iterator<Item = &'n str>) -> Option<String> {
+/// The valid name that is close to this one. `budget` is how many may still be compared.
+fn nearest<'n>(name: &str, valid: impl Iterator<Item = &'n str>, budget: &mut usize) -> Option<&'n str> {
     let simple = |text: &str| text.to_ascii_lowercase().replace(['-', ' ', '.'], "_");
     let wanted = simple(name);
     if wanted.len() > 100 {
         return None;
     }
-    let (distance, best) = valid.map(|valid| (strsim::osa_distance(&wanted, &simple(valid)), valid)).min()?;
     let tolerated = (wanted.chars().count() / 3).clamp(1, 4);
-    (distance <= tolerated).then(|| format!("did you mean `{best}`?"))
+    let mut best = None;
+    for valid in valid {
+        *budget = budget.checked_sub(1)?;
+        // A character takes 1 to 4 bytes; names that differ more in length cannot be close.
+        if valid.len().abs_diff(wanted.len()) <= 4 * tolerated {
+            let found = (strsim::osa_distance(&wanted, &simple(valid)), valid);
+            best = Some(best.map_or(found, |best| found.min(best)));
+        }
+    }
+    best.filter(|(distance, _)| *distance <= tolerated).map(|(_, name)| name)
 }
 
 #[cfg(test)]
@@ -315,10 +344,18 @@ mod tests {
     #[test]
     fn near_names_are_suggested_and_far_ones_are_not() {
         let valid = ["threads", "timeouts", "tls"];
-        let suggest = |name: &str| did_you_mean(name, valid.into_iter());
-        assert_eq!(suggest("thread").as_deref(), Some("did you mean `threads`?"));
-        assert_eq!(suggest("TimeOut").as_deref(), Some("did you mean `timeouts`?"));
-        assert_eq!(suggest("tsl").as_deref(), Some("did you mean `tls`?"));
+        let suggest = |name: &str| nearest(name, valid.into_iter(), &mut 3);
+        assert_eq!(suggest("thread"), Some("threads"));
+        assert_eq!(suggest("TimeOut"), Some("timeouts"));
+        assert_eq!(suggest("tsl"), Some("tls"));
         assert_eq!(suggest("workers"), None);
+    }
+
+    #[test]
+    fn suggestions_end_with_their_budget() {
+        let mut budget = 5;
+        let mut suggest = || nearest("thread", ["tls", "timeouts", "threads"].into_iter(), &mut budget);
+        assert_eq!(suggest(), Some("threads"));
+        assert_eq!(suggest(), None);
     }
 }

@@ -1,16 +1,19 @@
 //! The top level of the file: every key there is, and the order in which the parts are decoded.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use super::{
-    certificate,
+    admin, certificate,
     decode::{
         Decoder, Fields, Ignored::Boolean, Ignored::Count, Ignored::Scale, Item, Table, ignored, list, map, table,
         value,
     },
     defaults::{self, Defaults},
     listener,
-    model::{AccessLog, LogFormat, LogTarget, Model, Route, RouteAction},
+    model::{AccessLog, Discover, LogFormat, LogTarget, Model, Process, Route, RouteAction, Upstream},
     process, reach, route,
     tree::{Node, Value},
     upstream,
@@ -71,6 +74,9 @@ pub(super) const ROOT: Table = Table {
         value("via", "rrlb"),
         table("access_log", "off", &ACCESS_LOG),
         table("metrics", "off", &METRICS),
+        value("state_file", "none: run-time changes end with the process"),
+        value("reload_on_change", "false"),
+        table("admin", "off", &admin::ADMIN),
     ],
 };
 
@@ -97,7 +103,14 @@ pub(super) fn decode(d: &mut Decoder<'_>, root: &Node) -> Option<Model> {
     let metrics = metrics(d, &fields, listeners.as_deref().unwrap_or_default());
     let defaults = fields.get("defaults").map_or(Some(Defaults::default()), |item| defaults::decode(d, &item));
     let upstream_names = names_below(fields.get("upstreams"));
-    let upstreams = upstream::decode(d, fields.get("upstreams"), defaults.as_ref(), &certificates);
+    let built_in = Defaults::default();
+    let around = upstream::Around {
+        // Where `defaults` are wrong, the rest is still checked.
+        defaults: defaults.as_ref().unwrap_or(&built_in),
+        certificates: &certificates,
+        admin: admin::is_wanted(d, fields.get("admin").as_ref()),
+    };
+    let upstreams = upstream::decode(d, fields.get("upstreams"), &around);
     let routes = routes(d, &fields, &upstream_names, listeners.as_deref());
     let trusted_proxies = fields.get("trusted_proxies").map_or(Some(Vec::new()), |item| {
         let items = d.one_or_more(&item, "a network or a list of networks");
@@ -105,6 +118,15 @@ pub(super) fn decode(d: &mut Decoder<'_>, root: &Node) -> Option<Model> {
     });
     let via = via(d, &fields);
     let access_log = access_log(d, &fields);
+    let taken = admin::Taken {
+        listeners: listeners.as_deref().unwrap_or_default(),
+        metrics: metrics.flatten(),
+        upgrade_sock: process.as_ref().and_then(|process| process.upgrade_sock.as_deref()),
+    };
+    let admin = admin::decode(d, fields.get("admin"), &certificates, &taken);
+    let reload_on_change = fields.get("reload_on_change").map_or(Some(false), |item| d.boolean(&item));
+    let state_file = state_file(d, &fields, process.as_ref(), access_log.as_ref(), upstreams.as_ref());
+    defaults?;
 
     Some(Model {
         process: process?,
@@ -116,9 +138,9 @@ pub(super) fn decode(d: &mut Decoder<'_>, root: &Node) -> Option<Model> {
         via: via?,
         access_log: access_log?,
         metrics: metrics?,
-        state_file: None,
-        admin: None,
-        reload_on_change: false,
+        state_file: state_file?,
+        admin: admin?,
+        reload_on_change: reload_on_change?,
     })
 }
 
@@ -169,7 +191,7 @@ fn metrics(
     }
     let fields = d.fields(&item, &METRICS)?;
     let item = fields.required(d, "address")?;
-    let address = d.inet_address(&item)?;
+    let address = d.inet_address(&item, "127.0.0.1:9145 or \"[::1]:9145\"")?;
     let used = |listener: &super::model::Listener| listener.address == ListenAddress::Inet(address);
     if address.port() != 0 && listeners.iter().any(used) {
         let message = format!("`{}` is the address of a listener too", item.node.shown());
@@ -291,4 +313,35 @@ fn access_log(d: &mut Decoder<'_>, fields: &Fields<'_>) -> Option<Option<AccessL
     let words = [("combined", LogFormat::Combined), ("json", LogFormat::Json)];
     let format = fields.get("format").map_or(Some(LogFormat::Json), |item| d.choice(&item, &words));
     Some(Some(AccessLog { target: target?, format: format? }))
+}
+
+/// The journal's file. It is replaced as a whole, so it is nothing else's.
+fn state_file(
+    d: &mut Decoder<'_>,
+    fields: &Fields<'_>,
+    process: Option<&Process>,
+    access_log: Option<&Option<AccessLog>>,
+    upstreams: Option<&BTreeMap<Name, Upstream>>,
+) -> Option<Option<PathBuf>> {
+    let Some(item) = fields.get("state_file") else { return Some(None) };
+    let path = d.path(&item)?;
+    let access_log = access_log.and_then(Option::as_ref).and_then(|log| match &log.target {
+        LogTarget::File(path) => Some(path.as_path()),
+        LogTarget::Stdout => None,
+    });
+    let lists = upstreams.into_iter().flat_map(BTreeMap::values).filter_map(|upstream| match &upstream.discover {
+        Some(Discover::List(list)) => Some(("a list of backends", list.path.as_path())),
+        _ => None,
+    });
+    let own = std::path::absolute(d.file).unwrap_or_else(|_| d.file.to_owned());
+    let mut used = std::iter::once(("the configuration", own.as_path()))
+        .chain(access_log.map(|path| ("the access log", path)))
+        .chain(process.and_then(|process| process.pid_file.as_deref()).map(|path| ("the pid file", path)))
+        .chain(process.and_then(|process| process.error_log.as_deref()).map(|path| ("the error log", path)))
+        .chain(lists);
+    if let Some((what, _)) = used.find(|(_, used)| *used == path) {
+        let message = format!("`{}` is {what} too", item.node.shown());
+        d.error(&item, "file-used-twice", message, "give the state a file of its own");
+    }
+    Some(Some(path))
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{
     certificate::Certificates,
-    decode::{Decoder, Item, Table, table, value},
-    model::{Alpn, Listener, ListenerLimits, ListenerTls, TlsVersion},
+    decode::{Decoder, Fields, Item, Table, table, value},
+    model::{Alpn, Certificate, Listener, ListenerLimits, ListenerTls, TlsVersion},
 };
 use crate::types::ByteSize;
 
@@ -65,20 +65,32 @@ pub(super) fn decode<'t>(
 
 fn tls(d: &mut Decoder<'_>, item: &Item<'_>, certificates: &Certificates) -> Option<ListenerTls> {
     let fields = d.fields(item, &TLS)?;
-    let chosen = fields.required(d, "certificates").and_then(|item| {
-        let items = d.one_or_more(&item, "a list of names from `certificates`")?;
-        if items.is_empty() {
-            let help = "name one of `certificates`";
-            d.error(&item, "no-certificates", "TLS needs at least one certificate", help);
-            return None;
-        }
-        d.all(Some(items), |d, item| certificates.named(d, item))
-    });
-    let versions = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
-    let min_version = fields.get("min_version").map_or(Some(TlsVersion::V1_2), |item| d.choice(&item, &versions));
+    let certificates = chosen_certificates(d, &fields, certificates);
+    let min_version = min_version(d, &fields);
     let alpn = alpn(d, fields.get("alpn"));
-    let certificates: Vec<Arc<_>> = chosen?;
-    Some(ListenerTls { certificates, min_version: min_version?, alpn: alpn? })
+    Some(ListenerTls { certificates: certificates?, min_version: min_version?, alpn: alpn? })
+}
+
+/// The certificates that `certificates` names; at least one.
+pub(super) fn chosen_certificates(
+    d: &mut Decoder<'_>,
+    fields: &Fields<'_>,
+    certificates: &Certificates,
+) -> Option<Vec<Arc<Certificate>>> {
+    let item = fields.required(d, "certificates")?;
+    let items = d.one_or_more(&item, "a list of names from `certificates`")?;
+    if items.is_empty() {
+        let help = "name one of `certificates`";
+        d.error(&item, "no-certificates", "TLS needs at least one certificate", help);
+        return None;
+    }
+    d.all(Some(items), |d, item| certificates.named(d, item))
+}
+
+/// The lowest TLS version that is spoken; default 1.2.
+pub(super) fn min_version(d: &mut Decoder<'_>, fields: &Fields<'_>) -> Option<TlsVersion> {
+    let versions = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
+    fields.get("min_version").map_or(Some(TlsVersion::V1_2), |item| d.choice(&item, &versions))
 }
 
 /// Protocols in order of preference, each once; default h2, http/1.1.

@@ -144,16 +144,18 @@ fn marked_line(text: &str, span: Span) -> (String, String) {
     let (line_start, line) = line_at(text, span.start);
     let mark_from = span.start.saturating_sub(line_start);
     let mark_to = span.end.saturating_sub(line_start).max(mark_from + 1);
-    let mark_at = line.char_indices().take_while(|(at, _)| *at < mark_from).count();
-    let total = line.chars().count();
-    let skip = if total > LONGEST_LINE { mark_at.saturating_sub(LONGEST_LINE / 3) } else { 0 };
+    // Only what is near the mark is looked at: a line may be the whole of a large file.
+    let long = line.chars().nth(LONGEST_LINE).is_some();
+    let before = line.get(..line.floor_char_boundary(mark_from)).unwrap_or(line);
+    let cut = before.char_indices().rev().nth(LONGEST_LINE / 3 - 1).filter(|_| long).map_or(0, |(at, _)| at);
+    let rest = line.get(cut..).unwrap_or_default();
 
     let (mut shown, mut indent, mut carets) = (String::new(), 0, 0);
-    if skip > 0 {
+    if cut > 0 {
         shown.push_str("...");
         indent += 3;
     }
-    for (at, c) in line.char_indices().skip(skip).take(LONGEST_LINE) {
+    for (at, c) in rest.char_indices().take(LONGEST_LINE).map(|(at, c)| (cut + at, c)) {
         let piece = printable(c);
         let width: usize = piece.chars().map(|c| c.width().unwrap_or(0)).sum();
         if at < mark_from {
@@ -163,7 +165,7 @@ fn marked_line(text: &str, span: Span) -> (String, String) {
         }
         shown.push_str(&piece);
     }
-    if total > skip + LONGEST_LINE {
+    if rest.chars().nth(LONGEST_LINE).is_some() {
         shown.push_str("...");
     }
     let mark = format!("{:indent$}{:^<carets$}", "", "", carets = carets.max(1));

@@ -77,7 +77,33 @@ impl std::str::FromStr for Format {
     }
 }
 
-/// All problems of one file, sorted by place. Holds the file's text to print marked lines; neither `Debug` nor any
+/// Nobody reads more, and what is made of a report must stay small.
+const MOST_PROBLEMS: usize = 1_000;
+
+/// Keeps the first problems, errors before warnings, and says how many more there are.
+fn bound(problems: &mut Vec<Problem>) {
+    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
+    let (mut errors_left, mut warnings_left) = (MOST_PROBLEMS, MOST_PROBLEMS.saturating_sub(errors));
+    let all = problems.len();
+    problems.retain(|problem| {
+        let left = match problem.severity {
+            Severity::Error => &mut errors_left,
+            Severity::Warning => &mut warnings_left,
+        };
+        let kept = *left > 0;
+        *left = left.saturating_sub(1);
+        kept
+    });
+    if problems.len() < all {
+        let message = format!("{} more problems are not shown", all - problems.len());
+        let severity = if errors > MOST_PROBLEMS { Severity::Error } else { Severity::Warning };
+        let help = "begin with the first of these".to_owned();
+        let (code, path) = ("too-many-problems", String::new());
+        problems.push(Problem { severity, code, message, help: Some(help), path, span: None });
+    }
+}
+
+/// All problems of one file, at most some thousand, sorted by place. Holds the file's text to print marked lines; neither `Debug` nor any
 /// rendering shows another part of it.
 #[derive(Clone)]
 pub struct Report {
@@ -94,6 +120,7 @@ impl Report {
         problems.sort_by_key(|problem| problem.span);
         let mut seen = std::collections::HashSet::new();
         problems.retain(|problem| seen.insert((problem.span, problem.code, problem.message.clone())));
+        bound(&mut problems);
         Self { problems, file: file.to_owned(), text: text.into(), lines: Lines::of(text) }
     }
 

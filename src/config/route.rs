@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
     address::dns_name,
-    decode::{Decoder, Fields, Item, Table, did_you_mean, table, value},
+    decode::{Decoder, Fields, Item, Table, table, value},
     model::{ProxyAction, Redirect, Respond, Route, RouteAction},
 };
 use crate::{
@@ -177,8 +177,8 @@ fn method(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Method> {
     let method = Method::from_bytes(text.as_bytes()).ok().filter(|_| text == upper);
     if method.is_none() {
         let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"];
-        let help =
-            did_you_mean(&text, known.into_iter()).unwrap_or_else(|| "write it in upper case, such as GET".to_owned());
+        let near = d.did_you_mean(&text, known.into_iter());
+        let help = near.unwrap_or_else(|| "write it in upper case, such as GET".to_owned());
         d.error(item, "bad-method", format!("`{}` is not a method", item.node.shown()), &help);
     }
     method
@@ -264,8 +264,8 @@ fn known_upstream(
     if let Some(known) = upstreams.get(name) {
         return Some(known.clone());
     }
-    let help =
-        did_you_mean(name, upstreams.iter().map(Name::as_str)).unwrap_or_else(|| "add it under `upstreams`".to_owned());
+    let near = d.did_you_mean(name, upstreams.iter().map(Name::as_str));
+    let help = near.unwrap_or_else(|| "add it under `upstreams`".to_owned());
     // A scalar names the upstream, possibly by a variable; below a mapping it is the key.
     let shown = if item.node.mark() == span { item.node.shown() } else { name.chars().take(80).collect() };
     d.error_at(span, &item.path, "unknown-upstream", format!("there is no upstream `{shown}`"), &help);

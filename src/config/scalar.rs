@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use http::{HeaderName, HeaderValue};
 
 use super::{
-    decode::{Decoder, Item, Named, did_you_mean},
+    decode::{Decoder, Item, Named},
     tree::{Value, plain_kind},
 };
 use crate::types::{ByteSize, Name, Percent, UnitError, Weight, parse_duration};
@@ -156,7 +156,7 @@ impl Decoder<'_> {
         let text = self.scalar(item, &format!("one of {list}"))?;
         let found = words.iter().find(|(word, _)| *word == text.value).map(|(_, value)| *value);
         if found.is_none() {
-            let near = did_you_mean(&text.value, words.iter().map(|(word, _)| *word));
+            let near = self.did_you_mean(&text.value, words.iter().map(|(word, _)| *word));
             let help = near.unwrap_or_else(|| format!("write one of {list}"));
             self.error(item, "unknown-value", format!("`{}` is not known here", item.node.shown()), &help);
         }

@@ -41,12 +41,17 @@ impl Lines {
         Position { line, column, end_line, end_column }
     }
 
+    /// The line of a byte, from 1.
+    pub(super) fn line(&self, offset: usize) -> usize {
+        self.starts.partition_point(|start| *start <= offset).max(1)
+    }
+
     fn line_and_column(&self, offset: usize, text: &str) -> (usize, usize) {
         let offset = floor_char_boundary(text, offset);
-        let line = self.starts.partition_point(|start| *start <= offset);
+        let line = self.line(offset);
         let start = line.checked_sub(1).and_then(|at| self.starts.get(at)).copied().unwrap_or(0);
         let column = text.get(start..offset).unwrap_or("").chars().count() + 1;
-        (line.max(1), column)
+        (line, column)
     }
 }
 

@@ -13,8 +13,8 @@ use super::{
     source::{Lines, Span, line_at},
 };
 
-/// Nodes that aliases may add in all: far above any use, far below what hurts.
-const MAX_ALIASED_NODES: usize = 20_000;
+/// Nodes that aliases may add in all: ten thousand routes may share parts, and reading them takes a second at most.
+const MAX_ALIASED_NODES: usize = 500_000;
 /// Collections in collections, aliases followed; bounds recursion.
 const MAX_DEPTH: usize = 48;
 
@@ -124,9 +124,11 @@ pub(super) fn plain_kind(text: &str) -> &'static str {
 }
 
 /// The root of the file's one document; `None` where there is none or it cannot be read, which is then in `problems`.
-pub(super) fn read(text: &str, problems: &mut Vec<Problem>) -> Option<Node> {
+/// `empty_help` says what to write in an empty file.
+pub(super) fn read(text: &str, empty_help: &str, problems: &mut Vec<Problem>) -> Option<Node> {
     let options = granit_parser::options! { emit_comments: false, emit_unresolved_aliases: true, flow_nesting_limit: MAX_DEPTH, block_nesting_limit: MAX_DEPTH };
-    let mut builder = Builder { text, problems, open: Vec::new(), anchors: HashMap::new(), aliased: 0, root: None };
+    let mut builder =
+        Builder { text, problems, open: Vec::new(), anchors: HashMap::new(), aliased: 0, lines: None, root: None };
     let mut documents = 0;
     for event in Parser::new_from_str_with_options(text, options) {
         let (event, span) = match event {
@@ -147,11 +149,7 @@ pub(super) fn read(text: &str, problems: &mut Vec<Problem>) -> Option<Node> {
     }
     let root = builder.root.take();
     if root.is_none() && documents == 0 {
-        problems.push(whole_file(
-            "empty-file",
-            "the file is empty",
-            "see conf/minimal.yaml for the smallest useful file",
-        ));
+        problems.push(whole_file("empty-file", "the file is empty", empty_help));
     }
     root
 }
@@ -167,6 +165,8 @@ struct Builder<'a> {
     open: Vec<Open>,
     anchors: HashMap<usize, Node>,
     aliased: usize,
+    /// Counted at the first need.
+    lines: Option<Lines>,
     root: Option<Node>,
 }
 
@@ -283,7 +283,8 @@ impl Builder<'_> {
                         let (span, shown) = (node.span, node.shown());
                         *key = Some(if first.is_some() { Key::Bad } else { Key::Name(text, span) });
                         if let Some(first) = first {
-                            let line = Lines::of(self.text).position(first, self.text).line;
+                            let lines = self.lines.get_or_insert_with(|| Lines::of(self.text));
+                            let line = lines.line(first.start);
                             let message = format!("the key `{shown}` stands here twice; first on line {line}");
                             self.problem(span, "duplicate-key", message, "keep one of the two");
                         }

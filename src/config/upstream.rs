@@ -6,9 +6,10 @@ use super::{
     certificate::{Certificates, trust_store},
     decode::{Decoder, Fields, Item, Table, list, table, value},
     defaults::{self, Defaults, HEALTH_CHECK, RETRY, TIMEOUTS, host_value},
+    discover::{self, DISCOVER},
     listener::alpn,
-    model::{Backend, HostHeader, Upstream, UpstreamProtocol, UpstreamTls},
-    tree::Value,
+    model::{Backend, Discover, DnsRecords, HostHeader, Upstream, UpstreamProtocol, UpstreamTls},
+    tree::{Node, Value},
 };
 use crate::{
     policy::balance::Balance,
@@ -18,7 +19,8 @@ use crate::{
 pub(super) const UPSTREAM: Table = Table {
     what: "an upstream",
     keys: &[
-        list("backends", "required", &BACKEND),
+        list("backends", "[]; required where there is neither discover nor admin", &BACKEND),
+        table("discover", "none", &DISCOVER),
         value("balance", "round_robin"),
         table("tls", "none: plain text", &TLS),
         value("protocol", "auto"),
@@ -45,21 +47,28 @@ const TLS: Table = Table {
     ],
 };
 
-/// Decodes `upstreams`. Where `base` is `None`, `defaults` are wrong: the rest is still checked.
+/// What an upstream is read against.
+pub(super) struct Around<'a> {
+    /// What it inherits.
+    pub(super) defaults: &'a Defaults,
+    pub(super) certificates: &'a Certificates,
+    /// Whether an admin API can fill it.
+    pub(super) admin: bool,
+}
+
+/// Decodes `upstreams`.
 pub(super) fn decode(
     d: &mut Decoder<'_>,
     item: Option<Item<'_>>,
-    base: Option<&Defaults>,
-    certificates: &Certificates,
+    around: &Around<'_>,
 ) -> Option<BTreeMap<Name, Upstream>> {
     let Some(item) = item else { return Some(BTreeMap::new()) };
     let named = d.named(&item, "a mapping from names to upstreams")?;
-    let built_in = Defaults::default();
     let mut upstreams = BTreeMap::new();
-    let mut complete = base.is_some();
+    let mut complete = true;
     for named in named {
         let name = d.key_name(&named);
-        let upstream = upstream(d, &named.item, named.name, base.unwrap_or(&built_in), certificates);
+        let upstream = upstream(d, &named.item, named.name, around);
         match (name, upstream) {
             (Some(name), Some(upstream)) => {
                 upstreams.insert(name, upstream);
@@ -70,15 +79,21 @@ pub(super) fn decode(
     complete.then_some(upstreams)
 }
 
-fn upstream(
-    d: &mut Decoder<'_>,
-    item: &Item<'_>,
-    name: &str,
-    base: &Defaults,
-    certificates: &Certificates,
-) -> Option<Upstream> {
+fn upstream(d: &mut Decoder<'_>, item: &Item<'_>, name: &str, around: &Around<'_>) -> Option<Upstream> {
     let fields = d.fields(item, &UPSTREAM)?;
-    let backends = fields.required(d, "backends").and_then(|item| backends(d, &item));
+    let discover = fields.get("discover").map_or(Some(None), |item| discover::decode(d, &item).map(Some));
+    let backends = match fields.get("backends") {
+        Some(item) => d.items(&item, "a list of backends").and_then(|items| backends(d, &item, items)),
+        None => Some(Vec::new()),
+    };
+    if backends.as_ref().is_some_and(Vec::is_empty) && fields.get("discover").is_none() && !around.admin {
+        let (span, path) = fields
+            .get("backends")
+            .map_or_else(|| (item.node.head(), item.path.clone()), |item| (item.node.mark(), item.path.clone()));
+        let message = "at least one backend is needed: without `discover` and `admin` nothing could ever add one";
+        let help = "write `backends: [10.0.0.11:3000]`, or add `discover`, or `admin: {}` at the top level";
+        d.error_at(span, &path, "no-backends", message, help);
+    }
     let words = [
         ("round_robin", Balance::RoundRobin),
         ("least_requests", Balance::LeastRequests),
@@ -86,16 +101,16 @@ fn upstream(
         ("ip_hash", Balance::IpHash),
     ];
     let balance = fields.get("balance").map_or(Some(Balance::RoundRobin), |item| d.choice(&item, &words));
-    let tls =
-        fields.get("tls").map_or(Some(None), |item| tls(d, &item, name, backends.as_deref(), certificates).map(Some));
+    let nameless = nameless(name, backends.as_deref().unwrap_or_default(), discover.as_ref());
+    let tls = fields.get("tls").map_or(Some(None), |item| tls(d, &item, name, nameless, around.certificates).map(Some));
     let protocol = protocol(d, &fields);
     let host_header = host_header(d, &fields);
-    let inherited = defaults::inherited(d, &fields, base);
+    let inherited = defaults::inherited(d, &fields, around.defaults);
     let inherited = inherited?;
     Some(Upstream {
         name: name.into(),
         backends: backends?,
-        discover: None,
+        discover: discover?,
         balance: balance?,
         tls: tls?,
         protocol: protocol?,
@@ -106,12 +121,19 @@ fn upstream(
     })
 }
 
-fn backends(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Vec<Backend>> {
-    let items = d.items(item, "a list of backends")?;
-    if items.is_empty() {
-        d.error(item, "no-backends", "at least one backend is needed", "write an address such as 10.0.0.11:3000");
+/// A file that holds a list of backends and nothing else. It may be empty.
+pub(super) fn backend_list(d: &mut Decoder<'_>, root: &Node) -> Option<Vec<Backend>> {
+    if matches!(root.value, Value::Null) {
+        d.problems.push(super::tree::whole_file("empty-file", "the file is empty", super::LIST_HELP));
         return None;
     }
+    let item = Item { node: root, path: String::new() };
+    let items = d.items(&item, "a list of backends")?;
+    backends(d, &item, items)
+}
+
+/// Decodes the items of a list; the empty one is right here.
+fn backends(d: &mut Decoder<'_>, item: &Item<'_>, items: Vec<Item<'_>>) -> Option<Vec<Backend>> {
     let mut addresses: BTreeMap<BackendAddress, String> = BTreeMap::new();
     let mut ids: BTreeMap<Name, String> = BTreeMap::new();
     let backends = d.all(Some(items), |d, item| {
@@ -126,7 +148,7 @@ fn backends(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Vec<Backend>> {
         }
         Some(backend)
     })?;
-    if backends.iter().all(|backend| backend.weight.value() == 0) {
+    if !backends.is_empty() && backends.iter().all(|backend| backend.weight.value() == 0) {
         let message = "all weights are 0: no backend would get a request";
         d.error_at(item.node.head(), &item.path, "all-weights-zero", message, "give one a weight of 1 or more");
         return None;
@@ -170,7 +192,7 @@ fn tls(
     d: &mut Decoder<'_>,
     item: &Item<'_>,
     upstream: &str,
-    backends: Option<&[Backend]>,
+    nameless: Option<String>,
     certificates: &Certificates,
 ) -> Option<UpstreamTls> {
     let fields = d.fields(item, &TLS)?;
@@ -187,14 +209,23 @@ fn tls(
     let ca = fields.get("ca").map_or(Some(None), |item| trust_store(d, &item).map(Some));
     let client_cert = fields.get("client_cert").map_or(Some(None), |item| certificates.named(d, &item).map(Some));
     let alpn = alpn(d, fields.get("alpn"));
-
-    let nameless = backends.and_then(|all| all.iter().find(|one| !matches!(one.address, BackendAddress::Host(_))));
-    if let (None, Some(_)) = (fields.get("sni"), nameless) {
-        let message = format!("`{upstream}` has backends without a host name: TLS needs `sni`");
+    if let (None, Some(message)) = (fields.get("sni"), nameless) {
         let help = "write `tls: { sni: name.in.the.certificate }`";
         d.error_at(item.node.head(), &item.path, "missing-sni", message, help);
     }
     Some(UpstreamTls { sni: sni?, verify: verify?, ca: ca?, client_cert: client_cert?, alpn: alpn? })
+}
+
+/// Why TLS needs a name here, if it does. Where none is given each backend's own is taken; an address has none.
+fn nameless(upstream: &str, backends: &[Backend], discover: Option<&Option<Discover>>) -> Option<String> {
+    if backends.iter().any(|one| !matches!(one.address, BackendAddress::Host(_))) {
+        return Some(format!("`{upstream}` has backends without a host name: TLS needs `sni`"));
+    }
+    let found = match discover?.as_ref()? {
+        Discover::Dns(dns) => dns.records != DnsRecords::Srv,
+        Discover::List(_) => true,
+    };
+    found.then(|| format!("`{upstream}` may find backends without a host name: TLS needs `sni`"))
 }
 
 fn sni(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<String> {

@@ -24,9 +24,9 @@ fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-/// The broken files. A checkout leaves keys readable for all, which would be a warning in some of them.
+/// The broken files. A checkout leaves keys and tokens readable for all, which would be a warning in some of them.
 fn broken_files() -> Vec<PathBuf> {
-    for key in files("tests/config/tls", "key") {
+    for key in files("tests/config/tls", "key").into_iter().chain(files("tests/config/tokens", "token")) {
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("the test owns its files");
     }
     files("tests/config", "yaml")
@@ -176,6 +176,25 @@ fn a_key_that_others_can_read_is_a_warning() {
     assert_eq!(codes(0o644), ["open-key-file"]);
     assert_eq!(codes(0o600), [""; 0]);
     fs::remove_dir_all(&directory).expect("it is ours");
+}
+
+#[test]
+fn a_token_that_others_can_read_is_a_warning() {
+    let directory = tempfile::tempdir().expect("the temporary folder can be written");
+    let file = directory.path().join("admin.token");
+    fs::write(&file, "0123456789abcdef\n").expect("it is ours");
+    let text = "listeners: [{ address: 127.0.0.1:8080 }]\n\
+        upstreams: { app: { backends: [] } }\n\
+        admin: { address: 127.0.0.1:9180, token_file: admin.token }\n";
+    let codes = |mode: u32| {
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("it is ours");
+        let loaded = parse(text, &directory.path().join("rrlb.yaml")).unwrap_or_else(|report| panic!("{report}"));
+        loaded.warnings.problems.iter().map(|problem| problem.code).collect::<Vec<_>>()
+    };
+    assert_eq!(codes(0o644), ["open-token-file"]);
+    assert_eq!(codes(0o660), ["open-token-file"]);
+    assert_eq!(codes(0o640), [""; 0]);
+    assert_eq!(codes(0o600), [""; 0]);
 }
 
 #[test]
