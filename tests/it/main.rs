@@ -7,6 +7,7 @@ mod access_log;
 mod balancing;
 mod cli;
 mod config;
+mod control;
 mod demo;
 mod drain;
 mod failures;

@@ -1,8 +1,10 @@
 //! The harness: addresses that never clash, the proxy as a child process, origins, clients, and waiting for conditions.
 
 pub mod address;
+pub mod admin;
 pub mod http1;
 pub mod http2;
+pub mod load;
 pub mod metrics;
 pub mod misbehave;
 pub mod origin;
