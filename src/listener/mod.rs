@@ -8,7 +8,9 @@ mod front;
 mod h1;
 mod h2;
 mod profile;
+mod pulse;
 mod socket;
+pub mod tickets;
 pub mod tls;
 mod worker;
 
@@ -54,12 +56,18 @@ struct Member {
     open: Arc<AtomicUsize>,
     metrics: Arc<WorkerMetrics>,
     inbox: mpsc::UnboundedSender<accept::Accepted>,
+    pulse: Arc<pulse::Pulse>,
 }
 
 impl Crew {
     /// Connections held by all workers.
     pub fn open(&self) -> usize {
         self.members.iter().map(|member| member.open.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Whether every worker's event loop has turned since this was asked last; asks each again.
+    pub fn turns(&self) -> bool {
+        self.members.iter().filter(|member| !member.pulse.ask()).count() == 0
     }
 
     /// The worker with the fewest connections; `me` where it is one of them.

@@ -1,10 +1,9 @@
-//! TLS of a listener: rustls with every certificate chosen by SNI, and tickets whose keys rotate.
+//! TLS of a listener: rustls with every certificate chosen by SNI. Keys of session tickets are `tickets`.
 
 use std::{collections::HashMap, sync::Arc};
 
 use rustls::{
     ServerConfig, SupportedProtocolVersion,
-    crypto::aws_lc_rs::Ticketer,
     server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert},
     sign::CertifiedKey,
     version::{TLS12, TLS13},
@@ -12,16 +11,8 @@ use rustls::{
 
 use crate::config::model::{Alpn, Certificate, ListenerTls, TlsVersion};
 
-/// Keys for session tickets, shared by all listeners and workers, so that a session may be resumed at any worker.
-/// rustls makes a new key every six hours and takes tickets of the last one too.
-///
-/// # Errors
-/// The system gives no randomness.
-pub fn ticketer() -> Result<Arc<dyn ProducesTickets>, rustls::Error> {
-    Ticketer::new()
-}
-
-/// The configuration of one listener.
+/// The configuration of one listener. The ticketer is one for all listeners and workers, so that a session may be resumed
+/// at any worker.
 ///
 /// # Errors
 /// The crypto provider does not support what is asked for.

@@ -21,6 +21,7 @@ use super::{
     conn::{Conn, Socket, Transport},
     h1, h2,
     profile::Proxies,
+    pulse::Pulse,
 };
 use crate::{
     config::model::Alpn,
@@ -45,6 +46,7 @@ pub struct Worker {
     post: Arc<Post>,
     gate: watch::Receiver<bool>,
     started: Arc<AtomicUsize>,
+    pulse: Arc<Pulse>,
 }
 
 /// What every connection of a worker uses.
@@ -70,6 +72,7 @@ impl Worker {
             open: kit.open_connections().clone(),
             metrics: kit.metrics().worker(kit.index()).clone(),
             inbox,
+            pulse: Arc::new(Pulse::new()),
         });
         let crew = Arc::new(Crew { members: members.collect() });
         let workers = inboxes.into_iter().zip(kits).enumerate().map(|(index, (inbox, (kit, proxies)))| Self {
@@ -81,6 +84,7 @@ impl Worker {
             post: Arc::new(Post { kit, proxies, draining: draining.clone() }),
             gate: gate.clone(),
             started: started.clone(),
+            pulse: crew.members[index].pulse.clone(),
         });
         (workers.collect(), crew)
     }
@@ -93,6 +97,8 @@ impl Worker {
             tokio::spawn(accept(listening, self.crew.clone(), self.index, metrics, self.post.draining.clone()));
         }
         tokio::spawn(sweep(self.post.clone()));
+        let pulse = self.pulse.clone();
+        tokio::spawn(async move { pulse.answer().await });
         self.started.fetch_add(1, Ordering::Release);
         let Some(mut inbox) = self.inbox.take() else { return };
         while let Some(accepted) = inbox.recv().await {

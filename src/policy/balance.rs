@@ -145,6 +145,11 @@ impl Rotation {
         self.order.get(turn % self.order.len()).copied()
     }
 
+    /// Goes on at `position`.
+    pub fn begin_at(&self, position: usize) {
+        self.position.store(position, Ordering::Relaxed);
+    }
+
     /// How many turns were taken, from where it began.
     pub fn position(&self) -> usize {
         self.position.load(Ordering::Relaxed)

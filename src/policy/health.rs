@@ -82,6 +82,16 @@ impl HealthState {
         Self { thresholds, health, against: 0 }
     }
 
+    /// Goes on in the middle of a row of this many results against the verdict, as after an upgrade.
+    pub fn having(self, against: u32) -> Self {
+        Self { against, ..self }
+    }
+
+    /// Results in a row against the verdict.
+    pub fn against(&self) -> u32 {
+        self.against
+    }
+
     /// The verdict now.
     pub fn health(&self) -> Health {
         self.health
@@ -142,6 +152,14 @@ mod tests {
         assert!(!HealthState::new(THRESHOLDS).usable());
         assert!(HealthState::new(Thresholds { initial: InitialHealth::Up, ..THRESHOLDS }).usable());
         assert!(!Health::Down.usable(InitialHealth::Up) && Health::Up.usable(InitialHealth::Down));
+    }
+
+    #[test]
+    fn a_row_goes_on_where_another_process_has_left_it() {
+        let mut old = HealthState::resume(THRESHOLDS, Health::Up);
+        assert_eq!((old.observe(false), old.observe(false), old.against()), (None, None, 2));
+        let mut new = HealthState::resume(THRESHOLDS, old.health()).having(old.against());
+        assert_eq!(new.observe(false), Some(Flip::Down));
     }
 
     proptest! {

@@ -61,6 +61,8 @@ pub struct BackendState {
 
 struct State {
     health: AtomicU8,
+    /// Probe results in a row against the verdict; kept here for a successor.
+    against: AtomicU32,
     in_flight: AtomicU32,
     generation: Generation,
 }
@@ -79,6 +81,7 @@ impl BackendState {
             || {
                 Arc::new(State {
                     health: AtomicU8::new(UNKNOWN),
+                    against: AtomicU32::new(0),
                     in_flight: AtomicU32::new(0),
                     generation: generation.clone(),
                 })
@@ -134,6 +137,21 @@ impl BackendState {
             self.state.generation.bump();
         }
         changed
+    }
+
+    /// Whether it is probed.
+    pub fn is_checked(&self) -> bool {
+        self.check.is_some()
+    }
+
+    /// Probe results in a row against the verdict.
+    pub fn against(&self) -> u32 {
+        self.state.against.load(Ordering::Relaxed)
+    }
+
+    /// Keeps how many probe results in a row were against the verdict.
+    pub fn set_against(&self, against: u32) {
+        self.state.against.store(against, Ordering::Relaxed);
     }
 
     /// Whether there is an address to connect to.

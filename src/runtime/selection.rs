@@ -154,9 +154,20 @@ impl Pool {
         self.members.get(position as usize).map(|member| &member.backend)
     }
 
-    /// Turns taken of the round robin.
+    /// Turns taken, of the round robin or among equals.
     pub fn position(&self) -> usize {
-        self.schedule.load().rotation.position()
+        match self.balance {
+            Balance::LeastRequests => self.turn.load(Ordering::Relaxed),
+            Balance::IpHash | Balance::Random | Balance::RoundRobin => self.schedule.load().rotation.position(),
+        }
+    }
+
+    /// Goes on at turn `start`.
+    pub fn begin_at(&self, start: usize) {
+        self.turn.store(start, Ordering::Relaxed);
+        // Also where the schedule is out of date: the next one goes on from it.
+        let _one_at_a_time = self.rebuilding.lock().unwrap_or_else(PoisonError::into_inner);
+        self.schedule.load().rotation.begin_at(start);
     }
 
     fn schedule(&self) -> Guard<Arc<Schedule>> {

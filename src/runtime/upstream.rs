@@ -137,6 +137,17 @@ impl Upstream {
         &self.balancer
     }
 
+    /// Turns taken of the schedule, from where it began.
+    pub fn turn(&self) -> usize {
+        self.pool.position()
+    }
+
+    /// Goes on at another turn of the schedule (taken round the cycle), as after an upgrade. For a start: requests
+    /// that choose meanwhile may get one turn twice.
+    pub fn begin_at(&self, turn: usize) {
+        self.pool.begin_at(turn);
+    }
+
     /// Connections made to the backends so far, of all builds.
     pub fn connections_opened(&self) -> u64 {
         self.opened.load(Ordering::Relaxed)

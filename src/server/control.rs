@@ -13,28 +13,39 @@ use std::{
 };
 
 use async_trait::async_trait;
-use nix::sys::signal::{SigSet, Signal as HeldSignal};
+use nix::sys::signal::Signal;
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::{
     io::unix::AsyncFd,
-    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
 };
 
+pub(super) use super::signals::hold_signals;
 use super::{
     StartError,
-    process::PidFile,
-    upgrade::{HandOver, HandOverError, Successor, UpgradeSocket},
+    handover::HandedOver,
+    notify::{self, Watchdog},
+    process::{OwnLog, PidFile},
+    signals::{Command, Signals},
+    successor::Successors,
+    upgrade::{Estate, HandOver, HandOverError, Successor, UpgradeSocket},
 };
 use crate::{
-    listener::{Crew, ListenSocket},
-    service::operations::Readiness,
+    config::model::Process,
+    listener::{Crew, ListenSocket, tickets::TicketKeys},
+    runtime::store::Store,
+    service::{
+        admin::operator::{Operator, Reload, Upgrade},
+        operations::Readiness,
+    },
     telemetry::{log_writer::LogWriter, process_log::ProcessLog},
     types::ListenAddress,
 };
 
 /// How often a drain looks whether anything is left.
 const LOOK: Duration = Duration::from_millis(10);
+/// How long an answer to who asked for the end may take.
+const ANSWERING: Duration = Duration::from_secs(1);
 /// How long the first rounds and the workers may take before anything is served.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -57,8 +68,36 @@ pub(super) struct Control {
     /// The process that waits for this one to serve in the background.
     pub(super) daemon_parent: Option<i32>,
     pub(super) state: Arc<Mutex<Held>>,
+    /// What is handed over beside the sockets.
+    pub(super) store: Arc<Store>,
+    pub(super) tickets: Arc<TicketKeys>,
+    pub(super) successors: Successors,
+    /// Where this process logs when it serves.
+    pub(super) own_log: OwnLog,
+    pub(super) process: Process,
+    /// Who reloads.
+    pub(super) operator: Option<Arc<dyn Operator>>,
+    pub(super) commands: Mutex<Option<mpsc::Receiver<Command>>>,
+    pub(super) hooks: Hooks,
     /// Why nothing was served, for the exit code.
     pub(super) failed: Arc<Mutex<Option<StartError>>>,
+}
+
+/// What others do when processes change. All may be called on any thread.
+#[derive(Clone)]
+pub(super) struct Hooks {
+    /// A successor serves; it goes on when this returns. What is kept for it on the disk must be so by then.
+    pub(super) on_upgraded: Arc<dyn Fn() + Send + Sync>,
+    /// The process before this one has given up its names, and changes nothing on the disk any more.
+    pub(super) on_taken_over: Arc<dyn Fn() + Send + Sync>,
+    /// Whether an answer is still on its way to somebody who asked for the end of this process.
+    pub(super) answering: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self { on_upgraded: Arc::new(|| ()), on_taken_over: Arc::new(|| ()), answering: Arc::new(|| false) }
+    }
 }
 
 /// What is given up along the way.
@@ -85,6 +124,31 @@ impl Held {
     }
 }
 
+/// What a successor gets.
+struct House {
+    held: Arc<Mutex<Held>>,
+    store: Arc<Store>,
+    tickets: Arc<TicketKeys>,
+    hooks: Hooks,
+}
+
+impl Estate for House {
+    fn sockets(&self, pid: i32) -> io::Result<Vec<(String, OwnedFd)>> {
+        log::info!("process {pid} asks for the listeners");
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).copies()
+    }
+
+    fn state(&self) -> HandedOver {
+        HandedOver::collect(&self.store.snapshot(), &self.tickets)
+    }
+
+    fn given(&self, pid: i32) {
+        (self.hooks.on_upgraded)();
+        // Before it answers: this process may end before the other comes to speak.
+        notify::upgraded(pid);
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leaving {
     /// Nobody comes after this process, but perhaps one that has asked for the listeners.
@@ -102,7 +166,8 @@ impl ShutdownSignalWatch for Control {
         if let Err(error) = self.process_log.detach() {
             log::error!("cannot start the log's writer: {error}");
         }
-        match Signals::listen() {
+        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match Signals::listen(commands) {
             Ok(signals) => self.serve(signals).await,
             Err(error) => self.fail(StartError::Io { what: "cannot wait for signals".into(), error }),
         }
@@ -128,57 +193,104 @@ impl Control {
         }
         let mut upgrades = self.begin();
         let (report, mut reports) = mpsc::channel(1);
-        let claimed = Arc::new(AtomicBool::new(false));
+        let claimed = self.successors.claimed().clone();
+        let mut watchdog = Watchdog::new();
         loop {
-            tokio::select! {
-                _ = signals.terminate.recv() => {
-                    log::info!("SIGTERM: draining, for at most {:?}", self.grace);
-                    if let Some(upgrades) = upgrades.take() {
-                        upgrades.into_inner().remove();
+            let stop = tokio::select! {
+                _ = signals.terminate.recv() => Command::Stop { now: false, who: "SIGTERM".into() },
+                _ = signals.interrupt.recv() => Command::Stop { now: true, who: "SIGINT".into() },
+                command = Signals::command(&mut signals.commands) => command,
+                () = watchdog.due() => { watchdog.beat(&self.crew); continue; }
+                _ = signals.quit.recv() => {
+                    match claimed.load(Ordering::Acquire) {
+                        true => log::info!("SIGQUIT: a new process is starting; this one drains as soon as that serves"),
+                        false => log::warn!(
+                            "SIGQUIT ignored: no new process has asked for the listeners; start one with `rrlb upgrade -c FILE`"
+                        ),
                     }
-                    return self.leave(Leaving::Terminated { claimed: claimed.load(Ordering::Acquire) }, &mut signals).await;
+                    continue;
                 }
-                _ = signals.interrupt.recv() => {
-                    log::info!("SIGINT: leaving at once");
-                    if let Some(upgrades) = upgrades.take() {
-                        upgrades.into_inner().remove();
+                _ = signals.hangup.recv() => { self.reload(); continue; }
+                _ = signals.reopen.recv() => {
+                    match &self.log {
+                        Some(log) => log.reopen(),
+                        None => log::info!("SIGUSR1: there is no access log to open again"),
                     }
-                    if !claimed.load(Ordering::Acquire) {
-                        self.forget_unix_sockets();
+                    continue;
+                }
+                _ = signals.user2.recv() => { self.upgrade(); continue; }
+                asked = next(upgrades.as_ref()) => {
+                    match asked {
+                        Ok(hand_over) => self.hand_over(hand_over, &claimed, report.clone()),
+                        Err(error) => log::warn!("upgrade socket: {error}"),
                     }
-                    return;
+                    continue;
                 }
-                _ = signals.quit.recv() => match claimed.load(Ordering::Acquire) {
-                    true => log::info!("SIGQUIT: a new process is starting; this one drains as soon as that serves"),
-                    false => log::warn!(
-                        "SIGQUIT ignored: no new process has asked for the listeners; start one with `rrlb -u -c FILE`"
-                    ),
-                },
-                _ = signals.hangup.recv() => {
-                    log::warn!("SIGHUP ignored: a changed configuration takes effect by `rrlb -u -c FILE`");
-                }
-                _ = signals.reopen.recv() => match &self.log {
-                    Some(log) => log.reopen(),
-                    None => log::info!("SIGUSR1: there is no access log to open again"),
-                },
-                _ = signals.user2.recv() => log::info!("SIGUSR2 has no meaning here"),
-                asked = next(upgrades.as_ref()) => match asked {
-                    Ok(hand_over) => self.hand_over(hand_over, &claimed, report.clone()),
-                    Err(error) => log::warn!("upgrade socket: {error}"),
-                },
-                Some((pid, outcome)) = reports.recv() => {
-                    match outcome {
-                        Ok(()) => {
-                            log::info!("process {pid} serves: draining, for at most {:?}", self.grace);
-                            return self.leave(Leaving::Upgraded, &mut signals).await;
-                        }
-                        Err(error) => {
-                            let error: io::Error = error;
-                            log::error!("process {pid} ended the upgrade before it served ({error}); going on as before");
-                        }
+                Some((pid, outcome)) = reports.recv() => match outcome {
+                    Ok(()) => {
+                        log::info!("process {pid} serves: draining, for at most {:?}", self.grace);
+                        self.successors.served(pid);
+                        return self.leave(Leaving::Upgraded, &mut signals, watchdog).await;
+                    }
+                    Err(error) => {
+                        let error: io::Error = error;
+                        log::error!("process {pid} ended the upgrade before it served ({error}); going on as before");
+                        continue;
                     }
                 }
+            };
+            let Command::Stop { now, who } = stop;
+            if let Some(upgrades) = upgrades.take() {
+                upgrades.into_inner().remove();
             }
+            // One that was started here is not to outlive this process; one that was started by hand may.
+            let claimed = !self.successors.call_off() && claimed.load(Ordering::Acquire);
+            if !now {
+                log::info!("{who}: draining, for at most {:?}", self.grace);
+                notify::stopping("draining");
+                return self.leave(Leaving::Terminated { claimed }, &mut signals, watchdog).await;
+            }
+            log::info!("{who}: leaving at once");
+            notify::stopping("leaving");
+            if !claimed {
+                self.forget_unix_sockets();
+            }
+            return self.answered().await;
+        }
+    }
+
+    /// As SIGHUP asks.
+    fn reload(&self) {
+        let Some(operator) = self.operator.clone() else {
+            return log::warn!("SIGHUP ignored: a changed configuration takes effect by `rrlb -u -c FILE`");
+        };
+        tokio::spawn(async move {
+            // It tells of its failure itself.
+            let _ = operator.reload(Reload::default(), "SIGHUP").await;
+        });
+    }
+
+    /// As SIGUSR2 asks, which is nginx's signal for it.
+    fn upgrade(&self) {
+        log::info!("SIGUSR2: starting a new process");
+        let (successors, operator) = (self.successors.clone(), self.operator.clone());
+        tokio::spawn(async move {
+            let how = Upgrade::default();
+            let started = match operator {
+                Some(operator) => operator.upgrade(how, "SIGUSR2").await,
+                None => successors.start(how).await,
+            };
+            if let Err(error) = started {
+                log::debug!("{error}");
+            }
+        });
+    }
+
+    /// Waits, not for long, until who asked for the end of this process has an answer.
+    async fn answered(&self) {
+        let began = Instant::now();
+        while (self.hooks.answering)() && began.elapsed() < ANSWERING {
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -218,10 +330,13 @@ impl Control {
             let addresses: Vec<_> = listeners.chain(operations).collect();
             (held.predecessor.take(), addresses)
         };
-        if let Some(predecessor) = predecessor
-            && let Err(error) = predecessor.serving()
-        {
-            log::warn!("the process before this one has gone by itself: {error}");
+        if let Some(predecessor) = predecessor {
+            // Its end would be the end of the pipe that this one logs into.
+            self.own_log.take(&self.process);
+            if let Err(error) = predecessor.serving() {
+                log::warn!("the process before this one has gone by itself: {error}");
+            }
+            (self.hooks.on_taken_over)();
         }
         // Only now its names: had this process died before, the old one would still be found under them.
         let upgrades = UpgradeSocket::listen(&self.upgrade_sock).and_then(|socket| {
@@ -238,6 +353,7 @@ impl Control {
             log::info!("{address}");
         }
         self.readiness.serve();
+        notify::serving("serving");
         if let Some(parent) = self.daemon_parent {
             tell_parent(parent, self.upgrade_sock.clone());
         }
@@ -250,14 +366,11 @@ impl Control {
 
     fn hand_over(&self, hand_over: HandOver, claimed: &Arc<AtomicBool>, report: mpsc::Sender<(i32, io::Result<()>)>) {
         let pid = hand_over.pid();
-        let (state, claimed) = (self.state.clone(), claimed.clone());
+        let (held, store, tickets) = (self.state.clone(), self.store.clone(), self.tickets.clone());
+        let (house, claimed) = (House { held, store, tickets, hooks: self.hooks.clone() }, claimed.clone());
         // A thread and not a task: it waits for as long as the new process likes, and must not keep this one from ending.
         std::thread::spawn(move || {
-            let sockets = || {
-                log::info!("process {pid} asks for the listeners");
-                state.lock().unwrap_or_else(PoisonError::into_inner).copies()
-            };
-            let outcome = match hand_over.run(sockets, &claimed) {
+            let outcome = match hand_over.run(&house, &claimed) {
                 Ok(()) => Ok(()),
                 Err(HandOverError::Failed(error)) => Err(error),
                 Err(HandOverError::NotAsked(error)) => return log::debug!("upgrade socket: {error}"),
@@ -268,7 +381,7 @@ impl Control {
     }
 
     /// Finishes what is under way.
-    async fn leave(&self, mut leaving: Leaving, signals: &mut Signals) {
+    async fn leave(&self, mut leaving: Leaving, signals: &mut Signals, mut watchdog: Watchdog) {
         self.readiness.drain();
         let began = Instant::now();
         match leaving {
@@ -288,7 +401,7 @@ impl Control {
             let open = self.crew.open();
             if !accepting && open == 0 {
                 log::info!("drained after {:?}", began.elapsed());
-                return;
+                return self.answered().await;
             }
             if began.elapsed() >= self.grace {
                 log::warn!("{open} connections cut off after the grace period of {:?}", self.grace);
@@ -296,6 +409,12 @@ impl Control {
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
+                // After an upgrade it is the other's life that counts.
+                () = watchdog.due(), if leaving != Leaving::Upgraded => watchdog.beat(&self.crew),
+                Command::Stop { now, who } = Signals::command(&mut signals.commands) => match now {
+                    true => return log::warn!("{who}: {open} connections cut off"),
+                    false => log::info!("{who}: draining already"),
+                },
                 _ = signals.terminate.recv() => match leaving {
                     Leaving::Terminated { .. } => return log::warn!("second SIGTERM: {open} connections cut off"),
                     Leaving::Upgraded => {
@@ -335,7 +454,7 @@ fn tell_parent(parent: i32, upgrade_sock: PathBuf) {
     tokio::spawn(async move {
         let parent = nix::unistd::Pid::from_raw(parent);
         for _ in 0..250 {
-            if nix::sys::signal::kill(parent, HeldSignal::SIGUSR1).is_err() {
+            if nix::sys::signal::kill(parent, Signal::SIGUSR1).is_err() {
                 break;
             }
             tokio::time::sleep(PAUSE).await;
@@ -366,41 +485,5 @@ impl AsFd for UpgradeSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is open for as long as `self`.
         unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
-    }
-}
-
-/// Until the signal loop runs, a signal must neither end the process without order nor be lost: it waits.
-pub(super) fn hold_signals() {
-    let mut held = SigSet::empty();
-    for signal in [HeldSignal::SIGINT, HeldSignal::SIGQUIT, HeldSignal::SIGTERM] {
-        held.add(signal);
-    }
-    if let Err(error) = held.thread_block() {
-        log::warn!("cannot hold signals back during the start: {error}");
-    }
-}
-
-struct Signals {
-    hangup: Signal,
-    interrupt: Signal,
-    quit: Signal,
-    reopen: Signal,
-    terminate: Signal,
-    user2: Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        let signals = Self {
-            hangup: signal(SignalKind::hangup())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            quit: signal(SignalKind::quit())?,
-            reopen: signal(SignalKind::user_defined1())?,
-            terminate: signal(SignalKind::terminate())?,
-            user2: signal(SignalKind::user_defined2())?,
-        };
-        // What came since the start of the process has waited; see `hold_signals`.
-        SigSet::all().thread_unblock()?;
-        Ok(signals)
     }
 }

@@ -2,7 +2,11 @@
 //! serves, and with an error that says what to do.
 
 mod control;
+mod handover;
+mod notify;
 mod process;
+mod signals;
+mod successor;
 mod upgrade;
 
 use std::{
@@ -15,19 +19,21 @@ use std::{
     time::Instant,
 };
 
-use control::{Control, Held, operations_key};
+use control::{Control, Held, Hooks, operations_key};
+use handover::HandedOver;
 use pingora_core::{
     server::{RunArgs, Server, configuration::ServerConf},
     services::background::background_service,
 };
 use pingora_proxy::{HttpProxy, ProxyServiceBuilder};
-use process::{Account, BoundFiles, PidFile};
+use process::{Account, BoundFiles, OwnLog, PidFile};
+use successor::Successors;
 use tokio::sync::watch;
 use upgrade::{Inherited, UpgradeSocket};
 
 use crate::{
     config::model::{self, LogTarget, Model},
-    listener::{BindError, Draining, Endpoint, ListenSocket, Listening, Proxies, Worker, tls},
+    listener::{BindError, Draining, Endpoint, ListenSocket, Listening, Proxies, Worker, tickets::TicketKeys, tls},
     policy::health::Flip,
     proxy::{App, Kit},
     runtime::{
@@ -120,7 +126,9 @@ pub enum StartError {
 /// Nothing was served: a port is used, a user is unknown, there is nothing to take over …
 pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(), StartError> {
     ignore_early_signals();
-    let daemon = start.daemon || model.process.daemon;
+    let own_log = OwnLog::inherited();
+    let daemon = (start.daemon || model.process.daemon) && !own_log.is_successor();
+    let successors = Successors::new(&start.config);
     if !daemon {
         // In the background the first process has its own way with signals.
         control::hold_signals();
@@ -139,12 +147,16 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
 
     let mut bound = BoundFiles::default();
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), process.threads));
-    let listeners = listeners(model, &metrics, inherited.as_mut(), &mut bound)?;
+    let tickets = HandedOver::tickets(inherited.as_ref().and_then(Inherited::state))?;
+    let listeners = listeners(model, &metrics, &tickets, inherited.as_mut(), &mut bound)?;
     let operations = model.metrics.map(|address| operations_listener(address, inherited.as_mut())).transpose()?;
     let log = access_log(model, &metrics, account)?;
     let events = Arc::new(Events::default());
     let store = Arc::new(Store::new(Arc::new(model.clone()), Overrides::new(), None, metrics.clone(), events));
     let snapshot = store.snapshot();
+    if let Some(handed) = inherited.as_ref().and_then(Inherited::state) {
+        handed.apply(&snapshot);
+    }
     check_roots(model)?;
     metrics.config_loads.increment();
 
@@ -207,6 +219,14 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
             predecessor: inherited.map(Inherited::into_successor),
         })),
         failed: failed.clone(),
+        store,
+        tickets,
+        successors,
+        own_log,
+        process: process.clone(),
+        operator: None,
+        commands: Mutex::new(None),
+        hooks: Hooks::default(),
     };
     drop(listeners);
     bound.keep();
@@ -226,10 +246,10 @@ fn ignore_early_signals() {
 fn listeners(
     model: &Model,
     metrics: &Metrics,
+    tickets: &Arc<TicketKeys>,
     mut inherited: Option<&mut Inherited>,
     bound: &mut BoundFiles,
 ) -> Result<Vec<Arc<Listening>>, StartError> {
-    let ticketer = tls::ticketer()?;
     let open = |listener: &model::Listener| -> Result<Arc<Listening>, StartError> {
         let name = Name::from(listener.address.to_string());
         let socket = match inherited.as_deref_mut().and_then(|inherited| inherited.remove(name.as_str())) {
@@ -242,7 +262,7 @@ fn listeners(
                 socket
             }
         };
-        let tls = listener.tls.as_ref().map(|tls| tls::server_config(tls, ticketer.clone())).transpose()?;
+        let tls = listener.tls.as_ref().map(|tls| tls::server_config(tls, tickets.clone())).transpose()?;
         let metrics = metrics.listener(&name);
         let endpoint = Arc::new(Endpoint { model: listener.clone(), tls, metrics });
         Ok(Arc::new(Listening { endpoint, socket: Arc::new(socket) }))

@@ -1,9 +1,12 @@
-//! What the process is to the system: its user, its pid file, and the folder of its upgrade socket.
+//! What the process is to the system: its user, its pid file, its standard error, and the folder of its upgrade socket.
 
 use std::{
     ffi::CString,
     fs, io,
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::{
+        fd::{FromRawFd, OwnedFd, RawFd},
+        unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -129,6 +132,49 @@ impl Drop for PidFile {
             // The folder is not this user's; an empty file says at least that nobody runs.
             log::debug!("removing the pid file {}: {error}", self.path.display());
             let _ = self.file.set_len(0);
+        }
+    }
+}
+
+/// Names, in a successor's environment, the descriptor of the standard error that its predecessor has.
+pub(super) const LOG_FD: &str = "RRLB_LOG_FD";
+
+/// Standard error of the process that started this one as its successor. Until this one serves its own is a pipe to that
+/// process, which keeps the last lines and ends with it.
+#[derive(Debug)]
+pub(super) struct OwnLog(Option<fs::File>);
+
+impl OwnLog {
+    /// As the environment says. To be called once, before anything else is opened.
+    pub(super) fn inherited() -> Self {
+        let number = std::env::var(LOG_FD).ok().and_then(|number| number.parse::<RawFd>().ok());
+        let number = number.filter(|number| {
+            // SAFETY: only sets a flag, and fails where the descriptor is not open.
+            *number > libc::STDERR_FILENO && unsafe { libc::fcntl(*number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0
+        });
+        // SAFETY: it is open, and was opened for us alone by the process before.
+        Self(number.map(|number| unsafe { OwnedFd::from_raw_fd(number) }.into()))
+    }
+
+    /// Whether another rrlb has started this one. It is where its predecessor is, in the background or not.
+    pub(super) fn is_successor(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// From now on what is logged goes there, or into `error_log` of a process in the background.
+    pub(super) fn take(&self, process: &Process) {
+        let Some(inherited) = &self.0 else { return };
+        let own = process
+            .error_log
+            .as_ref()
+            .filter(|_| process.daemon)
+            .map(|path| fs::OpenOptions::new().create(true).append(true).open(path));
+        let taken = match own {
+            Some(Ok(file)) => nix::unistd::dup2_stderr(&file),
+            None | Some(Err(_)) => nix::unistd::dup2_stderr(inherited),
+        };
+        if let Err(error) = taken {
+            log::error!("the log will end with the process before this one: {error}");
         }
     }
 }

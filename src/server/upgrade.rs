@@ -2,9 +2,11 @@
 //! the old one drain. If the new one fails at any point before, the old one goes on as if nothing had happened.
 //!
 //! The running process listens on the upgrade socket (SOCK_SEQPACKET, so that a message stays a message). The new one
-//! connects and says [`HELLO`]; it gets one message per listening socket, the address as text with the descriptor, and
-//! an empty address as the last. When it serves it says [`SERVING`] and is answered [`DRAINING`]; only then does it take
-//! the names of the old one (upgrade socket, pid file). Closing the connection before that calls it off.
+//! connects and says [`HELLO_2`]; it gets one message per listening socket, the address as text with the descriptor, an
+//! empty address after the last, and [`STATE`] with a descriptor of what the old one knows (see `handover`). When it
+//! serves it says [`SERVING`] and is answered [`DRAINING`]; only then does it take the names of the old one (upgrade
+//! socket, pid file). Closing the connection before that calls it off. In version 1 no state was handed over; a process
+//! of that version is served as it was, and hangs up on [`HELLO_2`], and so is asked again in its own way.
 
 use std::{
     collections::HashMap,
@@ -24,9 +26,11 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::StartError;
+use super::{StartError, handover::HandedOver};
 
-const HELLO: &[u8] = b"rrlb-upgrade 1";
+const HELLO_1: &[u8] = b"rrlb-upgrade 1";
+const HELLO_2: &[u8] = b"rrlb-upgrade 2";
+const STATE: &[u8] = b"state";
 const SERVING: &[u8] = b"serving";
 const DRAINING: &[u8] = b"draining";
 const BUSY: &[u8] = b"busy";
@@ -40,15 +44,23 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(1);
 /// Listening sockets taken over from the running process, by address.
 pub(super) struct Inherited {
     sockets: HashMap<String, OwnedFd>,
+    state: Option<HandedOver>,
     connection: Socket,
 }
 
 impl Inherited {
-    /// Asks the running process for its sockets.
+    /// Asks the running process for its sockets, and for what it knows.
     ///
     /// # Errors
     /// There is none, or it does not answer.
     pub(super) fn take(path: &Path) -> Result<Self, StartError> {
+        match Self::ask(path, HELLO_2) {
+            Err(StartError::HandOver(_, error)) if hung_up(&error) => Self::ask(path, HELLO_1),
+            taken => taken,
+        }
+    }
+
+    fn ask(path: &Path, hello: &[u8]) -> Result<Self, StartError> {
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 StartError::NothingToTakeOver(path.to_owned())
@@ -58,14 +70,17 @@ impl Inherited {
         let connection = Socket::new(Domain::UNIX, Type::SEQPACKET, None).map_err(failed)?;
         connection.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
         connection.connect(&SockAddr::unix(path).map_err(failed)?).map_err(failed)?;
-        connection.send(HELLO).map_err(failed)?;
+        connection.send(hello).map_err(failed)?;
         let mut sockets = HashMap::new();
         loop {
             match receive(&connection).map_err(failed)? {
                 (address, Some(fd)) => {
                     sockets.insert(address, fd);
                 }
-                (end, None) if end.is_empty() => return Ok(Self { sockets, connection }),
+                (end, None) if end.is_empty() => {
+                    let state = if hello == HELLO_2 { receive(&connection).map_err(failed)?.1 } else { None };
+                    return Ok(Self { sockets, state: state.and_then(read), connection });
+                }
                 (message, None) if message.as_bytes() == BUSY => return Err(StartError::HandOverBusy),
                 (message, None) => {
                     let text = format!("unexpected answer {message:?}");
@@ -80,11 +95,28 @@ impl Inherited {
         self.sockets.remove(address)
     }
 
+    /// What the running process knows; `None` where it said nothing of use.
+    pub(super) fn state(&self) -> Option<&HandedOver> {
+        self.state.as_ref()
+    }
+
     /// What is left is closed here; the old process closes its own when it drains. What remains is the news to tell.
     pub(super) fn into_successor(self) -> Successor {
         let unix = |address: String| address.strip_prefix("unix:").map(PathBuf::from);
         Successor { connection: self.connection, given_up: self.sockets.into_keys().filter_map(unix).collect() }
     }
+}
+
+/// As a process of version 1 does on being asked in a later way.
+fn hung_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
+fn read(state: OwnedFd) -> Option<HandedOver> {
+    let state = HandedOver::read(state);
+    let state =
+        state.inspect_err(|error| log::warn!("starting without what the process before this one knows: {error}"));
+    state.ok()
 }
 
 /// The news that this process serves, to be told to the one before it.
@@ -211,51 +243,63 @@ impl HandOver {
         self.pid
     }
 
-    /// Gives away what `sockets` returns and waits until the new process serves. Blocks. `claimed` says whether a
+    /// Gives away what `estate` has and waits until the new process serves. Blocks. `claimed` says whether a
     /// hand-over is under way; one that only connects and says nothing does not hold up another.
     ///
     /// # Errors
     /// It left before, speaks another language, or another was first.
-    pub(super) fn run(
-        &self,
-        sockets: impl FnOnce() -> io::Result<Vec<(String, OwnedFd)>>,
-        claimed: &AtomicBool,
-    ) -> Result<(), HandOverError> {
-        self.greet().map_err(HandOverError::NotAsked)?;
+    pub(super) fn run(&self, estate: &impl Estate, claimed: &AtomicBool) -> Result<(), HandOverError> {
+        let version = self.greet().map_err(HandOverError::NotAsked)?;
         if claimed.swap(true, Ordering::AcqRel) {
             let _ = self.connection.send(BUSY);
             return Err(HandOverError::NotAsked(io::Error::other("another upgrade is under way")));
         }
-        let outcome = sockets().and_then(|sockets| self.give(sockets));
-        outcome.map_err(|error| {
+        self.give(version, estate).map_err(|error| {
             claimed.store(false, Ordering::Release);
             HandOverError::Failed(error)
         })
     }
 
-    fn greet(&self) -> io::Result<()> {
+    fn send(&self, text: &[u8], fd: &OwnedFd) -> io::Result<()> {
+        let fds = [fd.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let text = [IoSlice::new(text)];
+        sendmsg::<()>(self.connection.as_raw_fd(), &text, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(())
+    }
+
+    fn greet(&self) -> io::Result<Version> {
         self.connection.set_nonblocking(false)?;
         self.connection.set_read_timeout(Some(HELLO_PATIENCE))?;
         match receive(&self.connection)?.0.as_bytes() {
-            HELLO => Ok(()),
+            HELLO_1 => Ok(Version::One),
+            HELLO_2 => Ok(Version::Two),
             _ => Err(io::Error::other("not an rrlb of this kind")),
         }
     }
 
-    fn give(&self, sockets: Vec<(String, OwnedFd)>) -> io::Result<()> {
+    fn give(&self, version: Version, estate: &impl Estate) -> io::Result<()> {
+        let sockets = estate.sockets(self.pid)?;
         for (address, fd) in &sockets {
-            let fds = [fd.as_raw_fd()];
-            let rights = [ControlMessage::ScmRights(&fds)];
-            let text = [IoSlice::new(address.as_bytes())];
-            sendmsg::<()>(self.connection.as_raw_fd(), &text, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+            self.send(address.as_bytes(), fd)?;
         }
         self.connection.send(b"\n")?;
         // Our copies would keep the listeners open past a drain.
         drop(sockets);
+        if version == Version::Two {
+            match estate.state().write() {
+                Ok(state) => self.send(STATE, &state)?,
+                Err(error) => {
+                    log::warn!("cannot hand over what this process knows: {error}");
+                    self.connection.send(STATE)?;
+                }
+            }
+        }
         // It may take its time: until it serves, nothing changes here.
         self.connection.set_read_timeout(None)?;
         match receive(&self.connection)?.0.as_bytes() {
             SERVING => {
+                estate.given(self.pid);
                 // It serves whether it hears this or not.
                 let _ = self.connection.send(DRAINING);
                 Ok(())
@@ -263,6 +307,29 @@ impl HandOver {
             _ => Err(io::Error::other("an unexpected message")),
         }
     }
+}
+
+/// What a hand-over gives away.
+pub(super) trait Estate {
+    /// Descriptors of the listening sockets, by address, for process `pid`.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    fn sockets(&self, pid: i32) -> io::Result<Vec<(String, OwnedFd)>>;
+
+    /// What is known at this moment.
+    fn state(&self) -> HandedOver;
+
+    /// Process `pid` serves. It is told to take over the names of this one when this returns.
+    fn given(&self, pid: i32);
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    /// Sockets only.
+    One,
+    /// Sockets and state.
+    Two,
 }
 
 /// Why nothing was handed over.
@@ -273,3 +340,6 @@ pub(super) enum HandOverError {
     /// Nobody asked for the sockets in earnest.
     NotAsked(io::Error),
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,16 @@
 //! Active health checks as a Pingora background service: one task per checked backend, all on the service's thread,
 //! each probe within one total deadline. When results change the verdict is decided by `policy::health`.
 
-use std::{collections::HashMap, fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use http::{HeaderValue, StatusCode, Uri, header};
@@ -75,7 +84,7 @@ impl HealthChecks {
         process: Process,
         observer: Arc<dyn HealthObserver>,
     ) -> (Self, FirstRound) {
-        let finished = unknown(&upstreams.borrow()) == 0;
+        let finished = upstreams.borrow().iter().all(|upstream| upstream.health_check.is_none());
         let (first_round, receiver) = watch::channel(finished);
         (Self { upstreams, process, observer, first_round }, FirstRound(receiver))
     }
@@ -92,7 +101,8 @@ impl BackgroundService for HealthChecks {
             let current = upstreams.borrow_and_update().clone();
             running = self.reconcile(&current, running, &mut connectors, &verdict);
             loop {
-                if unknown(&current) == 0 {
+                // A verdict may come from the process before this one; what counts is that each was probed by this one.
+                if running.values().all(|task: &Task| task.probed.load(Ordering::Acquire)) {
                     self.first_round.send_if_modified(|finished| !std::mem::replace(finished, true));
                 }
                 tokio::select! {
@@ -113,16 +123,12 @@ async fn changed(upstreams: &mut watch::Receiver<Vec<Arc<Upstream>>>) {
     }
 }
 
-/// Checked backends without a verdict.
-fn unknown(upstreams: &[Arc<Upstream>]) -> usize {
-    let checked = upstreams.iter().filter(|upstream| upstream.health_check.is_some());
-    checked.flat_map(|upstream| upstream.backends()).filter(|backend| backend.health() == Health::Unknown).count()
-}
-
 type Running = HashMap<(Name, Name), Task>;
 
 struct Task {
     plan: Plan,
+    /// A probe has finished.
+    probed: Arc<AtomicBool>,
     handle: JoinHandle<()>,
 }
 
@@ -160,9 +166,10 @@ impl HealthChecks {
                     dialer: dialer.clone(),
                 };
                 let key = (upstream.name.clone(), backend.id.clone());
-                let task = before.remove(&key).filter(|task| task.plan.does_as(&plan)).unwrap_or_else(|| Task {
-                    handle: tokio::spawn(plan.clone().run(self.observer.clone(), verdict.clone())),
-                    plan,
+                let task = before.remove(&key).filter(|task| task.plan.does_as(&plan)).unwrap_or_else(|| {
+                    let probed = Arc::new(AtomicBool::new(false));
+                    let run = plan.clone().run(self.observer.clone(), probed.clone(), verdict.clone());
+                    Task { plan, probed, handle: tokio::spawn(run) }
                 });
                 running.insert(key, task);
             }
@@ -191,8 +198,9 @@ impl Plan {
             && Arc::ptr_eq(&self.connector, &other.connector)
     }
 
-    async fn run(self, observer: Arc<dyn HealthObserver>, verdict: Arc<Notify>) {
-        let mut state = HealthState::resume(self.check.thresholds, self.backend.health());
+    async fn run(self, observer: Arc<dyn HealthObserver>, probed: Arc<AtomicBool>, verdict: Arc<Notify>) {
+        let mut state =
+            HealthState::resume(self.check.thresholds, self.backend.health()).having(self.backend.against());
         loop {
             let started = Instant::now();
             let result = self.probe().await;
@@ -202,14 +210,18 @@ impl Plan {
                 continue;
             }
             observer.probed(&self.upstream, &self.backend, result.is_ok());
-            if let Some(flip) = state.observe(result.is_ok()) {
+            let flip = state.observe(result.is_ok());
+            self.backend.set_against(state.against());
+            if let Some(flip) = flip {
                 let known = self.backend.health() != Health::Unknown;
                 self.backend.set_health(state.health());
                 self.report(flip, known, result.as_ref().err());
                 observer.flipped(&self.upstream, &self.backend, flip);
-                verdict.notify_one();
             } else if let Err(failure) = result {
                 debug!("upstream {}: backend {}: probe failed: {failure}", self.upstream, self.backend.id);
+            }
+            if !probed.swap(true, Ordering::AcqRel) {
+                verdict.notify_one();
             }
             sleep_until(started + jittered(self.check.interval)).await;
         }

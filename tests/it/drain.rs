@@ -174,11 +174,10 @@ async fn sigquit_without_a_successor_is_logged_and_ignored() {
 }
 
 #[tokio::test]
-async fn sighup_and_sigusr2_do_not_kill() {
+async fn sighup_does_not_kill() {
     let origin = Origin::echo("a").await;
     let mut proxy = Proxy::before(&[&origin]).await;
     proxy.signal(libc::SIGHUP);
-    proxy.signal(libc::SIGUSR2);
     assert_eq!(http1::get_once(proxy.listen, "/").await.status(), 200);
     assert!(proxy.running());
 }

@@ -6,16 +6,22 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
-use crate::support::{
-    address,
-    http1::{Client, get_once},
-    http2::Client2,
-    origin::Origin,
-    proxy::{Config, Proxy},
-    tls::Ca,
-    wait_until,
+use tokio::io::AsyncWriteExt;
+
+use crate::{
+    streaming,
+    support::{
+        address,
+        http1::{Client, get, get_once},
+        http2::Client2,
+        origin::{Origin, Peer},
+        proxy::{Config, Proxy},
+        tls::Ca,
+        wait_until, within,
+    },
 };
 
 /// Upgrades under load; `RRLB_TEST_UPGRADES` for more.
@@ -213,40 +219,94 @@ async fn more_than_32_listeners_of_all_kinds_are_handed_over() {
     }
 }
 
-/// Keep-alive, a connection per request, TLS and HTTP/2, all the time: not one request may fail.
+/// Keep-alive, a connection per request, TLS, HTTP/2 and WebSockets, all the time: not one request may fail. One download
+/// and one WebSocket stay in the first process over all upgrades, and when they end it is gone within a second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_fails_in_twenty_upgrades_under_load() {
-    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let (ca, origin) = (Ca::new(), Origin::script("a", everything).await);
     let secure = address::unused();
     let yaml = "
         certificates: { main: <main> }
         access_log: off
+        grace_period_seconds: 3600
         listeners:
           - { address: <listen>, h2c: true }
           - { address: \"<secure>\", tls: { certificates: [main] } }";
     let config = Config::before(&[&origin], yaml).put("secure", secure);
     let main = ca.issue(&["a.test"]).write(config.dir(), "main");
-    let mut proxy = config.put("main", main).start().await;
+    let mut first = config.put("main", main).start().await;
     let load = Load::default();
-    let (plain, h1, h2) = (proxy.listen, ca.client(&["http/1.1"]), ca.client(&["h2"]));
+    let mut download = first.client().await;
+    download.send(get("/download")).await;
+    let mut head = download.response_head().await;
+    let download = tokio::spawn(async move {
+        download.wire.body(&mut head).await?;
+        std::io::Result::Ok((head, download))
+    });
+    let mut socket = first.client().await;
+    streaming::upgrade(&mut socket).await;
+    let (plain, h1, h2) = (first.listen, ca.client(&["http/1.1"]), ca.client(&["h2"]));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..2 {
         tasks.spawn(load.clone().keep_alive(plain));
         tasks.spawn(load.clone().connection_per_request(plain));
     }
+    tasks.spawn(load.clone().websockets(plain));
     tasks.spawn(load.clone().tls_per_request(secure, h1));
     tasks.spawn(load.clone().http2(secure, h2));
     let upgrades = std::env::var("RRLB_TEST_UPGRADES").ok().and_then(|n| n.parse().ok()).unwrap_or(UPGRADES);
-    for _ in 0..upgrades {
+    let before = load.done();
+    wait_until("load", || load.done() > before + 20).await;
+    let mut proxy = first.successor();
+    first.logged("serves: draining").await;
+    for _ in 1..upgrades {
         let before = load.done();
         wait_until("load", || load.done() > before + 20).await;
         proxy = proxy.upgrade().await;
+        socket.send(b"ping").await;
+        assert_eq!(within("the echo", socket.wire.take(4)).await.expect("an echo"), b"ping");
     }
     let before = load.done();
     wait_until("load after the last upgrade", || load.done() > before + 20).await;
+    assert!(first.running(), "left with a download and a WebSocket in flight");
+    socket.wire.finish().await.expect("end");
+    assert_eq!(socket.closed().await, b"");
+    origin.release();
+    let (reply, client) = within("the end of the download", download).await.expect("no panic").expect("all of it");
+    let ended = Instant::now();
+    drop(client);
+    assert!(reply.text().ends_with("the end") && reply.length > 1000, "{} bytes", reply.length);
+    assert!(first.ended().await.success());
+    assert!(ended.elapsed() < Duration::from_secs(1), "gone {:?} after its last request", ended.elapsed());
     load.stop.store(true, Ordering::SeqCst);
     let failures: Vec<String> = tasks.join_all().await.into_iter().flatten().collect();
     assert!(failures.is_empty(), "{} of {} requests failed: {failures:#?}", failures.len(), load.done());
+}
+
+/// Echoes on `/ws`, sends on `/download` until released, and gives its name on anything else.
+async fn everything(mut peer: Peer) {
+    while let Some(request) = peer.request().await {
+        match request.target() {
+            "/ws" => {
+                peer.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n").await;
+                peer.send("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n").await;
+                let (io, ahead) = peer.wire.into_parts();
+                let (mut reader, mut writer) = tokio::io::split(io);
+                let _ = writer.write_all(&ahead).await;
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                return drop(writer.shutdown().await);
+            }
+            "/download" => {
+                peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+                // A slow stream: bytes pass while processes change.
+                while tokio::time::timeout(Duration::from_millis(20), peer.held()).await.is_err() {
+                    peer.send(format!("64\r\n{}\r\n", "x".repeat(100))).await;
+                }
+                peer.send("7\r\nthe end\r\n0\r\n\r\n").await;
+            }
+            _ => peer.reply(200, "", "").await,
+        }
+    }
 }
 
 /// Clients that go on until they are told to stop, and remember each failure.
@@ -309,6 +369,29 @@ impl Load {
         while self.going() {
             let result = async { Client::try_connect(to).await?.try_get("/").await }.await;
             self.note("connection per request", result.map(|reply| reply.status()), &mut failures);
+        }
+        failures
+    }
+
+    /// Short WebSockets, one after the other.
+    async fn websockets(self, to: std::net::SocketAddr) -> Vec<String> {
+        const ASK: &str = "GET /ws HTTP/1.1\r\nHost: a.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                           Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+        let mut failures = Vec::new();
+        while self.going() {
+            let talk = async {
+                let mut client = Client::try_connect(to).await?;
+                client.wire.send(ASK).await?;
+                let status = client.try_response(false).await?.status();
+                for _ in 0..10 {
+                    client.wire.send(b"hello").await?;
+                    let echo = client.wire.take(5).await?;
+                    assert_eq!(echo, b"hello");
+                }
+                client.wire.finish().await?;
+                std::io::Result::Ok(if status == 101 { 200 } else { status })
+            };
+            self.note("WebSocket", within("a WebSocket", talk).await, &mut failures);
         }
         failures
     }

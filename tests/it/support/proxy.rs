@@ -116,7 +116,11 @@ impl Config {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = run::command();
+        self.command_of(&run::binary(), args)
+    }
+
+    fn command_of(&self, binary: &Path, args: &[&str]) -> Command {
+        let mut command = run::command_of(binary);
         command.arg("-c").arg(self.write()).args(args);
         command
     }
@@ -135,9 +139,14 @@ impl Config {
 
     /// As [`Config::spawn`], with a change of the command.
     pub fn spawn_with(self, args: &[&str], change: impl FnOnce(&mut Command)) -> Proxy {
+        self.spawn_binary(&run::binary(), args, change)
+    }
+
+    /// As [`Config::spawn_with`], of a binary elsewhere.
+    pub fn spawn_binary(self, binary: &Path, args: &[&str], change: impl FnOnce(&mut Command)) -> Proxy {
         let run = self.runs.fetch_add(1, Ordering::SeqCst);
         let log = self.dir().join(format!("stderr.{run}.log"));
-        let mut command = self.command(args);
+        let mut command = self.command_of(binary, args);
         command.env("RUST_LOG", "info");
         command.stderr(File::create(&log).expect("log file"));
         command.stdout(File::create(self.dir().join(format!("stdout.{run}.log"))).expect("log file"));

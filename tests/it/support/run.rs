@@ -3,15 +3,24 @@
 use std::{
     fs::File,
     os::unix::process::CommandExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 /// The binary under test; `RRLB_BIN` at run time names another build of it.
 pub fn command() -> Command {
-    let path = std::env::var_os("RRLB_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_rrlb").into());
-    let mut command = Command::new(path);
+    command_of(&binary())
+}
+
+/// Where the binary under test is.
+pub fn binary() -> PathBuf {
+    std::env::var_os("RRLB_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_rrlb").into()).into()
+}
+
+/// Another binary, started as the one under test is.
+pub fn command_of(binary: &Path) -> Command {
+    let mut command = Command::new(binary);
     command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE").stdin(Stdio::null());
     // SAFETY: prctl is async-signal-safe; a test that dies takes its child along.
     unsafe {

@@ -1,0 +1,167 @@
+//! What a process knows beyond its configuration, for its successor: verdicts on backends, turns of the balancers, keys
+//! of session tickets. JSON in a file without a name. A part that either side does not know is left out or ignored, so
+//! a release may add parts (ejections, slow starts, rate limits: more keys of an upstream or a backend) and leave the
+//! number alone; that changes only with the meaning of a part. The retry budget is not here: it looks back 10 seconds.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Write},
+    os::{fd::OwnedFd, unix::fs::FileExt},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    listener::tickets::{TicketKey, TicketKeys},
+    policy::health::Health,
+    runtime::{backend::BackendState, snapshot::Snapshot, upstream::Upstream},
+};
+
+/// Of the format.
+const VERSION: u32 = 1;
+/// What is longer is not read: 10,000 backends make 2 MiB.
+const LONGEST: u64 = 64 << 20;
+
+/// What one process hands to the next.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct HandedOver {
+    version: u32,
+    #[serde(default)]
+    upstreams: BTreeMap<String, HandedUpstream>,
+    /// Newest first.
+    #[serde(default)]
+    tickets: Vec<HandedKey>,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+struct HandedUpstream {
+    /// Turns taken of its schedule.
+    turn: usize,
+    backends: BTreeMap<String, HandedBackend>,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+struct HandedBackend {
+    /// A verdict holds for this address only.
+    address: String,
+    /// As [`Health::as_str`].
+    health: String,
+    /// Probe results in a row against the verdict.
+    against: u32,
+}
+
+#[derive(Deserialize, Serialize)]
+struct HandedKey {
+    name: [u8; 16],
+    secret: [u8; 32],
+    /// In seconds.
+    age: u64,
+}
+
+impl std::fmt::Debug for HandedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HandedKey").field("age", &self.age).finish_non_exhaustive()
+    }
+}
+
+/// Why what was handed over is of no use.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the texts say it
+pub(super) enum StateError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("it is not what was expected: {0}")]
+    Malformed(#[from] serde_json::Error),
+    #[error("its version is {0}, and must be {VERSION}")]
+    Version(u32),
+}
+
+impl HandedOver {
+    /// What is known now.
+    pub fn collect(snapshot: &Snapshot, tickets: &TicketKeys) -> Self {
+        let upstream = |upstream: &Upstream| HandedUpstream {
+            turn: upstream.turn(),
+            backends: upstream.backends().iter().map(|one| (one.id.to_string(), backend(one))).collect(),
+        };
+        let members = snapshot.members().iter().map(|member| &member.upstream);
+        let key = |TicketKey { name, secret, age }| HandedKey { name, secret, age: age.as_secs() };
+        Self {
+            version: VERSION,
+            upstreams: members.map(|member| (member.name.to_string(), upstream(member))).collect(),
+            tickets: tickets.export().into_iter().map(key).collect(),
+        }
+    }
+
+    /// Goes on from there: before the first probe and the first request. What is not there any more is passed over.
+    pub fn apply(&self, snapshot: &Snapshot) {
+        for upstream in snapshot.members().iter().map(|member| &member.upstream) {
+            let Some(handed) = self.upstreams.get(upstream.name.as_str()) else { continue };
+            upstream.begin_at(handed.turn);
+            for state in upstream.backends().iter().filter(|state| state.is_checked()) {
+                let handed = handed.backends.get(state.id.as_str());
+                if let Some(handed) = handed.filter(|handed| handed.address == state.label)
+                    && let Some(health) = [Health::Down, Health::Up].into_iter().find(|h| h.as_str() == handed.health)
+                {
+                    state.set_health(health);
+                    state.set_against(handed.against);
+                }
+            }
+        }
+    }
+
+    /// The keys of session tickets; new ones where nothing of use was handed over.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn tickets(handed: Option<&Self>) -> Result<Arc<TicketKeys>, rustls::Error> {
+        let key = |HandedKey { name, secret, age }: &HandedKey| TicketKey {
+            name: *name,
+            secret: *secret,
+            age: Duration::from_secs(*age),
+        };
+        let keys: Vec<TicketKey> = handed.iter().flat_map(|handed| &handed.tickets).map(key).collect();
+        TicketKeys::adopt(&keys).map_or_else(TicketKeys::new, Ok).map(Arc::new)
+    }
+
+    /// Into a file that only its descriptor leads to.
+    pub(super) fn write(&self) -> io::Result<OwnedFd> {
+        let text = serde_json::to_vec(self)?;
+        let mut file = File::from(memfd_create("rrlb-state", MFdFlags::MFD_CLOEXEC)?);
+        file.write_all(&text)?;
+        Ok(file.into())
+    }
+
+    /// Out of the file.
+    pub(super) fn read(fd: OwnedFd) -> Result<Self, StateError> {
+        /// Read first: what another version means need not be of this shape.
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let file = File::from(fd);
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || metadata.len() > LONGEST {
+            return Err(io::Error::other(format!("{} bytes, or not a file", metadata.len())).into());
+        }
+        let mut text = vec![0; usize::try_from(metadata.len()).unwrap_or(0)];
+        file.read_exact_at(&mut text, 0)?;
+        let Versioned { version } = serde_json::from_slice(&text)?;
+        if version != VERSION {
+            return Err(StateError::Version(version));
+        }
+        Ok(serde_json::from_slice(&text)?)
+    }
+}
+
+fn backend(state: &Arc<BackendState>) -> HandedBackend {
+    HandedBackend { address: state.label.clone(), health: state.health().as_str().to_owned(), against: state.against() }
+}
+
+#[cfg(test)]
+mod tests;

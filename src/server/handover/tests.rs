@@ -1,0 +1,92 @@
+//! What is handed over comes out at the other end, and what is bent does no harm.
+
+use super::*;
+use crate::{config, config::model::Model, telemetry::metrics::Metrics};
+
+fn model(backends: &str) -> Model {
+    let yaml = format!(
+        "version: 1\nlisteners: [{{ address: 127.0.0.1:1 }}]\nupstreams:\n  app:\n    health_check: tcp\n    backends: [{backends}]\n"
+    );
+    config::parse(&yaml, std::path::Path::new("test.yaml")).unwrap_or_else(|report| panic!("{report:?}")).model
+}
+
+fn snapshot(backends: &str) -> Snapshot {
+    let metrics = Metrics::new("0", 1);
+    Snapshot::build(&model(backends), |upstream| upstream.backends.clone(), None, &metrics)
+}
+
+fn keys() -> TicketKeys {
+    TicketKeys::new().expect("randomness")
+}
+
+fn app(snapshot: &Snapshot) -> &Upstream {
+    &snapshot.members()[0].upstream
+}
+
+fn picks(snapshot: &Snapshot, count: usize) -> Vec<String> {
+    let pick = |_| app(snapshot).pick(None, &[]).expect("a backend").backend().label.clone();
+    (0..count).map(pick).collect()
+}
+
+fn passed(handed: &HandedOver) -> HandedOver {
+    HandedOver::read(handed.write().expect("a memfd")).expect("readable")
+}
+
+fn file(text: &str) -> OwnedFd {
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(text.as_bytes()).expect("room");
+    file.into()
+}
+
+#[test]
+fn verdicts_rows_and_turns_go_on_at_the_successor() {
+    let all = "10.0.0.1:1, 10.0.0.2:1, 10.0.0.3:1";
+    let (old, tickets) = (snapshot(all), keys());
+    for (backend, health) in app(&old).backends().iter().zip([Health::Up, Health::Down, Health::Up]) {
+        backend.set_health(health);
+    }
+    app(&old).backends()[0].set_against(2);
+    assert_eq!(picks(&old, 3), ["10.0.0.1:1", "10.0.0.3:1", "10.0.0.1:1"]);
+    let handed = passed(&HandedOver::collect(&old, &tickets));
+    let new = snapshot(all);
+    handed.apply(&new);
+    let of = |n: usize| (app(&new).backends()[n].health(), app(&new).backends()[n].against());
+    assert_eq!([of(0), of(1), of(2)], [(Health::Up, 2), (Health::Down, 0), (Health::Up, 0)]);
+    assert_eq!(picks(&new, 2), ["10.0.0.3:1", "10.0.0.1:1"], "goes on where the old one stands");
+    let ticket = rustls::server::ProducesTickets::encrypt(&tickets, b"session").expect("a ticket");
+    let keys = HandedOver::tickets(Some(&handed)).expect("keys");
+    assert_eq!(rustls::server::ProducesTickets::decrypt(&*keys, &ticket).as_deref(), Some(&b"session"[..]));
+}
+
+#[test]
+fn a_verdict_holds_for_its_address_only() {
+    let old = snapshot("{ id: a, address: 10.0.0.1:1 }, { id: gone, address: 10.0.0.2:1 }");
+    for backend in app(&old).backends() {
+        backend.set_health(Health::Up);
+    }
+    let new = snapshot("{ id: a, address: 10.0.0.9:1 }, { id: fresh, address: 10.0.0.2:1 }");
+    passed(&HandedOver::collect(&old, &keys())).apply(&new);
+    assert!(app(&new).backends().iter().all(|backend| backend.health() == Health::Unknown));
+}
+
+#[test]
+fn what_is_not_known_is_ignored() {
+    let text = r#"{"version":1,"later":[1],"upstreams":{"app":{"turn":1,"rate_limits":{},
+        "backends":{"10.0.0.1:1":{"address":"10.0.0.1:1","health":"up","slow_start":5},
+                    "10.0.0.2:1":{"address":"10.0.0.2:1","health":"ejected"}}},"other":{}}}"#;
+    let new = snapshot("10.0.0.1:1, 10.0.0.2:1");
+    HandedOver::read(file(text)).expect("readable").apply(&new);
+    let health: Vec<_> = app(&new).backends().iter().map(|backend| backend.health()).collect();
+    assert_eq!(health, [Health::Up, Health::Unknown]);
+}
+
+#[test]
+fn what_is_bent_is_an_error_and_no_more() {
+    for text in ["", "{", "[]", "{\"version\":1,\"upstreams\":[]}", "{\"version\":1,\"tickets\":[{\"name\":[1]}]}"] {
+        assert!(matches!(HandedOver::read(file(text)), Err(StateError::Malformed(_))), "{text}");
+    }
+    let later = HandedOver::read(file("{\"version\":2,\"upstreams\":[]}"));
+    assert!(matches!(later, Err(StateError::Version(2))), "{later:?}");
+    let (pipe, _writer) = io::pipe().expect("a pipe");
+    assert!(matches!(HandedOver::read(pipe.into()), Err(StateError::Io(_))));
+}

@@ -1,0 +1,92 @@
+//! What a successor knows from the process before it: health, turns, ticket keys. And no more than it should.
+
+use rustls::{HandshakeKind, version};
+
+use crate::support::{
+    address,
+    http1::Client,
+    origin::Origin,
+    proxy::{Config, Proxy},
+    tls::Ca,
+};
+
+async fn answers(proxy: &Proxy, count: usize) -> Vec<String> {
+    let mut names = Vec::new();
+    for _ in 0..count {
+        names.push(proxy.get("/").await.origin().to_owned());
+    }
+    names
+}
+
+#[tokio::test]
+async fn the_round_robin_goes_on_where_it_was() {
+    let origins = [Origin::echo("a").await, Origin::echo("b").await, Origin::echo("c").await];
+    let mut proxy = Proxy::before(&origins.each_ref()).await;
+    let mut expected = ["a", "b", "c"].into_iter().cycle();
+    for count in [4, 1, 3] {
+        let names: Vec<_> = expected.by_ref().take(count).collect();
+        assert_eq!(answers(&proxy, count).await, names);
+        proxy = proxy.upgrade().await;
+    }
+    assert_eq!(answers(&proxy, 1).await, [expected.next().expect("a name")]);
+}
+
+/// One good probe brings no backend back, and one bad probe takes none out, that another process has judged by more.
+#[tokio::test]
+async fn a_verdict_outlives_the_process_and_the_first_round_is_awaited() {
+    let (mut a, at) = (Origin::echo("a").await, address::unused());
+    let yaml = "
+        upstreams:
+          app:
+            backends: [\"<a>\", \"<b>\"]
+            health_check: { type: tcp, interval: 1h, rise: 2, fall: 2 }";
+    let config = Config::new(yaml).put("a", &a.address).put("b", at);
+    let proxy = config.start().await;
+    assert_eq!(answers(&proxy, 4).await, ["a"; 4], "b does not listen");
+    let b = Origin::at(at, "b").await;
+    let proxy = proxy.upgrade().await;
+    assert_eq!(b.silent(), 1, "the successor served before it had probed");
+    assert_eq!(answers(&proxy, 4).await, ["a"; 4], "b was brought back by one probe");
+    let proxy = proxy.upgrade().await;
+    assert_eq!(b.silent(), 2);
+    let names = answers(&proxy, 4).await;
+    assert!(names.contains(&"b".to_owned()), "the row of good probes was not handed over: {names:?}");
+    a.stop().await;
+    let proxy = proxy.upgrade().await;
+    a.restart().await;
+    let names = answers(&proxy, 4).await;
+    assert!(names.contains(&"a".to_owned()), "a was taken out by one probe: {names:?}");
+}
+
+#[tokio::test]
+async fn a_verdict_is_not_applied_to_another_address() {
+    let (good, dead) = (Origin::echo("good").await, address::unused());
+    let yaml = "upstreams: { app: { backends: [{ id: one, address: \"<one>\" }], health_check: { type: tcp, interval: 1h } } }";
+    let mut old = Config::new(yaml).put("one", dead).start().await;
+    assert_eq!(old.get("/").await.status(), 503);
+    let mut new = Config::new(yaml).put("one", &good.address).after(&old).spawn(&["-u"]);
+    assert!(old.ended().await.success(), "{}", old.stderr());
+    new.ready().await;
+    assert_eq!(new.get("/").await.origin(), "good");
+}
+
+#[tokio::test]
+async fn a_tls_session_resumes_at_the_successor() {
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let yaml = "
+        certificates: { main: <main> }
+        listeners: [{ address: <listen>, tls: { certificates: [main] } }]";
+    let config = Config::before(&[&origin], yaml);
+    let main = ca.issue(&["a.test"]).write(config.dir(), "main");
+    let mut proxy = config.put("main", main).start().await;
+    let clients = [&version::TLS12, &version::TLS13].map(|version| ca.client_with(&["http/1.1"], &[version]));
+    for expected in [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed] {
+        for config in &clients {
+            let mut client = Client::tls(proxy.listen, "a.test", config).await;
+            let handshake = client.handshake.clone().expect("tls");
+            assert_eq!(handshake.kind, expected, "{:?} at process {}", handshake.version, proxy.pid());
+            assert_eq!(client.get("/").await.status(), 200);
+        }
+        proxy = proxy.upgrade().await;
+    }
+}
