@@ -178,6 +178,11 @@ impl Store {
     /// Runs with another configuration from now on. Returns where it and what was said at run time disagree; the latter
     /// holds.
     pub fn reload(&self, model: Arc<Model>) -> Vec<(Name, Conflict)> {
+        self.reload_with(model, || ())
+    }
+
+    /// As [`Store::reload`]; `prepare` is called before the new snapshot is made visible, and no other is between.
+    pub fn reload_with(&self, model: Arc<Model>, prepare: impl FnOnce()) -> Vec<(Name, Conflict)> {
         let mut running = self.lock();
         let conflicts = declare(&model, &mut running.members);
         running
@@ -189,6 +194,7 @@ impl Store {
             // What was kept is merged again at the next start, with the same result.
             log::error!("{error}");
         }
+        prepare();
         self.put_in_place(&mut running, snapshot);
         conflicts
     }

@@ -23,13 +23,18 @@ use tokio::{
 
 use super::{
     StartError,
+    access_log::Logs,
+    admin::HeldAdmin,
     process::PidFile,
     upgrade::{HandOver, HandOverError, Successor, UpgradeSocket},
 };
 use crate::{
-    listener::{Crew, ListenSocket},
-    service::operations::Readiness,
-    telemetry::{log_writer::LogWriter, process_log::ProcessLog},
+    listener::{Crew, Listening},
+    service::{
+        admin::operator::{Operator, Reload},
+        operations::Readiness,
+    },
+    telemetry::process_log::ProcessLog,
     types::ListenAddress,
 };
 
@@ -47,8 +52,8 @@ pub(super) struct Control {
     pub(super) drain: watch::Sender<bool>,
     pub(super) close_operations: watch::Sender<bool>,
     pub(super) readiness: Arc<Readiness>,
-    pub(super) grace: Duration,
-    pub(super) log: Option<Arc<LogWriter>>,
+    pub(super) logs: Arc<Logs>,
+    pub(super) operator: Arc<dyn Operator>,
     pub(super) process_log: ProcessLog,
     pub(super) upgrade_sock: PathBuf,
     pub(super) pid_file: Option<PidFile>,
@@ -63,9 +68,13 @@ pub(super) struct Control {
 
 /// What is given up along the way.
 pub(super) struct Held {
-    pub(super) listeners: Vec<(ListenAddress, Arc<ListenSocket>)>,
+    pub(super) listeners: Vec<(ListenAddress, Arc<Listening>)>,
+    /// Upper bound of a drain.
+    pub(super) grace: Duration,
     /// The metrics listener, kept for a successor.
     pub(super) operations: Option<(String, Arc<std::net::TcpListener>)>,
+    /// The admin API's sockets, kept for a successor.
+    pub(super) admin: HeldAdmin,
     /// The process to tell that this one serves.
     pub(super) predecessor: Option<Successor>,
 }
@@ -81,7 +90,7 @@ impl Held {
             .operations
             .iter()
             .map(|(address, socket)| Ok((operations_key(address), socket.as_fd().try_clone_to_owned()?)));
-        listeners.chain(operations).collect()
+        listeners.chain(operations).chain(self.admin.copies()).collect()
     }
 }
 
@@ -106,9 +115,7 @@ impl ShutdownSignalWatch for Control {
             Ok(signals) => self.serve(signals).await,
             Err(error) => self.fail(StartError::Io { what: "cannot wait for signals".into(), error }),
         }
-        if let Some(log) = &self.log
-            && !log.shutdown(Duration::from_secs(5))
-        {
+        if !self.logs.shutdown(Duration::from_secs(5)) {
             log::warn!("the access log could not be written to its end");
         }
         // All that a graceful shutdown is has been done; Pingora has only to end its threads.
@@ -118,11 +125,7 @@ impl ShutdownSignalWatch for Control {
 
 impl Control {
     async fn serve(&self, mut signals: Signals) {
-        if let Some(log) = &self.log
-            && let Err(error) = log.start()
-        {
-            log::error!("cannot start the access log's writer: {error}");
-        }
+        self.logs.start();
         if !self.workers_accept(&mut signals).await {
             return;
         }
@@ -132,7 +135,7 @@ impl Control {
         loop {
             tokio::select! {
                 _ = signals.terminate.recv() => {
-                    log::info!("SIGTERM: draining, for at most {:?}", self.grace);
+                    log::info!("SIGTERM: draining, for at most {:?}", self.held().grace);
                     if let Some(upgrades) = upgrades.take() {
                         upgrades.into_inner().remove();
                     }
@@ -155,11 +158,12 @@ impl Control {
                     ),
                 },
                 _ = signals.hangup.recv() => {
-                    log::warn!("SIGHUP ignored: a changed configuration takes effect by `rrlb -u -c FILE`");
+                    let operator = self.operator.clone();
+                    // A task: signals must be heard while it builds. What came of it is told by who does it.
+                    tokio::spawn(async move { operator.reload(Reload::default(), "SIGHUP").await });
                 }
-                _ = signals.reopen.recv() => match &self.log {
-                    Some(log) => log.reopen(),
-                    None => log::info!("SIGUSR1: there is no access log to open again"),
+                _ = signals.reopen.recv() => if !self.logs.reopen() {
+                    log::info!("SIGUSR1: there is no access log to open again");
                 },
                 _ = signals.user2.recv() => log::info!("SIGUSR2 has no meaning here"),
                 asked = next(upgrades.as_ref()) => match asked {
@@ -169,7 +173,7 @@ impl Control {
                 Some((pid, outcome)) = reports.recv() => {
                     match outcome {
                         Ok(()) => {
-                            log::info!("process {pid} serves: draining, for at most {:?}", self.grace);
+                            log::info!("process {pid} serves: draining, for at most {:?}", self.held().grace);
                             return self.leave(Leaving::Upgraded, &mut signals).await;
                         }
                         Err(error) => {
@@ -279,6 +283,7 @@ impl Control {
         let sockets: Vec<_> = {
             let mut held = self.held();
             held.operations = None;
+            held.admin.give_up();
             held.listeners.drain(..).map(|(_, socket)| Arc::downgrade(&socket)).collect()
         };
         self.drain.send_replace(true);
@@ -290,8 +295,9 @@ impl Control {
                 log::info!("drained after {:?}", began.elapsed());
                 return;
             }
-            if began.elapsed() >= self.grace {
-                log::warn!("{open} connections cut off after the grace period of {:?}", self.grace);
+            let grace = self.held().grace;
+            if began.elapsed() >= grace {
+                log::warn!("{open} connections cut off after the grace period of {grace:?}");
                 return;
             }
             tokio::select! {
@@ -305,7 +311,7 @@ impl Control {
                 },
                 _ = signals.interrupt.recv() => return log::warn!("SIGINT: {open} connections cut off"),
                 _ = signals.quit.recv() => log::info!("SIGQUIT: draining already"),
-                _ = signals.reopen.recv() => if let Some(log) = &self.log { log.reopen() },
+                _ = signals.reopen.recv() => drop(self.logs.reopen()),
                 _ = signals.hangup.recv() => {}
                 _ = signals.user2.recv() => {}
             }
@@ -314,6 +320,7 @@ impl Control {
 
     /// Unix listeners leave a file behind, which would look like a dead server.
     fn forget_unix_sockets(&self) {
+        self.held().admin.forget();
         for (address, _) in &self.held().listeners {
             if let ListenAddress::Unix(path) = address
                 && let Err(error) = std::fs::remove_file(path)
