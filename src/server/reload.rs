@@ -377,3 +377,6 @@ fn changes(before: &Model, after: &Model) -> Vec<Change> {
     }
     changes
 }
+
+#[cfg(test)]
+mod tests;
