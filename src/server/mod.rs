@@ -55,7 +55,7 @@ use crate::{
         resolve::Resolver,
     },
     telemetry::{events::Events, metrics::Metrics, process_log::ProcessLog},
-    types::Name,
+    types::{ListenAddress, Name},
 };
 
 /// Descriptors beside listeners and event loops without which nothing could be served.
@@ -82,6 +82,8 @@ pub enum StartError {
     AccessLog(PathBuf, io::Error),
     #[error(transparent)]
     Bind(#[from] BindError),
+    #[error("{0}; this process itself listens on {1}, which must be given up in a reload of its own first")]
+    BindOverlap(BindError, ListenAddress),
     #[error("cannot become user {0}: {1}")]
     ChangeUser(String, io::Error),
     #[error("`group: {0}` needs `user:` as well")]
@@ -200,7 +202,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let (ready, closes) = (readiness.clone(), closing.clone());
     server.add_service(Operations::new(socket, metrics.clone(), ready, open.clone(), closes));
     let tools = NextTools::default();
-    store.publish_by(running::publish(crew.clone(), tools.clone(), observer, to_upstreams));
+    store.publish_by(running::publish(crew.clone(), tools.clone(), observer, to_upstreams.clone()));
 
     let logs = Arc::new(Logs::new(log));
     let sockets =
@@ -228,6 +230,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         logs: logs.clone(),
         operations: to_operations,
         tools,
+        upstreams: to_upstreams,
         turn: Mutex::new(()),
         ledger: Mutex::new(Ledger::new()),
     });

@@ -1,10 +1,13 @@
 //! A reload: the file is read, everything new is built and bound aside, and then put in place. What can fail does so
 //! before anything has changed.
 //!
+//! New backends are probed and resolved first, so that those of before are not exchanged for ones that nobody knows yet.
+//!
 //! Order: each worker gets snapshot, proxies and log in one swap; then listeners that stay change what is behind
 //! them; then new ones accept, which therefore never meet the old routes; then those that are gone close.
 
 use std::{
+    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, PoisonError, TryLockError, Weak},
     time::{Duration, Instant},
@@ -22,12 +25,15 @@ use crate::{
         model::{self, Listener, ListenerTls, Model},
     },
     listener::Listening,
+    policy::health::Health,
     proxy::{Log, Proxies},
-    runtime::store::tell_conflicts,
+    runtime::{backend::BackendState, snapshot::Snapshot, store::tell_conflicts},
     service::admin::operator::{Change, OperatorError, Reload, ReloadReport},
-    types::ListenAddress,
+    types::{ListenAddress, Name},
 };
 
+/// How long new backends may take until they are known; with the usual timeout of a probe, one that is dead is by then.
+const PROBING: Duration = Duration::from_secs(3);
 /// How long sockets that are gone may take to be closed before the reload is called done; a worker that is busy takes
 /// longer, and nobody waits for it.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -164,7 +170,8 @@ impl Running {
             let found = held.iter().find(|(held, _)| *held == address).map(|(_, listening)| listening.clone());
             let planned = match found {
                 None => {
-                    let added = assembly::listener(listener, &self.ticketer, &self.metrics, None, &mut bound)?;
+                    let added = assembly::listener(listener, &self.ticketer, &self.metrics, None, &mut bound)
+                        .map_err(|error| overlap(error, &address, &held))?;
                     (address, added, Step::Added)
                 }
                 Some(listening) if same(&listening.endpoint().model, listener) => (address, listening, Step::Kept),
@@ -216,8 +223,10 @@ impl Running {
         bound.keep();
         let handles = self.crew.current().filter_map(|current| current.log().map(|log| Arc::downgrade(&log.handle)));
         let users = handles.collect();
+        let staged = self.store.stage(model.clone());
+        self.get_to_know(staged.snapshot());
         let prepare = || *self.tools.lock().unwrap_or_else(PoisonError::into_inner) = Some(tools);
-        tell_conflicts(self.store.reload_with(model.clone(), prepare));
+        tell_conflicts(self.store.reload_with(staged, prepare));
         self.logs.replace(log, users);
         let mut held = Vec::with_capacity(listeners.len());
         for (address, listening, step) in listeners {
@@ -234,6 +243,32 @@ impl Running {
         self.hold(held, operations, model.process.grace_period);
         self.close(gone);
         self.forget_metrics_but(&model);
+    }
+
+    /// Waits until new backends have their first verdict and address, for [`PROBING`] at most.
+    fn get_to_know(&self, staged: &Snapshot) {
+        let running = self.store.snapshot();
+        let known: HashMap<(&Name, &Name), &Arc<BackendState>> = backends(&running).collect();
+        let was_so = |upstream: &Name, backend: &BackendState| {
+            known.get(&(upstream, &backend.id)).is_some_and(|before| {
+                before.address == backend.address
+                    && before.is_up() == backend.is_up()
+                    && before.has_target() == backend.has_target()
+            })
+        };
+        let news: Vec<Arc<BackendState>> = backends(staged)
+            .filter(|(_, backend)| unknown(backend))
+            .filter(|((upstream, _), backend)| !was_so(upstream, backend))
+            .map(|(_, backend)| backend.clone())
+            .collect();
+        if news.is_empty() {
+            return;
+        }
+        let stays = |upstream: &Name| staged.members().iter().any(|member| member.upstream.name == *upstream);
+        let all =
+            staged.members().iter().chain(running.members().iter().filter(|member| !stays(&member.upstream.name)));
+        self.upstreams.send_replace(all.map(|member| member.upstream.clone()).collect());
+        wait(PROBING, || !news.iter().any(|backend| unknown(backend)));
     }
 
     /// What a successor gets from now on.
@@ -270,17 +305,44 @@ impl Running {
         }
         let closing: Vec<Weak<Listening>> = gone.iter().map(|(_, listening)| Arc::downgrade(listening)).collect();
         drop(gone);
-        let until = Instant::now() + CLOSING;
-        while closing.iter().any(|listening| listening.strong_count() > 0) && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait(CLOSING, || closing.iter().all(|listening| listening.strong_count() == 0));
     }
 
     fn forget_metrics_but(&self, model: &Model) {
-        let named = |name: &crate::types::Name| {
-            model.listeners.iter().any(|listener| listener.address.to_string() == name.as_str())
-        };
+        let named = |name: &Name| model.listeners.iter().any(|listener| listener.address.to_string() == name.as_str());
         self.metrics.retain(named, |_| true, |_, _| true);
+    }
+}
+
+/// Blocks until `done` is so, for `most` at most.
+fn wait(most: Duration, done: impl Fn() -> bool) {
+    let until = Instant::now() + most;
+    while !done() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Backends by upstream and id.
+fn backends(snapshot: &Snapshot) -> impl Iterator<Item = ((&Name, &Name), &Arc<BackendState>)> {
+    let upstreams = snapshot.members().iter().map(|member| &member.upstream);
+    upstreams.flat_map(|upstream| upstream.backends().iter().map(|backend| ((&upstream.name, &backend.id), backend)))
+}
+
+/// Whether it gets no traffic for no other reason than that nothing is known of it yet.
+fn unknown(backend: &BackendState) -> bool {
+    !backend.has_target() || (backend.health() == Health::Unknown && !backend.is_up())
+}
+
+/// Says where it is ourselves who stand in the way: `0.0.0.0:80` and `127.0.0.1:80` cannot both be listened on.
+fn overlap(error: StartError, address: &ListenAddress, held: &[(ListenAddress, Arc<Listening>)]) -> StartError {
+    let port = |address: &ListenAddress| match address {
+        ListenAddress::Inet(address) => Some(address.port()),
+        ListenAddress::Unix(_) => None,
+    };
+    let ours = held.iter().map(|(held, _)| held).find(|held| port(held).is_some() && port(held) == port(address));
+    match (error, ours) {
+        (StartError::Bind(error), Some(ours)) => StartError::BindOverlap(error, ours.clone()),
+        (error, _) => error,
     }
 }
 

@@ -50,6 +50,8 @@ pub(super) struct Running {
     /// Where the metrics listener is put.
     pub(super) operations: watch::Sender<Option<Arc<std::net::TcpListener>>>,
     pub(super) tools: NextTools,
+    /// Who is probed and resolved.
+    pub(super) upstreams: watch::Sender<Vec<Arc<Upstream>>>,
     /// Held by the one reload there is at a time.
     pub(super) turn: Mutex<()>,
     pub(super) ledger: Mutex<Ledger>,

@@ -434,3 +434,39 @@ async fn a_new_backend_is_probed_and_one_that_is_gone_is_forgotten() {
     assert!(a.total() <= probed + 1, "a backend that is gone is not probed any more");
     assert!(!proxy.scrape().await.0.contains(&a.address), "nor is it in the metrics");
 }
+
+#[tokio::test]
+async fn checked_backends_are_exchanged_under_load_and_no_request_fails() {
+    let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
+    let yaml = |origin: &Origin| {
+        let address = &origin.address;
+        format!(
+            "
+            defaults: {{ health_check: {{ type: http, interval: 1s }} }}
+            upstreams: {{ app: {{ backends: [\"{address}\"] }} }}"
+        )
+    };
+    let proxy = Config::new(&yaml(&a)).start().await;
+    let loads: Vec<Load> = (0..4).map(|_| Load::keep_alive(proxy.listen)).collect();
+    for (origin, name) in [(&b, "b"), (&a, "a"), (&b, "b"), (&a, "a")] {
+        proxy.config.instead(&yaml(origin)).write();
+        proxy.reload().await;
+        assert_eq!(proxy.get("/").await.origin(), name);
+        loads[0].more(20).await;
+    }
+    for load in loads {
+        assert_eq!(load.end().await, 1);
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_another_listener_stands_on_is_refused_with_a_way_out() {
+    let origin = Origin::echo("a").await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("bound").port();
+    let listeners = |host: &str| format!("[{{ address: <listen> }}, {{ address: \"{host}:{free}\" }}]");
+    let proxy = Config::new(&one(&origin, &listeners("0.0.0.0"))).start().await;
+    proxy.config.instead(&one(&origin, &listeners("127.0.0.1"))).write();
+    proxy.reload().await;
+    proxy.logged(&format!("this process itself listens on 0.0.0.0:{free}")).await;
+    assert_eq!(proxy.get("/").await.status(), 200);
+}

@@ -103,6 +103,7 @@ impl Process {
             logs: Arc::new(Logs::new(log)),
             operations: watch::Sender::new(None),
             tools,
+            upstreams: watch::Sender::new(Vec::new()),
             turn: Mutex::new(()),
             ledger: Mutex::new(Ledger::new()),
         };
