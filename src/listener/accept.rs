@@ -14,7 +14,11 @@ use std::{
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{Crew, Draining, Endpoint, Listening, Member, conn::Socket};
+use super::{
+    Crew, Draining, Endpoint, Listening,
+    conn::Socket,
+    crew::{Mail, Member},
+};
 use crate::telemetry::metrics::{AcceptError, Metrics, OpenConnection};
 
 /// Connections accepted in a row before other work of the worker gets its turn.
@@ -52,7 +56,7 @@ impl Drop for Open {
     }
 }
 
-/// Accepts from one listener until the drain begins, for worker `me`.
+/// Accepts from one listener until the drain begins or the listener is taken away, for worker `me`.
 pub(super) async fn accept(
     listening: Arc<Listening>,
     crew: Arc<Crew>,
@@ -60,12 +64,13 @@ pub(super) async fn accept(
     metrics: Arc<Metrics>,
     mut draining: Draining,
 ) {
+    let mut closing = listening.place().follow();
     // SAFETY: the descriptor belongs to the listener, which `Registered` keeps for as long as it is registered.
     let registered = unsafe { AsyncFd::register_with_interest(Registered(listening.clone()), Interest::READABLE) };
     let socket = match registered {
         Ok(socket) => socket,
         Err(error) => {
-            log::error!("{}: cannot wait for connections: {error}", listening.endpoint.model.address);
+            log::error!("{}: cannot wait for connections: {error}", listening.endpoint().model.address);
             return;
         }
     };
@@ -74,10 +79,11 @@ pub(super) async fn accept(
         let mut ready = tokio::select! {
             biased;
             () = draining.begin() => break,
+            () = closing.begin() => break,
             ready = socket.readable() => match ready {
                 Ok(ready) => ready,
                 Err(error) => {
-                    log::error!("{}: cannot wait for connections: {error}", listening.endpoint.model.address);
+                    log::error!("{}: cannot wait for connections: {error}", listening.endpoint().model.address);
                     return;
                 }
             },
@@ -92,9 +98,10 @@ pub(super) async fn accept(
                 tokio::task::yield_now().await;
             }
             Err(error) => {
-                log::warn!("{}: cannot accept for the next {pause:?}: {error}", listening.endpoint.model.address);
+                log::warn!("{}: cannot accept for the next {pause:?}: {error}", listening.endpoint().model.address);
                 tokio::select! {
                     () = draining.begin() => break,
+                    () = closing.begin() => break,
                     () = tokio::time::sleep(pause) => {}
                 }
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -114,12 +121,10 @@ fn accept_some(listening: &Arc<Listening>, crew: &Crew, me: usize, metrics: &Met
     for _ in 0..BATCH {
         match listening.socket.accept() {
             Ok((socket, address)) => {
-                let worker = &crew.members[crew.least_loaded(me)];
-                let open = Open::new(worker, &listening.endpoint);
-                let accepted =
-                    Accepted { socket, client: address.as_socket(), endpoint: listening.endpoint.clone(), open };
-                // A worker's inbox is closed only when the process ends.
-                let _ = worker.inbox.send(accepted);
+                let worker = crew.member(crew.least_loaded(me));
+                let endpoint = listening.endpoint();
+                let open = Open::new(worker, &endpoint);
+                worker.send(Mail::Accepted(Accepted { socket, client: address.as_socket(), endpoint, open }));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Drained::All),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -22,10 +22,10 @@ use super::{
     conn::{Conn, Kept},
     front::{self, Parsed, Refused},
     h2,
-    worker::Post,
+    worker::{FIRST_REQUEST_GRACE, NEXT_REQUEST_GRACE, Post},
 };
 use crate::{
-    proxy::{Afterwards, ConnInfo, RequestStart, Unserved},
+    proxy::{Afterwards, ConnInfo, Current, RequestStart, Unserved},
     runtime::deadlines::{Deadline, How, Wait},
     types::Reason,
 };
@@ -44,14 +44,14 @@ pub(super) async fn serve(
     endpoint: Arc<Endpoint>,
     open: Open,
 ) {
-    let deadline = post.kit.deadlines().guard(How::Read);
+    let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
     let kept = Arc::default();
     let mut wait = Wait::First;
     loop {
         match head(&mut conn, &endpoint, &deadline, wait).await {
             Some(Parsed::Request(length, border)) => {
                 deadline.disarm();
-                let returned = exchange(&post, conn, length, border, &info, &kept).await;
+                let returned = exchange(&post, &post.current(), &endpoint, conn, (length, border), &info, &kept).await;
                 match afterwards(&post, returned, &info, &kept) {
                     Next::Request(again) => conn = again,
                     Next::Linger(mut last) => return Box::pin(linger(&post, &mut last)).await,
@@ -78,7 +78,13 @@ async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadline, wait: W
     let limits = &endpoint.model.limits;
     let limit = usize::try_from(limits.max_header_size.0).unwrap_or(usize::MAX);
     let fd: RawFd = conn.fd();
-    let patience = if wait == Wait::First { limits.header_timeout } else { limits.idle_timeout };
+    let gone = endpoint.place().is_gone();
+    let patience = match wait {
+        Wait::First if gone => limits.header_timeout.min(FIRST_REQUEST_GRACE),
+        Wait::First => limits.header_timeout,
+        _ if gone => limits.idle_timeout.min(NEXT_REQUEST_GRACE),
+        _ => limits.idle_timeout,
+    };
     let began = Instant::now();
     let mut waiting = conn.ahead().is_empty();
     let mut parse = !waiting;
@@ -129,9 +135,10 @@ type Slot = Arc<Mutex<Option<Box<Kept>>>>;
 /// One request through Pingora. Not an `async fn`: that would hold the session a second time.
 fn exchange<'a>(
     post: &'a Post,
+    current: &'a Arc<Current>,
+    endpoint: &'a Endpoint,
     mut conn: Box<Conn>,
-    head: usize,
-    mut border: Border,
+    (head, mut border): (usize, Border),
     info: &Arc<ConnInfo>,
     kept: &Slot,
 ) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>> {
@@ -143,14 +150,15 @@ fn exchange<'a>(
         // The bytes are the request's alone then, and are freed with it.
         *conn.ahead() = bytes::BytesMut::new();
     }
-    let proxy = post.proxies.for_head(&post.kit, &bytes[..head], seed);
+    let proxy = current.for_head(&bytes[..head], seed);
     info.begin_request();
     conn.keep(info, kept);
-    let start = RequestStart { info: info.clone(), seed, began: Instant::now(), cancel: None };
+    let start =
+        RequestStart { info: info.clone(), current: current.clone(), seed, began: Instant::now(), cancel: None };
     let mut session = ServerSession::new_http1(conn);
     session.set_pipelined_prefix(bytes);
     session.set_connection_user_context(Some(Box::new(start)));
-    proxy.process_new_http(session, post.draining.watch())
+    proxy.process_new_http(session, endpoint.place().last(&post.draining))
 }
 
 /// What becomes of a connection after a request.
@@ -162,7 +170,7 @@ enum Next {
 
 fn afterwards(post: &Post, returned: Option<ReusedHttpStream>, info: &ConnInfo, kept: &Slot) -> Next {
     if !info.logged() {
-        post.kit.log_unserved(info, Unserved::unseen(Reason::BadRequest, "HTTP/1.1"));
+        post.log_unserved(info, Unserved::unseen(Reason::BadRequest, "HTTP/1.1"));
     }
     let Some(returned) = returned else {
         let kept = kept.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -183,7 +191,7 @@ async fn refuse(post: &Post, conn: &mut Conn, info: &ConnInfo, deadline: &Deadli
     let Refused { reason, method, target, host } = refused;
     let unserved = Unserved { reason, method, target, host, protocol: "HTTP/1.1", began: Instant::now() };
     let answer = post.kit.refusal(reason);
-    post.kit.log_unserved(info, unserved);
+    post.log_unserved(info, unserved);
     deadline.disarm();
     if conn.write_all(&answer).await.is_ok() {
         linger(post, conn).await;

@@ -1,5 +1,5 @@
 //! HTTP/2 on one connection, by ALPN or by prior knowledge. The frames are Pingora's; here is the loop that accepts
-//! streams, ends idle connections, and says GOAWAY when the drain begins (RFC 9113 §6.8).
+//! streams, ends idle connections, and says GOAWAY when the drain begins or the listener is taken away (RFC 9113 §6.8).
 
 use std::{
     sync::{
@@ -22,7 +22,7 @@ use pingora_core::{
 };
 use tokio::sync::Notify;
 
-use super::{Endpoint, conn::Conn, worker::Post};
+use super::{Draining, Endpoint, conn::Conn, worker::Post};
 use crate::{
     proxy::{Cancel, ConnInfo, RequestStart, Unserved},
     types::Reason,
@@ -69,12 +69,12 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
     };
     let digest = Arc::new(Digest { proxy_digest: Some(digest), ..Digest::default() });
     let active = Arc::new(Active::default());
-    let mut draining = post.draining.clone();
+    let (mut draining, mut closing) = (post.draining.clone(), endpoint.place().follow());
     let mut leaving = false;
     loop {
         let accepted = tokio::select! {
             biased;
-            () = draining.begin(), if !leaving => {
+            () = either(&mut draining, &mut closing), if !leaving => {
                 connection.graceful_shutdown();
                 leaving = true;
                 continue;
@@ -93,21 +93,29 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
             Ok(Some(H2Accept::Session(session))) => {
                 active.streams.fetch_add(1, Ordering::Relaxed);
                 let stream = Stream(active.clone());
-                let (post, info) = (post.clone(), info.clone());
+                let (post, info, endpoint) = (post.clone(), info.clone(), endpoint.clone());
                 tokio::spawn(async move {
-                    request(&post, &info, session).await;
+                    request(&post, &info, &endpoint, session).await;
                     drop(stream);
                 });
             }
             Ok(Some(H2Accept::Rejected)) => {
-                post.kit.log_unserved(&info, Unserved::unseen(Reason::BadRequest, "HTTP/2.0"));
+                post.log_unserved(&info, Unserved::unseen(Reason::BadRequest, "HTTP/2.0"));
             }
             Ok(None) | Err(_) => return,
         }
     }
 }
 
-async fn request(post: &Post, info: &Arc<ConnInfo>, session: HttpSession) {
+/// Returns when one of them begins.
+async fn either(one: &mut Draining, other: &mut Draining) {
+    tokio::select! {
+        () = one.begin() => {}
+        () = other.begin() => {}
+    }
+}
+
+async fn request(post: &Post, info: &Arc<ConnInfo>, endpoint: &Endpoint, session: HttpSession) {
     let seed = post.kit.random();
     let began = Instant::now();
     let mut session = ServerSession::new_http2(session);
@@ -122,18 +130,20 @@ async fn request(post: &Post, info: &Arc<ConnInfo>, session: HttpSession) {
         began,
     };
     if method == Method::CONNECT {
-        post.kit.log_unserved(info, unserved(Reason::MethodNotAllowed));
+        post.log_unserved(info, unserved(Reason::MethodNotAllowed));
     }
     let cancel = Arc::new(Cancel::default());
-    let proxy = post.proxies.for_request(&post.kit, session.req_header(), seed);
-    let start = RequestStart { info: info.clone(), seed, began, cancel: Some(cancel.clone()) };
+    let current = post.current();
+    let proxy = current.for_request(session.req_header(), seed);
+    let start =
+        RequestStart { info: info.clone(), current: current.clone(), seed, began, cancel: Some(cancel.clone()) };
     session.req_header_mut().extensions_mut().insert(start);
-    let served = proxy.process_new_http(session, post.draining.watch());
+    let served = proxy.process_new_http(session, endpoint.place().last(&post.draining));
     tokio::select! {
         biased;
         _ = served => {}
         // The stream is reset: the request is dropped with what it waits for, and there is nothing left to answer with.
-        reason = cancel.cancelled() => post.kit.log_unserved(info, unserved(reason)),
+        reason = cancel.cancelled() => post.log_unserved(info, unserved(reason)),
     }
 }
 

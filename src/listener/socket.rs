@@ -18,6 +18,8 @@ use crate::types::ListenAddress;
 const BACKLOG: i32 = 65_535;
 /// Anyone on the machine may connect to a unix listener, as to a TCP one on loopback.
 const UNIX_MODE: u32 = 0o666;
+/// Who may administrate: user and group.
+const PRIVATE_MODE: u32 = 0o660;
 
 /// A socket that accepts.
 #[derive(Debug)]
@@ -49,8 +51,20 @@ impl ListenSocket {
     pub fn bind(address: &ListenAddress) -> Result<Self, BindError> {
         let bound = match address {
             ListenAddress::Inet(address) => bind_inet(*address),
-            ListenAddress::Unix(path) => bind_unix(path),
+            ListenAddress::Unix(path) => bind_unix(path, UNIX_MODE),
         };
+        Self::bound(address, bound)
+    }
+
+    /// Binds a unix socket that only user and group of this process may connect to.
+    ///
+    /// # Errors
+    /// As [`ListenSocket::bind`].
+    pub fn bind_private(path: &Path) -> Result<Self, BindError> {
+        Self::bound(&ListenAddress::Unix(path.to_owned()), bind_unix(path, PRIVATE_MODE))
+    }
+
+    fn bound(address: &ListenAddress, bound: io::Result<socket2::Socket>) -> Result<Self, BindError> {
         bound.map(Self).map_err(|error| {
             let unix = matches!(address, ListenAddress::Unix(_));
             let remedy = match error.kind() {
@@ -116,14 +130,14 @@ fn bind_inet(address: SocketAddr) -> io::Result<socket2::Socket> {
     Ok(socket)
 }
 
-fn bind_unix(path: &Path) -> io::Result<socket2::Socket> {
+fn bind_unix(path: &Path, mode: u32) -> io::Result<socket2::Socket> {
     let address = SockAddr::unix(path)?;
     if is_stale(path, &address)? {
         std::fs::remove_file(path)?;
     }
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     socket.bind(&address)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_MODE))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.listen(BACKLOG)?;
     Ok(socket)
 }

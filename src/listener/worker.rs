@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora_core::{
     server::{ListenFds, ShutdownWatch},
@@ -16,25 +17,25 @@ use pingora_core::{
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Crew, Draining, Endpoint, Listening, Member,
+    Crew, Draining, Endpoint, Listening,
     accept::{Accepted, Open, accept, adopt},
     conn::{Conn, Socket, Transport},
+    crew::{Mail, Member},
     h1, h2,
-    profile::Proxies,
     pulse::Pulse,
 };
 use crate::{
     config::model::Alpn,
-    proxy::{ConnInfo, Kit, TlsInfo},
+    proxy::{ConnInfo, Current, Kit, TlsInfo, Unserved},
     runtime::deadlines::{How, TICK, Wait},
     telemetry::metrics::Handshake,
 };
 
-/// When a drain begins, connections that wait for their next request get this long: a client that is just about to
+/// When a drain begins or a listener goes, connections that wait for their next request get this long: a client that is just about to
 /// send one is still served, with `Connection: close`.
-const NEXT_REQUEST_GRACE: Duration = Duration::from_millis(500);
+pub(super) const NEXT_REQUEST_GRACE: Duration = Duration::from_millis(500);
 /// The same for connections that have not sent their first request yet.
-const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(2);
+pub(super) const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(2);
 
 /// A worker before its start, as a Pingora service.
 pub struct Worker {
@@ -42,7 +43,7 @@ pub struct Worker {
     name: String,
     listeners: Vec<Arc<Listening>>,
     crew: Arc<Crew>,
-    inbox: Option<mpsc::UnboundedReceiver<Accepted>>,
+    inbox: Option<mpsc::UnboundedReceiver<Mail>>,
     post: Arc<Post>,
     gate: watch::Receiver<bool>,
     started: Arc<AtomicUsize>,
@@ -52,39 +53,54 @@ pub struct Worker {
 /// What every connection of a worker uses.
 pub(super) struct Post {
     pub(super) kit: Arc<Kit>,
-    pub(super) proxies: Proxies,
     pub(super) draining: Draining,
+    current: ArcSwap<Current>,
+}
+
+impl Post {
+    /// What a request that begins now is served by; to be taken once for each.
+    pub(super) fn current(&self) -> Arc<Current> {
+        self.current.load_full()
+    }
+
+    pub(super) fn swap(&self, current: Arc<Current>) {
+        self.current.store(current);
+    }
+
+    /// Logs and counts a request that came to no phase.
+    pub(super) fn log_unserved(&self, info: &ConnInfo, unserved: Unserved) {
+        self.kit.log_unserved(&self.current(), info, unserved);
+    }
 }
 
 impl Worker {
-    /// As many workers as there are `(kit, proxies)`, all accepting from `listeners` as soon as `gate` is open. `started`
+    /// As many workers as there are kits, all accepting from `listeners` as soon as `gate` is open. `started`
     /// counts those that do.
     pub fn crew(
         listeners: &[Arc<Listening>],
-        kits: Vec<(Arc<Kit>, Proxies)>,
+        kits: Vec<(Arc<Kit>, Current)>,
         draining: &Draining,
         gate: &watch::Receiver<bool>,
         started: &Arc<AtomicUsize>,
     ) -> (Vec<Self>, Arc<Crew>) {
-        let (senders, inboxes): (Vec<_>, Vec<_>) = kits.iter().map(|_| mpsc::unbounded_channel()).unzip();
-        let members = senders.into_iter().zip(&kits);
-        let members = members.map(|(inbox, (kit, _))| Member {
-            open: kit.open_connections().clone(),
-            metrics: kit.metrics().worker(kit.index()).clone(),
-            inbox,
-            pulse: Arc::new(Pulse::new()),
-        });
-        let crew = Arc::new(Crew { members: members.collect() });
-        let workers = inboxes.into_iter().zip(kits).enumerate().map(|(index, (inbox, (kit, proxies)))| Self {
+        let member = |(kit, current): (Arc<Kit>, Current)| {
+            let (inbox, receiver) = mpsc::unbounded_channel();
+            let (open, metrics) = (kit.open_connections().clone(), kit.metrics().worker(kit.index()).clone());
+            let post = Post { kit, draining: draining.clone(), current: ArcSwap::from_pointee(current) };
+            (Member { open, metrics, inbox, post: Arc::new(post), pulse: Arc::new(Pulse::new()) }, receiver)
+        };
+        let (members, inboxes): (Vec<_>, Vec<_>) = kits.into_iter().map(member).unzip();
+        let crew = Arc::new(Crew::new(members.into()));
+        let workers = inboxes.into_iter().enumerate().map(|(index, inbox)| Self {
             index,
             name: format!("worker-{index}"),
             listeners: listeners.to_vec(),
             crew: crew.clone(),
             inbox: Some(inbox),
-            post: Arc::new(Post { kit, proxies, draining: draining.clone() }),
+            post: crew.member(index).post.clone(),
             gate: gate.clone(),
             started: started.clone(),
-            pulse: crew.members[index].pulse.clone(),
+            pulse: crew.member(index).pulse.clone(),
         });
         (workers.collect(), crew)
     }
@@ -92,18 +108,30 @@ impl Worker {
     async fn run(&mut self) {
         // Closed only by the end of the process.
         let _ = self.gate.wait_for(|open| *open).await;
-        for listening in self.listeners.drain(..) {
-            let metrics = self.post.kit.metrics().clone();
-            tokio::spawn(accept(listening, self.crew.clone(), self.index, metrics, self.post.draining.clone()));
+        for listening in std::mem::take(&mut self.listeners) {
+            self.listen(listening);
         }
         tokio::spawn(sweep(self.post.clone()));
         let pulse = self.pulse.clone();
         tokio::spawn(async move { pulse.answer().await });
         self.started.fetch_add(1, Ordering::Release);
         let Some(mut inbox) = self.inbox.take() else { return };
-        while let Some(accepted) = inbox.recv().await {
-            start(&self.post, accepted);
+        while let Some(mail) = inbox.recv().await {
+            match mail {
+                Mail::Accepted(accepted) => start(&self.post, accepted),
+                Mail::Closed(place) => {
+                    let (deadlines, now) = (self.post.kit.deadlines(), Instant::now());
+                    deadlines.hasten_of(place.owner(), Wait::Next, now, NEXT_REQUEST_GRACE);
+                    deadlines.hasten_of(place.owner(), Wait::First, now, FIRST_REQUEST_GRACE);
+                }
+                Mail::Listen(listening) => self.listen(listening),
+            }
         }
+    }
+
+    fn listen(&self, listening: Arc<Listening>) {
+        let metrics = self.post.kit.metrics().clone();
+        tokio::spawn(accept(listening, self.crew.clone(), self.index, metrics, self.post.draining.clone()));
     }
 }
 

@@ -58,7 +58,7 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
     if session.get_keepalive().is_some() {
         session.set_keepalive(Some(keep_alive));
     }
-    let identity = ClientIdentity::resolve(start.info.peer(), ctx.snapshot.trusted(), &session.req_header().headers);
+    let identity = ClientIdentity::resolve(start.info.peer(), start.current.trusted(), &session.req_header().headers);
     ctx.client = identity.client;
     ctx.peer_trusted = identity.peer_trusted;
     ctx.scheme = identity.scheme.filter(|_| identity.peer_trusted).unwrap_or(start.info.scheme());
@@ -97,19 +97,22 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
         method: &request.method,
         headers: &request.headers,
     };
-    let Some(index) = ctx.snapshot.find(&view) else {
+    let Some(current) = ctx.current().cloned() else {
+        ctx.reason = Some(Reason::Internal);
+        return Ok(reject::answer(session, ctx, Reason::Internal).await > 0);
+    };
+    let Some(index) = current.find(&view) else {
         ctx.reason = Some(Reason::NoRoute);
         let (head, body) = reject::failure(ctx, StatusCode::NOT_FOUND, Reason::NoRoute)?;
         return respond(session, ctx, head, body).await;
     };
     ctx.route = Some(index);
-    let snapshot = ctx.snapshot.clone();
-    match &snapshot.route(index).action {
+    match &current.route(index).action {
         Action::Proxy { upstreams, .. } => {
             let seed = ctx.start.as_ref().map_or(0, |start| start.seed);
             let upstream = choose(upstreams, seed);
             ctx.upstream = Some(upstream);
-            let member = snapshot.member(upstream);
+            let member = current.member(upstream);
             ctx.total_due = member.upstream.timeouts.total.map(|total| ctx.started + total);
             ctx.in_flight = Some(member.metrics.begin(kit.index()));
             member.upstream.budget.on_request(kit.millis(ctx.started));

@@ -16,13 +16,14 @@ use pingora_http::ResponseHeader;
 use rustls::ProtocolVersion;
 use tokio::sync::Notify;
 
+use super::current::Current;
 use crate::{
     config::model::{self, Alpn},
     policy::forwarded::Scheme,
     runtime::{
         backend::{BackendState, Picked},
         deadlines::Deadline,
-        snapshot::{Current, Member, Route},
+        snapshot::{Member, Route},
     },
     telemetry::metrics::{AttemptInFlight, RequestInFlight},
     types::{AttemptFailure, Reason},
@@ -176,6 +177,8 @@ impl ConnInfo {
 pub struct RequestStart {
     /// The connection.
     pub info: Arc<ConnInfo>,
+    /// What the request is served by.
+    pub current: Arc<Current>,
     /// Randomness of this request.
     pub seed: u64,
     /// When its head had come.
@@ -255,11 +258,10 @@ pub(super) enum Fresh {
     NotNeeded,
 }
 
-/// A request while it is served. Small: everything that is the same for all requests is in the snapshot.
+/// A request while it is served. Small: everything that is the same for all requests is in [`Current`].
 pub struct RequestCtx {
     pub(super) started: Instant,
     pub(super) start: Option<RequestStart>,
-    pub(super) snapshot: Arc<Current>,
     pub(super) route: Option<usize>,
     pub(super) upstream: Option<usize>,
     pub(super) client: Option<IpAddr>,
@@ -300,11 +302,10 @@ pub struct RequestCtx {
 }
 
 impl RequestCtx {
-    pub(super) fn new(snapshot: Arc<Current>, started: Instant) -> Self {
+    pub(super) fn new(started: Instant) -> Self {
         Self {
             started,
             start: None,
-            snapshot,
             route: None,
             upstream: None,
             client: None,
@@ -335,11 +336,16 @@ impl RequestCtx {
     }
 
     pub(super) fn route(&self) -> Option<&Route> {
-        self.route.map(|index| self.snapshot.route(index))
+        Some(self.current()?.route(self.route?))
     }
 
     pub(super) fn member(&self) -> Option<&Member> {
-        self.upstream.map(|index| self.snapshot.member(index))
+        Some(self.current()?.member(self.upstream?))
+    }
+
+    /// What the request is served by. The listener gives it to every request; `None` is a fault of ours.
+    pub(super) fn current(&self) -> Option<&Arc<Current>> {
+        self.start.as_ref().map(|start| &start.current)
     }
 
     pub(super) fn info(&self) -> Option<&ConnInfo> {

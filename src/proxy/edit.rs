@@ -34,7 +34,7 @@ pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &Req
             upstream.set_uri(uri);
         }
     }
-    let via = ctx.snapshot.via(client.version);
+    let via = ctx.current().and_then(|current| current.via(client.version));
     edit_request(upstream, |fields, version| {
         fields.reserve(8);
         forwarding(client, fields, ctx);
@@ -212,7 +212,7 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
         answer.remove_header(&header::TRANSFER_ENCODING);
         session.set_keepalive(None);
     }
-    let via = ctx.snapshot.via(answer.version);
+    let via = ctx.current().and_then(|current| current.via(answer.version));
     edit_response(answer, |fields| {
         fields.reserve(4);
         if let Some(via) = via {

@@ -8,15 +8,13 @@ use pingora_proxy::Session;
 use super::{
     admit,
     ctx::{ConnInfo, RequestCtx, Unserved},
+    current::{Current, Log},
     kit::Kit,
     reject,
 };
 use crate::{
     config::model::LogFormat,
-    telemetry::{
-        access_log::{ClockText, Record, write_combined, write_json},
-        log_writer::LogHandle,
-    },
+    telemetry::access_log::{ClockText, Record, write_combined, write_json},
     types::Reason,
 };
 
@@ -37,7 +35,7 @@ pub(super) fn served(kit: &Kit, session: &Session, ctx: &RequestCtx) {
     let worker = metrics.worker(kit.index());
     worker.bytes_sent.add(sent);
     worker.bytes_received.add(received);
-    let Some(log) = kit.log() else { return };
+    let Some(log) = ctx.current().and_then(|current| current.log()) else { return };
     let request = session.req_header();
     let backend = ctx.picked.as_ref().map(|picked| picked.backend()).or(ctx.last_backend.as_ref());
     let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
@@ -67,13 +65,13 @@ pub(super) fn served(kit: &Kit, session: &Session, ctx: &RequestCtx) {
 }
 
 /// Logs and counts a request that came to no phase.
-pub(super) fn unserved(kit: &Kit, info: &ConnInfo, unserved: &Unserved) {
+pub(super) fn unserved(kit: &Kit, current: &Current, info: &ConnInfo, unserved: &Unserved) {
     let duration = unserved.began.elapsed();
     info.set_logged();
     let status = reject::status(unserved.reason).map_or(0, |status| status.as_u16());
     kit.metrics().no_upstream().finished(kit.index(), status, duration);
     kit.metrics().ended(unserved.reason);
-    let Some(log) = kit.log() else { return };
+    let Some(log) = current.log() else { return };
     write(
         log,
         &Record {
@@ -99,12 +97,12 @@ pub(super) fn unserved(kit: &Kit, info: &ConnInfo, unserved: &Unserved) {
     );
 }
 
-fn write((log, format): &(LogHandle, LogFormat), record: &Record<'_>) {
+fn write(Log { handle, format }: &Log, record: &Record<'_>) {
     let form: fn(&Record<'_>, &mut ClockText, &mut Vec<u8>) = match format {
         LogFormat::Combined => write_combined,
         LogFormat::Json => write_json,
     };
-    log.line(|line, clock| form(record, clock, line));
+    handle.line(|line, clock| form(record, clock, line));
 }
 
 fn field<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> &'a [u8] {

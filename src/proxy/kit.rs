@@ -1,4 +1,4 @@
-//! What all requests of one worker share. Nothing here is shared with another worker but what says so.
+//! What all requests of one worker share, whatever the configuration. Nothing here is shared with another worker but what says so.
 
 use std::{
     sync::{
@@ -8,29 +8,19 @@ use std::{
     time::Instant,
 };
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 use super::{
     ctx::{ConnInfo, Unserved},
+    current::Current,
     finish, reject,
 };
-use crate::{
-    config::model::LogFormat,
-    runtime::{
-        deadlines::Deadlines,
-        snapshot::{Current, Snapshot},
-    },
-    telemetry::{log_writer::LogHandle, metrics::Metrics},
-    types::Reason,
-};
+use crate::{runtime::deadlines::Deadlines, telemetry::metrics::Metrics, types::Reason};
 
 /// A worker's tools.
 pub struct Kit {
-    snapshot: ArcSwap<Current>,
     deadlines: Arc<Deadlines>,
     metrics: Arc<Metrics>,
-    log: Option<(LogHandle, LogFormat)>,
     open: Arc<AtomicUsize>,
     random: AtomicU64,
     index: usize,
@@ -43,35 +33,17 @@ pub struct Kit {
 const WARNINGS: u64 = 10;
 
 impl Kit {
-    /// The tools of worker `index`; `log` is `None` where no access log is kept. `epoch` is the same for all workers.
-    pub fn new(
-        index: usize,
-        epoch: Instant,
-        snapshot: Arc<Snapshot>,
-        metrics: Arc<Metrics>,
-        log: Option<(LogHandle, LogFormat)>,
-    ) -> Self {
+    /// The tools of worker `index`. `epoch` is the same for all workers.
+    pub fn new(index: usize, epoch: Instant, metrics: Arc<Metrics>) -> Self {
         Self {
-            snapshot: ArcSwap::from_pointee(Current::new(snapshot)),
             deadlines: Deadlines::new(),
             metrics,
-            log,
             open: Arc::default(),
             random: AtomicU64::new(rand::random()),
             index,
             epoch,
             warned: Default::default(),
         }
-    }
-
-    /// The running configuration.
-    pub fn snapshot(&self) -> Arc<Current> {
-        self.snapshot.load_full()
-    }
-
-    /// Requests that begin from now on run with `snapshot`.
-    pub fn swap(&self, snapshot: Arc<Snapshot>) {
-        self.snapshot.store(Arc::new(Current::new(snapshot)));
     }
 
     /// This worker's deadlines.
@@ -130,11 +102,7 @@ impl Kit {
     }
 
     /// Logs and counts a request that came to no phase.
-    pub fn log_unserved(&self, info: &ConnInfo, unserved: Unserved) {
-        finish::unserved(self, info, &unserved);
-    }
-
-    pub(super) fn log(&self) -> Option<&(LogHandle, LogFormat)> {
-        self.log.as_ref()
+    pub fn log_unserved(&self, current: &Current, info: &ConnInfo, unserved: Unserved) {
+        finish::unserved(self, current, info, &unserved);
     }
 }

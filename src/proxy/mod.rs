@@ -3,9 +3,11 @@
 
 mod admit;
 mod ctx;
+mod current;
 mod edit;
 mod finish;
 mod kit;
+mod profile;
 mod reject;
 mod retry;
 mod select;
@@ -16,10 +18,12 @@ use std::{any::Any, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 pub use ctx::{Afterwards, Cancel, ConnInfo, RequestCtx, RequestStart, TlsInfo, Unserved};
+pub use current::{Current, Log};
 pub use kit::Kit;
 use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+pub use profile::Proxies;
 
 use crate::{runtime::peer::TlsProfile, telemetry::metrics::ConnectionUse, types::Reason};
 
@@ -41,7 +45,7 @@ impl ProxyHttp for App {
     type CTX = RequestCtx;
 
     fn new_ctx(&self) -> RequestCtx {
-        RequestCtx::new(self.kit.snapshot(), self.kit.epoch())
+        RequestCtx::new(self.kit.epoch())
     }
 
     /// None: Pingora's compression would cost every request two allocations and do nothing.

@@ -69,8 +69,8 @@ pub(super) fn after_exchange(
 }
 
 fn decide(kit: &Kit, session: &Session, ctx: &mut RequestCtx, kind: AttemptFailure, maybe_seen: bool) -> bool {
-    let snapshot = ctx.snapshot.clone();
-    let Some(member) = ctx.upstream.map(|index| snapshot.member(index)) else { return false };
+    let Some(current) = ctx.current().cloned() else { return false };
+    let Some(member) = ctx.upstream.map(|index| current.member(index)) else { return false };
     // Of a body that was only its own end Pingora keeps nothing, and so would never send the end again.
     let lost = ctx.has_body && ctx.body_sent && session.as_ref().get_retry_buffer().is_none();
     // A connection that was stale says nothing of the backend: the attempt on a fresh one stands in for it, once.

@@ -32,8 +32,8 @@ pub(super) fn peer(
     ctx: &mut RequestCtx,
     profile: &TlsProfile,
 ) -> Result<Box<HttpPeer>> {
-    let snapshot = ctx.snapshot.clone();
-    let Some(member) = ctx.upstream.map(|index| snapshot.member(index)) else {
+    let current = ctx.current().cloned();
+    let Some(member) = current.as_ref().and_then(|current| Some(current.member(ctx.upstream?))) else {
         return fail(ctx, Reason::Internal, "a request came to an upstream without a route");
     };
     let upstream = &member.upstream;

@@ -1,6 +1,6 @@
 //! The immutable running configuration: routes compiled, upstreams built. Swapped as a whole.
 
-use std::{collections::HashMap, ops::Deref, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 
@@ -28,24 +28,6 @@ struct Rules {
     routes: Box<[Route]>,
     trusted: TrustedProxies,
     via: Option<Via>,
-}
-
-/// A worker's own handle of the snapshot: counting its uses touches no other worker's memory.
-pub struct Current(Arc<Snapshot>);
-
-impl Current {
-    /// A handle for one worker.
-    pub fn new(snapshot: Arc<Snapshot>) -> Self {
-        Self(snapshot)
-    }
-}
-
-impl Deref for Current {
-    type Target = Snapshot;
-
-    fn deref(&self) -> &Snapshot {
-        &self.0
-    }
 }
 
 /// An upstream with its counters.

@@ -45,6 +45,20 @@ struct Running {
     publish: Option<Publish>,
 }
 
+/// Another configuration, built and not in place.
+pub struct Staged {
+    model: Arc<Model>,
+    snapshot: Arc<Snapshot>,
+    from: Arc<Snapshot>,
+}
+
+impl Staged {
+    /// What would run.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+}
+
 /// What is known of one upstream at run time.
 pub struct View {
     /// Its members, and what was said about them.
@@ -178,17 +192,37 @@ impl Store {
     /// Runs with another configuration from now on. Returns where it and what was said at run time disagree; the latter
     /// holds.
     pub fn reload(&self, model: Arc<Model>) -> Vec<(Name, Conflict)> {
+        self.reload_with(self.stage(model), || ())
+    }
+
+    /// Builds what a reload would run with, and changes nothing: its new backends can be probed and resolved before they
+    /// get traffic.
+    pub fn stage(&self, model: Arc<Model>) -> Staged {
+        let running = self.lock();
+        let mut members = running.members.clone();
+        declare(&model, &mut members);
+        let snapshot = Arc::new(build(&model, &members, Some(&running.snapshot), &self.metrics));
+        Staged { model, snapshot, from: running.snapshot.clone() }
+    }
+
+    /// As [`Store::reload`], with what was learned of staged backends; `prepare` is called before the new snapshot is made
+    /// visible, and no other is between.
+    pub fn reload_with(&self, staged: Staged, prepare: impl FnOnce()) -> Vec<(Name, Conflict)> {
+        let Staged { model, snapshot, from } = staged;
         let mut running = self.lock();
+        // Where something has changed meanwhile, staged backends begin anew: what is known of others counts more.
+        let previous = if Arc::ptr_eq(&from, &running.snapshot) { snapshot } else { running.snapshot.clone() };
         let conflicts = declare(&model, &mut running.members);
         running
             .members
             .retain(|name, membership| model.upstreams.contains_key(name) || !membership.overrides().is_empty());
-        let snapshot = build(&model, &running.members, Some(&running.snapshot), &self.metrics);
+        let snapshot = build(&model, &running.members, Some(&previous), &self.metrics);
         running.model = model;
         if let Err(error) = self.keep(&running, None) {
             // What was kept is merged again at the next start, with the same result.
             log::error!("{error}");
         }
+        prepare();
         self.put_in_place(&mut running, snapshot);
         conflicts
     }

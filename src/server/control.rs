@@ -23,6 +23,8 @@ use tokio::{
 pub(super) use super::signals::hold_signals;
 use super::{
     StartError,
+    access_log::Logs,
+    admin::HeldAdmin,
     handover::HandedOver,
     notify::{self, Watchdog},
     process::{OwnLog, PidFile},
@@ -32,13 +34,13 @@ use super::{
 };
 use crate::{
     config::model::Process,
-    listener::{Crew, ListenSocket, tickets::TicketKeys},
+    listener::{Crew, Listening, tickets::TicketKeys},
     runtime::store::Store,
     service::{
         admin::operator::{Operator, Reload, Upgrade},
         operations::Readiness,
     },
-    telemetry::{log_writer::LogWriter, process_log::ProcessLog},
+    telemetry::process_log::ProcessLog,
     types::ListenAddress,
 };
 
@@ -58,8 +60,7 @@ pub(super) struct Control {
     pub(super) drain: watch::Sender<bool>,
     pub(super) close_operations: watch::Sender<bool>,
     pub(super) readiness: Arc<Readiness>,
-    pub(super) grace: Duration,
-    pub(super) log: Option<Arc<LogWriter>>,
+    pub(super) logs: Arc<Logs>,
     pub(super) process_log: ProcessLog,
     pub(super) upgrade_sock: PathBuf,
     pub(super) pid_file: Option<PidFile>,
@@ -76,7 +77,7 @@ pub(super) struct Control {
     pub(super) own_log: OwnLog,
     pub(super) process: Process,
     /// Who reloads.
-    pub(super) operator: Option<Arc<dyn Operator>>,
+    pub(super) operator: Arc<dyn Operator>,
     pub(super) commands: Mutex<Option<mpsc::Receiver<Command>>>,
     pub(super) hooks: Hooks,
     /// Why nothing was served, for the exit code.
@@ -102,9 +103,13 @@ impl Default for Hooks {
 
 /// What is given up along the way.
 pub(super) struct Held {
-    pub(super) listeners: Vec<(ListenAddress, Arc<ListenSocket>)>,
+    pub(super) listeners: Vec<(ListenAddress, Arc<Listening>)>,
+    /// Upper bound of a drain.
+    pub(super) grace: Duration,
     /// The metrics listener, kept for a successor.
     pub(super) operations: Option<(String, Arc<std::net::TcpListener>)>,
+    /// The admin API's sockets, kept for a successor.
+    pub(super) admin: HeldAdmin,
     /// The process to tell that this one serves.
     pub(super) predecessor: Option<Successor>,
 }
@@ -120,7 +125,7 @@ impl Held {
             .operations
             .iter()
             .map(|(address, socket)| Ok((operations_key(address), socket.as_fd().try_clone_to_owned()?)));
-        listeners.chain(operations).collect()
+        listeners.chain(operations).chain(self.admin.copies()).collect()
     }
 }
 
@@ -171,9 +176,7 @@ impl ShutdownSignalWatch for Control {
             Ok(signals) => self.serve(signals).await,
             Err(error) => self.fail(StartError::Io { what: "cannot wait for signals".into(), error }),
         }
-        if let Some(log) = &self.log
-            && !log.shutdown(Duration::from_secs(5))
-        {
+        if !self.logs.shutdown(Duration::from_secs(5)) {
             log::warn!("the access log could not be written to its end");
         }
         // All that a graceful shutdown is has been done; Pingora has only to end its threads.
@@ -183,11 +186,7 @@ impl ShutdownSignalWatch for Control {
 
 impl Control {
     async fn serve(&self, mut signals: Signals) {
-        if let Some(log) = &self.log
-            && let Err(error) = log.start()
-        {
-            log::error!("cannot start the access log's writer: {error}");
-        }
+        self.logs.start();
         if !self.workers_accept(&mut signals).await {
             return;
         }
@@ -212,9 +211,8 @@ impl Control {
                 }
                 _ = signals.hangup.recv() => { self.reload(); continue; }
                 _ = signals.reopen.recv() => {
-                    match &self.log {
-                        Some(log) => log.reopen(),
-                        None => log::info!("SIGUSR1: there is no access log to open again"),
+                    if !self.logs.reopen() {
+                        log::info!("SIGUSR1: there is no access log to open again");
                     }
                     continue;
                 }
@@ -228,7 +226,7 @@ impl Control {
                 }
                 Some((pid, outcome)) = reports.recv() => match outcome {
                     Ok(()) => {
-                        log::info!("process {pid} serves: draining, for at most {:?}", self.grace);
+                        log::info!("process {pid} serves: draining, for at most {:?}", self.held().grace);
                         self.successors.served(pid);
                         return self.leave(Leaving::Upgraded, &mut signals, watchdog).await;
                     }
@@ -246,7 +244,7 @@ impl Control {
             // One that was started here is not to outlive this process; one that was started by hand may.
             let claimed = !self.successors.call_off() && claimed.load(Ordering::Acquire);
             if !now {
-                log::info!("{who}: draining, for at most {:?}", self.grace);
+                log::info!("{who}: draining, for at most {:?}", self.held().grace);
                 notify::stopping("draining");
                 return self.leave(Leaving::Terminated { claimed }, &mut signals, watchdog).await;
             }
@@ -261,9 +259,7 @@ impl Control {
 
     /// As SIGHUP asks.
     fn reload(&self) {
-        let Some(operator) = self.operator.clone() else {
-            return log::warn!("SIGHUP ignored: a changed configuration takes effect by `rrlb -u -c FILE`");
-        };
+        let operator = self.operator.clone();
         tokio::spawn(async move {
             // It tells of its failure itself.
             let _ = operator.reload(Reload::default(), "SIGHUP").await;
@@ -273,13 +269,9 @@ impl Control {
     /// As SIGUSR2 asks, which is nginx's signal for it.
     fn upgrade(&self) {
         log::info!("SIGUSR2: starting a new process");
-        let (successors, operator) = (self.successors.clone(), self.operator.clone());
+        let operator = self.operator.clone();
         tokio::spawn(async move {
-            let how = Upgrade::default();
-            let started = match operator {
-                Some(operator) => operator.upgrade(how, "SIGUSR2").await,
-                None => successors.start(how).await,
-            };
+            let started = operator.upgrade(Upgrade::default(), "SIGUSR2").await;
             if let Err(error) = started {
                 log::debug!("{error}");
             }
@@ -392,6 +384,7 @@ impl Control {
         let sockets: Vec<_> = {
             let mut held = self.held();
             held.operations = None;
+            held.admin.give_up();
             held.listeners.drain(..).map(|(_, socket)| Arc::downgrade(&socket)).collect()
         };
         self.drain.send_replace(true);
@@ -403,8 +396,9 @@ impl Control {
                 log::info!("drained after {:?}", began.elapsed());
                 return self.answered().await;
             }
-            if began.elapsed() >= self.grace {
-                log::warn!("{open} connections cut off after the grace period of {:?}", self.grace);
+            let grace = self.held().grace;
+            if began.elapsed() >= grace {
+                log::warn!("{open} connections cut off after the grace period of {grace:?}");
                 return;
             }
             tokio::select! {
@@ -424,7 +418,7 @@ impl Control {
                 },
                 _ = signals.interrupt.recv() => return log::warn!("SIGINT: {open} connections cut off"),
                 _ = signals.quit.recv() => log::info!("SIGQUIT: draining already"),
-                _ = signals.reopen.recv() => if let Some(log) = &self.log { log.reopen() },
+                _ = signals.reopen.recv() => drop(self.logs.reopen()),
                 _ = signals.hangup.recv() => {}
                 _ = signals.user2.recv() => {}
             }
@@ -433,6 +427,7 @@ impl Control {
 
     /// Unix listeners leave a file behind, which would look like a dead server.
     fn forget_unix_sockets(&self) {
+        self.held().admin.forget();
         for (address, _) in &self.held().listeners {
             if let ListenAddress::Unix(path) = address
                 && let Err(error) = std::fs::remove_file(path)

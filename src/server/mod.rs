@@ -1,56 +1,65 @@
 //! Assembly: from a validated model to a running process. Everything that can fail does so here, before the process
 //! serves, and with an error that says what to do.
 
+mod access_log;
+mod admin;
+mod assembly;
+mod confirm;
 mod control;
 mod handover;
 mod notify;
+mod observer;
+mod operator;
 mod process;
+mod reload;
+mod running;
 mod signals;
 mod successor;
 mod upgrade;
+mod upkeep;
 
 use std::{
-    collections::HashMap,
     io,
-    net::SocketAddr,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
-use control::{Control, Held, Hooks, operations_key};
+use access_log::{Logs, Open};
+use admin::AdminSockets;
+use control::{Control, Held, Hooks};
 use handover::HandedOver;
+use observer::Observer;
+use operator::Desk;
 use pingora_core::{
-    server::{RunArgs, Server, configuration::ServerConf},
+    server::{RunArgs, Server},
     services::background::background_service,
 };
-use pingora_proxy::{HttpProxy, ProxyServiceBuilder};
 use process::{Account, BoundFiles, OwnLog, PidFile};
+use running::{Ledger, NextTools, Running};
+use signals::Command;
 use successor::Successors;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use upgrade::{Inherited, UpgradeSocket};
+use upkeep::{Seen, Upkeep};
 
 use crate::{
-    config::model::{self, LogTarget, Model},
-    listener::{BindError, Draining, Endpoint, ListenSocket, Listening, Proxies, Worker, tickets::TicketKeys, tls},
-    policy::health::Flip,
-    proxy::{App, Kit},
+    config::model::Model,
+    listener::{BindError, Draining, Worker},
+    proxy::{Current, Kit, Log},
     runtime::{
-        backend::BackendState, journal::Overrides, peer::TlsProfile, snapshot::Snapshot, store::Store,
+        journal::{Journal, LoadError, Overrides},
+        snapshot::Snapshot,
+        store::Store,
         upstream::Upstream,
     },
     service::{
-        health::{HealthChecks, HealthObserver},
+        admin::operator::{Operator, Parts},
+        health::HealthChecks,
         operations::{Operations, Readiness},
         resolve::Resolver,
     },
-    telemetry::{
-        events::Events,
-        log_writer::{DEFAULT_LIMIT, LogWriter, Target},
-        metrics::Metrics,
-        process_log::ProcessLog,
-    },
+    telemetry::{events::Events, metrics::Metrics, process_log::ProcessLog},
     types::{ListenAddress, Name},
 };
 
@@ -78,6 +87,8 @@ pub enum StartError {
     AccessLog(PathBuf, io::Error),
     #[error(transparent)]
     Bind(#[from] BindError),
+    #[error("{0}; this process itself listens on {1}, which must be given up in a reload of its own first")]
+    BindOverlap(BindError, ListenAddress),
     #[error("cannot become user {0}: {1}")]
     ChangeUser(String, io::Error),
     #[error("`group: {0}` needs `user:` as well")]
@@ -145,60 +156,107 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     }
     let mut inherited = start.upgrade.then(|| Inherited::take(&upgrade_sock)).transpose()?;
 
+    // Everything that is bound and opened.
     let mut bound = BoundFiles::default();
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), process.threads));
     let tickets = HandedOver::tickets(inherited.as_ref().and_then(Inherited::state))?;
-    let listeners = listeners(model, &metrics, &tickets, inherited.as_mut(), &mut bound)?;
-    let operations = model.metrics.map(|address| operations_listener(address, inherited.as_mut())).transpose()?;
-    let log = access_log(model, &metrics, account)?;
+    let mut listeners = Vec::with_capacity(model.listeners.len());
+    for listener in &model.listeners {
+        listeners.push(assembly::listener(listener, &tickets, &metrics, inherited.as_mut(), &mut bound)?);
+    }
+    let operations = model.metrics.map(|address| assembly::operations(address, inherited.as_mut())).transpose()?;
+    let admin = AdminSockets::open(model, &upgrade_sock, inherited.as_mut(), &mut bound, account, &tickets)?;
+    let log = model.access_log.as_ref().map(|log| Open::of(log, &metrics, account)).transpose()?;
+    assembly::check_roots(model)?;
+
+    // Who belongs to the upstreams, and what the workers serve by.
     let events = Arc::new(Events::default());
-    let store = Arc::new(Store::new(Arc::new(model.clone()), Overrides::new(), None, metrics.clone(), events));
+    let (journal, restored) = journal(model);
+    let store = Arc::new(Store::new(Arc::new(model.clone()), restored, journal, metrics.clone(), events.clone()));
     let snapshot = store.snapshot();
     if let Some(handed) = inherited.as_ref().and_then(Inherited::state) {
         handed.apply(&snapshot);
     }
-    check_roots(model)?;
     metrics.config_loads.increment();
-
+    metrics.config_generation.set(1);
+    let conf = assembly::worker_conf();
+    let epoch = Instant::now();
+    let kits: Vec<Arc<Kit>> =
+        (0..process.threads).map(|index| Arc::new(Kit::new(index, epoch, metrics.clone()))).collect();
+    let profiles = assembly::profiles(model);
+    let format = model.access_log.as_ref().map(|log| log.format);
+    let current = |kit: &Arc<Kit>| {
+        let proxies = assembly::proxies(&conf, kit, process, &profiles, &[]);
+        let log = log.as_ref().map(Open::handle).zip(format).map(|(handle, format)| Log { handle, format });
+        (kit.clone(), Current::new(snapshot.clone(), proxies, log))
+    };
     let (gate, open) = watch::channel(false);
     let (drain, draining) = Draining::switch();
     let started = Arc::new(AtomicUsize::new(0));
-    let kits = kits(model, &snapshot, &metrics, log.as_deref());
-    let (workers, crew) = Worker::crew(&listeners, kits, &draining, &open, &started);
+    let (workers, crew) = Worker::crew(&listeners, kits.iter().map(current).collect(), &draining, &open, &started);
 
-    let mut server = Server::new_with_opt_and_conf(None, server_conf(model, daemon, &upgrade_sock));
+    // The services, each on a thread of its own.
+    let mut server = Server::new_with_opt_and_conf(None, assembly::server_conf(model, daemon, &upgrade_sock));
     for worker in workers {
         server.add_service(worker);
     }
-    let upstreams: Vec<Arc<Upstream>> = snapshot.members().iter().map(|member| member.upstream.clone()).collect();
-    let (_upstreams, upstreams) = watch::channel(upstreams);
-    let observer = Arc::new(Observer::new(metrics.clone(), &snapshot));
-    let (health, first_round) = HealthChecks::new(upstreams.clone(), process.clone(), observer);
+    let (to_upstreams, upstreams) = watch::channel(upstreams_of(&snapshot));
+    let observer = Arc::new(Observer::new(metrics.clone(), events));
+    let (health, first_round) = HealthChecks::new(upstreams.clone(), process.clone(), observer.clone());
     server.add_service(background_service("health checks", health));
     let (resolver, first_lookups) = Resolver::new(upstreams);
     server.add_service(background_service("name resolution", resolver));
     let readiness = Readiness::new(vec![first_round, first_lookups]);
     let (close_operations, closing) = watch::channel(false);
-    let operations = match operations {
-        Some((address, listener)) => {
-            let serving = listener.try_clone().map_err(|error| StartError::Io { what: "metrics".into(), error })?;
-            server.add_service(Operations::new(serving, metrics.clone(), readiness.clone(), open, closing));
-            Some((address, Arc::new(listener)))
-        }
-        None => None,
-    };
+    let (to_operations, socket) = watch::channel(operations.as_ref().map(|(_, socket)| socket.clone()));
+    let (ready, closes) = (readiness.clone(), closing.clone());
+    server.add_service(Operations::new(socket, metrics.clone(), ready, open.clone(), closes));
+    let tools = NextTools::default();
+    store.publish_by(running::publish(crew.clone(), tools.clone(), observer, to_upstreams.clone()));
+
+    let logs = Arc::new(Logs::new(log));
+    let sockets =
+        listeners.drain(..).map(|listening| (listening.endpoint().model.address.clone(), listening)).collect();
+    let held = Arc::new(Mutex::new(Held {
+        listeners: sockets,
+        grace: process.grace_period,
+        operations,
+        admin: admin.hold().map_err(|error| StartError::Io { what: "admin sockets".into(), error })?,
+        predecessor: inherited.map(Inherited::into_successor),
+    }));
+    let file = config_file(start, daemon);
+    let running = Arc::new(Running {
+        seen: Mutex::new(Seen::now(&file)),
+        file,
+        began: SystemTime::now(),
+        store: store.clone(),
+        metrics: metrics.clone(),
+        readiness: readiness.clone(),
+        crew: crew.clone(),
+        kits,
+        conf,
+        tickets: tickets.clone(),
+        held: held.clone(),
+        logs: logs.clone(),
+        operations: to_operations,
+        tools,
+        upstreams: to_upstreams,
+        turn: Mutex::new(()),
+        ledger: Mutex::new(Ledger::new()),
+    });
+    let (to_control, commands) = mpsc::channel::<Command>(4);
+    let operator: Arc<dyn Operator> = Arc::new(Desk::new(running.clone(), successors.clone(), to_control));
+
+    server.add_service(background_service("upkeep", Upkeep { running, gate: open.clone() }));
+    admin.serve(&mut server, Parts { store: store.clone(), operator: operator.clone(), metrics }, open, closing);
 
     let pid_file = process.pid_file.as_ref().map(|path| PidFile::open(path, account)).transpose()?;
     if let Some(account) = account {
         account.assume()?;
-        warn_of_rotation(model);
+        assembly::warn_of_rotation(model);
     }
-    check_background(model, daemon)?;
+    assembly::check_background(model, daemon)?;
     let failed = Arc::new(Mutex::new(None));
-    let sockets = listeners
-        .iter()
-        .map(|listening| (listening.endpoint.model.address.clone(), listening.socket.clone()))
-        .collect();
     let control = Control {
         started,
         workers: process.threads,
@@ -206,33 +264,55 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         drain,
         close_operations,
         readiness,
-        grace: process.grace_period,
-        log,
+        logs,
+        operator,
         process_log: process_log.clone(),
         upgrade_sock,
         pid_file,
         gate,
         daemon_parent: daemon.then(|| i32::try_from(std::process::id()).unwrap_or(0)),
-        state: Arc::new(Mutex::new(Held {
-            listeners: sockets,
-            operations,
-            predecessor: inherited.map(Inherited::into_successor),
-        })),
+        state: held,
         failed: failed.clone(),
         store,
         tickets,
         successors,
         own_log,
         process: process.clone(),
-        operator: None,
-        commands: Mutex::new(None),
+        commands: Mutex::new(Some(commands)),
         hooks: Hooks::default(),
     };
-    drop(listeners);
     bound.keep();
     server.run(RunArgs { shutdown_signal: Box::new(control) });
     let failed = failed.lock().unwrap_or_else(PoisonError::into_inner).take();
     failed.map_or(Ok(()), Err)
+}
+
+/// The journal, and what it kept. What cannot be read does not stop the start: the configuration is there.
+fn journal(model: &Model) -> (Option<Journal>, Overrides) {
+    let Some(path) = &model.state_file else { return (None, Overrides::new()) };
+    let journal = Journal::new(path);
+    // The store's clock begins now.
+    let restored = journal.load(0).unwrap_or_else(|error| {
+        log::error!("{error}; what was changed at run time is lost, and the configuration alone holds");
+        if matches!(error, LoadError::Damaged(..)) {
+            match journal.set_aside() {
+                Ok(aside) => log::error!("the damaged state file is kept as {}", aside.display()),
+                Err(error) => log::error!("the damaged state file cannot be moved aside: {error}"),
+            }
+        }
+        Overrides::new()
+    });
+    (Some(journal), restored)
+}
+
+/// The file to read again. In the background the process works in another folder, where a relative path leads elsewhere.
+fn config_file(start: &Start, daemon: bool) -> PathBuf {
+    let full = || std::path::absolute(&start.config).ok();
+    daemon.then(full).flatten().unwrap_or_else(|| start.config.clone())
+}
+
+fn upstreams_of(snapshot: &Snapshot) -> Vec<Arc<Upstream>> {
+    snapshot.members().iter().map(|member| member.upstream.clone()).collect()
 }
 
 /// Until the signal loop runs, signals that have a meaning here must not end the process.
@@ -240,199 +320,5 @@ fn ignore_early_signals() {
     for signal in [libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2] {
         // SAFETY: ignoring a signal has no handler that could do harm; the signal loop replaces it.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
-}
-
-fn listeners(
-    model: &Model,
-    metrics: &Metrics,
-    tickets: &Arc<TicketKeys>,
-    mut inherited: Option<&mut Inherited>,
-    bound: &mut BoundFiles,
-) -> Result<Vec<Arc<Listening>>, StartError> {
-    let open = |listener: &model::Listener| -> Result<Arc<Listening>, StartError> {
-        let name = Name::from(listener.address.to_string());
-        let socket = match inherited.as_deref_mut().and_then(|inherited| inherited.remove(name.as_str())) {
-            Some(fd) => ListenSocket::inherit(fd).map_err(|error| StartError::Io { what: name.to_string(), error })?,
-            None => {
-                let socket = ListenSocket::bind(&listener.address)?;
-                if let ListenAddress::Unix(path) = &listener.address {
-                    bound.add(path);
-                }
-                socket
-            }
-        };
-        let tls = listener.tls.as_ref().map(|tls| tls::server_config(tls, tickets.clone())).transpose()?;
-        let metrics = metrics.listener(&name);
-        let endpoint = Arc::new(Endpoint { model: listener.clone(), tls, metrics });
-        Ok(Arc::new(Listening { endpoint, socket: Arc::new(socket) }))
-    };
-    model.listeners.iter().map(open).collect()
-}
-
-fn operations_listener(
-    address: SocketAddr,
-    inherited: Option<&mut Inherited>,
-) -> Result<(String, std::net::TcpListener), StartError> {
-    let name = address.to_string();
-    let fd: OwnedFd = match inherited.and_then(|inherited| inherited.remove(&operations_key(&name))) {
-        Some(fd) => fd,
-        None => ListenSocket::bind(&ListenAddress::Inet(address))?.into(),
-    };
-    let listener = std::net::TcpListener::from(fd);
-    listener.set_nonblocking(true).map_err(|error| StartError::Io { what: format!("metrics on {name}"), error })?;
-    Ok((name, listener))
-}
-
-fn access_log(
-    model: &Model,
-    metrics: &Metrics,
-    account: Option<&Account>,
-) -> Result<Option<Arc<LogWriter>>, StartError> {
-    let Some(log) = &model.access_log else { return Ok(None) };
-    let target = match &log.target {
-        LogTarget::File(path) => Target::File(path.clone()),
-        LogTarget::Stdout => Target::Stdout,
-    };
-    let failed = |error| match &log.target {
-        LogTarget::File(path) => StartError::AccessLog(path.clone(), error),
-        LogTarget::Stdout => StartError::AccessLog("-".into(), error),
-    };
-    let made = matches!(&log.target, LogTarget::File(path) if std::fs::symlink_metadata(path).is_err());
-    let writer = LogWriter::open(target, DEFAULT_LIMIT, metrics.log_counts()).map_err(failed)?;
-    if let (Some(account), LogTarget::File(path)) = (account.filter(|_| made), &log.target) {
-        account.own(path).map_err(failed)?;
-    }
-    Ok(Some(Arc::new(writer)))
-}
-
-/// Pingora's connectors panic where they find no roots, so it must be known before.
-fn check_roots(model: &Model) -> Result<(), StartError> {
-    if model.process.ca_file.is_some() || has_roots() {
-        return Ok(());
-    }
-    let needs = |upstream: &&model::Upstream| upstream.tls.as_ref().is_some_and(|tls| tls.verify && tls.ca.is_none());
-    model.upstreams.values().find(needs).map_or(Ok(()), |upstream| Err(StartError::NoRoots(upstream.name.clone())))
-}
-
-fn has_roots() -> bool {
-    !rustls_native_certs::load_native_certs().certs.is_empty()
-}
-
-/// The tools and proxies of each worker.
-fn kits(
-    model: &Model,
-    snapshot: &Arc<Snapshot>,
-    metrics: &Arc<Metrics>,
-    log: Option<&LogWriter>,
-) -> Vec<(Arc<Kit>, Proxies)> {
-    let format = model.access_log.as_ref().map(|log| log.format);
-    let conf = Arc::new(ServerConf { threads: 1, ..ServerConf::default() });
-    let epoch = Instant::now();
-    (0..model.process.threads)
-        .map(|index| {
-            let log = log.map(LogWriter::handle).zip(format);
-            let kit = Arc::new(Kit::new(index, epoch, snapshot.clone(), metrics.clone(), log));
-            let default = proxy(&conf, &kit, TlsProfile::default(), model);
-            let mut others = HashMap::new();
-            for profile in snapshot.tls_profiles() {
-                if !others.contains_key(profile) {
-                    others.insert(profile.clone(), proxy(&conf, &kit, profile.clone(), model));
-                }
-            }
-            (kit, Proxies::new(default, others))
-        })
-        .collect()
-}
-
-/// An `HttpProxy` with the connector of its TLS profile. Pingora's builder makes it inside a service; it is taken out.
-fn proxy(conf: &Arc<ServerConf>, kit: &Arc<Kit>, profile: TlsProfile, model: &Model) -> Arc<HttpProxy<App>> {
-    let options = profile.connector_options(&model.process);
-    let app = || App::new(kit.clone(), profile.clone());
-    let mut service = ProxyServiceBuilder::new(conf, app()).client_options(options).build();
-    let inside = service.app_logic_mut().expect("a service that was never started has its application");
-    let spare = HttpProxy::new(app(), conf.clone());
-    Arc::new(std::mem::replace(inside, spare))
-}
-
-fn server_conf(model: &Model, daemon: bool, upgrade_sock: &Path) -> ServerConf {
-    let process = &model.process;
-    let text = |path: &PathBuf| path.to_string_lossy().into_owned();
-    ServerConf {
-        daemon,
-        // The first process ends when the one in the background serves, or fails.
-        daemon_wait_for_ready: daemon,
-        error_log: process.error_log.as_ref().map(text),
-        // Pingora's daemon needs one to see whether the background process lives; the operator's is ours to write.
-        pid_file: text(&upgrade_sock.with_extension("starting")),
-        // Binding is done by now, and so the user is changed already.
-        user: None,
-        group: None,
-        working_directory: process.working_directory.clone(),
-        threads: process.threads,
-        // One event loop on one thread per worker; see `listener/worker.rs`.
-        work_stealing: false,
-        grace_period_seconds: Some(0),
-        graceful_shutdown_timeout_seconds: Some(process.graceful_shutdown_timeout.as_secs()),
-        ..ServerConf::default()
-    }
-}
-
-/// Pingora's daemon panics after the fork where these fail, when nobody is there to hear it.
-fn check_background(model: &Model, daemon: bool) -> Result<(), StartError> {
-    let process = &model.process;
-    let io = |what: &str, path: &Path, error| StartError::Io { what: format!("{what} {}", path.display()), error };
-    if !daemon {
-        return Ok(());
-    }
-    if let Some(path) = &process.error_log {
-        let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        opened.map_err(|error| io("cannot open `error_log`", path, error))?;
-    }
-    if let Some(path) = &process.working_directory {
-        std::fs::read_dir(path).map_err(|error| io("cannot use `working_directory`", path, error))?;
-    }
-    Ok(())
-}
-
-/// A log that cannot be opened again after a rotation goes on into the old file; better said now than then.
-fn warn_of_rotation(model: &Model) {
-    if let Some(model::AccessLog { target: LogTarget::File(path), .. }) = &model.access_log
-        && let Some(folder) = path.parent()
-        && nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK).is_err()
-    {
-        log::warn!(
-            "{} is not writable for the user of `user:`; the access log cannot be made anew after a rotation",
-            folder.display()
-        );
-    }
-}
-
-/// Health in the metrics.
-struct Observer {
-    metrics: Arc<Metrics>,
-}
-
-impl Observer {
-    fn new(metrics: Arc<Metrics>, snapshot: &Snapshot) -> Self {
-        let observer = Self { metrics };
-        for upstream in snapshot.members().iter().map(|member| &member.upstream) {
-            for backend in upstream.backends() {
-                observer.metrics.backend(&upstream.name, &backend.id).set_up(backend.is_up());
-            }
-        }
-        observer
-    }
-}
-
-impl HealthObserver for Observer {
-    fn probed(&self, upstream: &Name, backend: &BackendState, success: bool) {
-        self.metrics.backend(upstream, &backend.id).checked(success);
-    }
-
-    fn flipped(&self, upstream: &Name, backend: &BackendState, flip: Flip) {
-        let counters = self.metrics.backend(upstream, &backend.id);
-        counters.flipped(flip == Flip::Up);
-        counters.set_up(backend.is_up());
     }
 }

@@ -58,6 +58,11 @@ impl Account {
         Ok(fchown(&file, Some(self.user.uid), Some(self.gid))?)
     }
 
+    /// Gives a unix socket that this process has bound to the account. Never follows a link.
+    pub(super) fn own_socket(&self, path: &Path) -> io::Result<()> {
+        std::os::unix::fs::lchown(path, Some(self.user.uid.as_raw()), Some(self.gid.as_raw()))
+    }
+
     /// The account's user id.
     pub(super) fn uid(&self) -> Uid {
         self.user.uid

@@ -102,7 +102,7 @@ impl Inherited {
 
     /// What is left is closed here; the old process closes its own when it drains. What remains is the news to tell.
     pub(super) fn into_successor(self) -> Successor {
-        let unix = |address: String| address.strip_prefix("unix:").map(PathBuf::from);
+        let unix = |key: String| key.strip_prefix("admin ").unwrap_or(&key).strip_prefix("unix:").map(PathBuf::from);
         Successor { connection: self.connection, given_up: self.sockets.into_keys().filter_map(unix).collect() }
     }
 }

@@ -20,7 +20,10 @@ use pingora_core::{
     server::{ListenFds, ShutdownWatch},
     services::Service,
 };
-use tokio::sync::Semaphore;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+};
 
 use super::health::FirstRound;
 use crate::telemetry::metrics::Metrics;
@@ -61,6 +64,25 @@ impl Readiness {
         }
     }
 
+    /// Whether the process only finishes what it has.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// `starting`, `serving` or `draining`.
+    pub fn phase(&self) -> &'static str {
+        match (self.is_draining(), self.serving.load(Ordering::Acquire)) {
+            (true, _) => "draining",
+            (false, true) => "serving",
+            (false, false) => "starting",
+        }
+    }
+
+    /// What still holds up readiness; empty where nothing does.
+    pub fn not_ready(&self) -> &'static str {
+        self.state().err().unwrap_or_default().trim_end()
+    }
+
     fn state(&self) -> Result<(), &'static str> {
         if self.draining.load(Ordering::Acquire) {
             Err("draining\n")
@@ -76,38 +98,41 @@ impl Readiness {
 
 /// The endpoints, as a Pingora service.
 pub struct Operations {
-    listener: Option<std::net::TcpListener>,
+    socket: watch::Receiver<Option<Arc<std::net::TcpListener>>>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
-    gate: tokio::sync::watch::Receiver<bool>,
-    closing: tokio::sync::watch::Receiver<bool>,
+    gate: watch::Receiver<bool>,
+    closing: watch::Receiver<bool>,
 }
 
 impl Operations {
-    /// Serves on a bound, non-blocking listener from when `gate` is open until `closing` becomes true.
+    /// Serves on the bound, non-blocking socket that is put there last, from when `gate` is open until `closing` becomes
+    /// true.
     pub fn new(
-        listener: std::net::TcpListener,
+        socket: watch::Receiver<Option<Arc<std::net::TcpListener>>>,
         metrics: Arc<Metrics>,
         readiness: Arc<Readiness>,
-        gate: tokio::sync::watch::Receiver<bool>,
-        closing: tokio::sync::watch::Receiver<bool>,
+        gate: watch::Receiver<bool>,
+        closing: watch::Receiver<bool>,
     ) -> Self {
-        Self { listener: Some(listener), metrics, readiness, gate, closing }
+        Self { socket, metrics, readiness, gate, closing }
     }
 
-    async fn run(&mut self) -> std::io::Result<()> {
-        let Some(listener) = self.listener.take() else { return Ok(()) };
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+    async fn run(&mut self) {
         let _ = self.gate.wait_for(|open| *open).await;
         let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut listener = adopt(&mut self.socket);
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
             let accepted = tokio::select! {
-                _ = self.closing.wait_for(|closing| *closing) => return Ok(()),
-                accepted = listener.accept() => accepted,
+                _ = self.closing.wait_for(|closing| *closing) => return,
+                Ok(()) = self.socket.changed() => {
+                    listener = adopt(&mut self.socket);
+                    continue;
+                }
+                accepted = accept(listener.as_ref(), &places) => accepted,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, place) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     log::warn!("metrics: cannot accept: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -131,6 +156,22 @@ impl Operations {
             });
         }
     }
+}
+
+/// The socket that is there now, for this event loop.
+fn adopt(socket: &mut watch::Receiver<Option<Arc<std::net::TcpListener>>>) -> Option<TcpListener> {
+    let socket = socket.borrow_and_update().clone()?;
+    let adopted = socket.try_clone().and_then(TcpListener::from_std);
+    adopted.inspect_err(|error| log::error!("metrics: {error}")).ok()
+}
+
+async fn accept(
+    listener: Option<&TcpListener>,
+    places: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let Some(listener) = listener else { return std::future::pending().await };
+    let place = places.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+    Ok((listener.accept().await?.0, place))
 }
 
 fn answer(request: &Request<Incoming>, metrics: &Metrics, readiness: &Readiness) -> Response<Full<Bytes>> {
@@ -161,9 +202,7 @@ fn respond(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Re
 #[async_trait]
 impl Service for Operations {
     async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
-        if let Err(error) = self.run().await {
-            log::error!("metrics: {error}");
-        }
+        self.run().await;
     }
 
     fn name(&self) -> &str {

@@ -37,6 +37,8 @@ pub struct Metrics {
     pub config_loads: Counter,
     /// Loads that failed and changed nothing.
     pub config_load_failures: Counter,
+    /// Which configuration of this process runs, from 1.
+    pub config_generation: Gauge,
     named: RwLock<Named>,
 }
 
@@ -62,6 +64,7 @@ impl Metrics {
             no_upstream: Arc::new(UpstreamMetrics::new(workers)),
             config_loads: Counter::default(),
             config_load_failures: Counter::default(),
+            config_generation: Gauge::default(),
             named: RwLock::default(),
         }
     }
@@ -120,6 +123,17 @@ impl Metrics {
         {
             counter.increment();
         }
+    }
+
+    /// Finished requests so far, and those of them with a 5xx; less where an upstream is gone.
+    pub fn answers(&self) -> (u64, u64) {
+        let named = self.named.read().unwrap_or_else(PoisonError::into_inner);
+        let counts =
+            named.upstreams.values().chain([&self.no_upstream]).flat_map(|upstream| upstream.per_worker.iter());
+        counts.fold((0, 0), |(all, errors), counts| {
+            let of = |class: &Counter| class.value();
+            (all + counts.by_class.iter().map(of).sum::<u64>(), errors + counts.by_class.get(4).map_or(0, of))
+        })
     }
 
     /// Where the access log's writer counts.

@@ -21,6 +21,7 @@ mod listeners;
 mod metrics;
 mod regressions;
 mod regressions_lifecycle;
+mod reload;
 mod routes;
 mod safe_start;
 mod streaming;

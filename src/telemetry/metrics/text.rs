@@ -191,6 +191,13 @@ fn instance(out: &mut Exposition, metrics: &Metrics) {
     out.family(name, Kind::Counter, "Loads of the configuration.");
     out.sample(name, &[("result", "ok")], metrics.config_loads.value());
     out.sample(name, &[("result", "failed")], metrics.config_load_failures.value());
+    let name = "rrlb_config_generation";
+    out.single(
+        name,
+        Kind::Gauge,
+        "Which configuration of this process runs, from 1.",
+        metrics.config_generation.value(),
+    );
     out.family("rrlb_build_info", Kind::Gauge, "Always 1.");
     out.sample("rrlb_build_info", &[("version", metrics.version)], 1);
     let name = "rrlb_workers";

@@ -67,6 +67,11 @@ impl Config {
         Self::new(&(app + &dedent(more)))
     }
 
+    /// Another text for the same file: addresses and folder stay, placeholders are put in anew.
+    pub fn instead(&self, yaml: &str) -> Self {
+        Self { text: with_prelude(&dedent(yaml)), ..self.clone() }
+    }
+
     /// Replaces `<name>`.
     pub fn put(mut self, name: &str, value: impl ToString) -> Self {
         self.text = self.text.replace(&format!("<{name}>"), &value.to_string());
@@ -283,6 +288,14 @@ impl Proxy {
         let mut next = self.config.clone().spawn(&["-u"]);
         (next.listen, next.metrics) = (self.listen, self.metrics);
         next
+    }
+
+    /// Has the file read again and waits until that is done, well or not.
+    pub async fn reload(&self) {
+        let name = "rrlb_config_loads_total";
+        let before = self.scrape().await.sum(name, &[]);
+        self.signal(libc::SIGHUP);
+        self.metric(name, &[], |loads| loads > before).await;
     }
 
     /// Lets a second process take over, and waits until the first has left in peace.

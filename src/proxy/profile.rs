@@ -10,10 +10,8 @@ use std::{collections::HashMap, sync::Arc};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use pingora_proxy::HttpProxy;
 
-use crate::{
-    proxy::{App, Kit},
-    runtime::peer::TlsProfile,
-};
+use super::App;
+use crate::runtime::{peer::TlsProfile, snapshot::Snapshot};
 
 /// Never empty.
 pub struct Proxies {
@@ -27,8 +25,13 @@ impl Proxies {
         Self { default, others }
     }
 
+    /// The proxy of a profile that is here already.
+    pub fn of(&self, profile: &TlsProfile) -> Option<&Arc<HttpProxy<App>>> {
+        if *profile == TlsProfile::default() { Some(&self.default) } else { self.others.get(profile) }
+    }
+
     /// The proxy for an HTTP/1 request with this head, which the front has parsed before.
-    pub(super) fn for_head(&self, kit: &Kit, head: &[u8], seed: u64) -> &Arc<HttpProxy<App>> {
+    pub(super) fn for_head(&self, snapshot: &Snapshot, head: &[u8], seed: u64) -> &Arc<HttpProxy<App>> {
         if self.others.is_empty() {
             return &self.default;
         }
@@ -46,29 +49,33 @@ impl Proxies {
             })
             .collect();
         let (Some(method), Some(target)) = (method, request.path) else { return &self.default };
-        self.pick(kit, &method, target, &headers, None, seed)
+        self.pick(snapshot, &method, target, &headers, None, seed)
     }
 
     /// The proxy for an HTTP/2 request.
-    pub(super) fn for_request(&self, kit: &Kit, request: &http::request::Parts, seed: u64) -> &Arc<HttpProxy<App>> {
+    pub(super) fn for_request(
+        &self,
+        snapshot: &Snapshot,
+        request: &http::request::Parts,
+        seed: u64,
+    ) -> &Arc<HttpProxy<App>> {
         if self.others.is_empty() {
             return &self.default;
         }
         let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
         let authority = request.uri.authority().map(http::uri::Authority::as_str);
-        self.pick(kit, &request.method, target, &request.headers, authority, seed)
+        self.pick(snapshot, &request.method, target, &request.headers, authority, seed)
     }
 
     fn pick(
         &self,
-        kit: &Kit,
+        snapshot: &Snapshot,
         method: &Method,
         target: &str,
         headers: &HeaderMap,
         authority: Option<&str>,
         seed: u64,
     ) -> &Arc<HttpProxy<App>> {
-        let snapshot = kit.snapshot();
         let upstream = snapshot.upstream_for(method, target, headers, authority, seed);
         let upstream = upstream.filter(|upstream| upstream.tls.is_some());
         upstream.and_then(|upstream| self.others.get(&upstream.tls_profile)).unwrap_or(&self.default)

@@ -1,0 +1,150 @@
+//! The admin API's sockets: bound like listeners, handed over like them, given to the API as they are.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixListener,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use pingora_core::server::Server;
+use tokio::sync::watch;
+
+use super::{
+    StartError,
+    process::{Account, BoundFiles},
+    upgrade::Inherited,
+};
+use crate::{
+    config::model::{AdminTcp, Model},
+    listener::{ListenSocket, tickets::TicketKeys, tls},
+    service::admin::operator::Parts,
+    types::ListenAddress,
+};
+
+/// Bound, and served by nobody yet.
+#[derive(Default)]
+pub(super) struct AdminSockets {
+    unix: Option<(PathBuf, UnixListener)>,
+    tcp: Option<(AdminTcp, std::net::TcpListener, Option<Arc<rustls::ServerConfig>>)>,
+}
+
+/// Kept for a successor, and for the end.
+#[derive(Default)]
+pub(super) struct HeldAdmin {
+    sockets: Vec<(String, OwnedFd)>,
+    file: Option<PathBuf>,
+}
+
+/// Where the admin API's unix socket is, if the file does not say: beside the upgrade socket.
+pub(super) fn default_socket(upgrade_sock: &Path) -> PathBuf {
+    upgrade_sock.with_file_name("admin.sock")
+}
+
+impl AdminSockets {
+    /// Binds what the configuration asks for, or takes it over.
+    ///
+    /// # Errors
+    /// An address is used by another.
+    pub(super) fn open(
+        model: &Model,
+        upgrade_sock: &Path,
+        mut inherited: Option<&mut Inherited>,
+        bound: &mut BoundFiles,
+        account: Option<&Account>,
+        tickets: &Arc<TicketKeys>,
+    ) -> Result<Self, StartError> {
+        let Some(admin) = &model.admin else { return Ok(Self::default()) };
+        let mut take = |key: String| inherited.as_deref_mut().and_then(|inherited| inherited.remove(&key));
+        let failed = |what: String| move |error| StartError::Io { what, error };
+        let path = admin.socket.clone().unwrap_or_else(|| default_socket(upgrade_sock));
+        let unix: OwnedFd = match take(unix_key(&path)) {
+            Some(fd) => fd,
+            None => {
+                let socket = ListenSocket::bind_private(&path)?;
+                bound.add(&path);
+                if let Some(account) = account {
+                    account.own_socket(&path).map_err(failed(format!("admin socket {}", path.display())))?;
+                }
+                socket.into()
+            }
+        };
+        let unix = UnixListener::from(unix);
+        unix.set_nonblocking(true).map_err(failed(format!("admin socket {}", path.display())))?;
+        let tcp = match &admin.tcp {
+            None => None,
+            Some(tcp) => {
+                let fd: OwnedFd = match take(tcp_key(tcp)) {
+                    Some(fd) => fd,
+                    None => ListenSocket::bind(&ListenAddress::Inet(tcp.address))?.into(),
+                };
+                let listener = std::net::TcpListener::from(fd);
+                listener.set_nonblocking(true).map_err(failed(format!("admin on {}", tcp.address)))?;
+                let tls = tcp.tls.as_ref().map(|tls| tls::server_config(tls, tickets.clone())).transpose()?;
+                Some((tcp.clone(), listener, tls))
+            }
+        };
+        Ok(Self { unix: Some((path, unix)), tcp })
+    }
+
+    /// Descriptors of their own, for a successor.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(super) fn hold(&self) -> io::Result<HeldAdmin> {
+        let mut held = HeldAdmin::default();
+        if let Some((path, socket)) = &self.unix {
+            held.sockets.push((unix_key(path), socket.as_fd().try_clone_to_owned()?));
+            held.file = Some(path.clone());
+        }
+        if let Some((tcp, socket, _)) = &self.tcp {
+            held.sockets.push((tcp_key(tcp), socket.as_fd().try_clone_to_owned()?));
+        }
+        Ok(held)
+    }
+
+    /// Adds the API to the server. It accepts from when `gate` is open until `closing` becomes true.
+    pub(super) fn serve(
+        self,
+        server: &mut Server,
+        parts: Parts,
+        gate: watch::Receiver<bool>,
+        closing: watch::Receiver<bool>,
+    ) {
+        let Self { unix, tcp } = self;
+        // TODO: when `service/admin` has its server: server.add_service(AdminApi::new(parts, unix, tcp, gate, closing));
+        let _ = (server, parts, unix, tcp, gate, closing);
+    }
+}
+
+impl HeldAdmin {
+    /// Descriptors for a successor, by key.
+    pub(super) fn copies(&self) -> impl Iterator<Item = io::Result<(String, OwnedFd)>> {
+        self.sockets.iter().map(|(key, socket)| Ok((key.clone(), socket.try_clone()?)))
+    }
+
+    /// A successor has them, or nobody comes.
+    pub(super) fn give_up(&mut self) {
+        self.sockets.clear();
+    }
+
+    /// Removes the unix socket's file, for a process that leaves with no successor.
+    pub(super) fn forget(&self) {
+        if let Some(path) = &self.file
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            log::debug!("removing {}: {error}", path.display());
+        }
+    }
+}
+
+fn unix_key(path: &Path) -> String {
+    format!("admin unix:{}", path.display())
+}
+
+fn tcp_key(tcp: &AdminTcp) -> String {
+    format!("admin {}", tcp.address)
+}

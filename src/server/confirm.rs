@@ -1,0 +1,217 @@
+//! Commit-confirmed: a reload that goes back by itself unless somebody confirms it, and earlier where more answers are
+//! errors than in the minute before. While one waits every other reload is refused: what is to be confirmed would not be
+//! what was asked about.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::running::Running;
+use crate::{
+    config::model::Model,
+    proxy::Proxies,
+    service::admin::operator::{AbortIf, OperatorError},
+};
+
+/// How far back `abort_if` compares, in samples of one second.
+const MINUTE: usize = 60;
+/// Answers since the reload before it is judged: one error among few says nothing.
+const ENOUGH: u64 = 20;
+
+/// A reload that waits for its confirmation.
+pub(super) struct Pending {
+    /// What it goes back to.
+    pub(super) before: Arc<Model>,
+    /// The proxies of that, worker for worker: they hold what was read from files that may be others by now.
+    pub(super) proxies: Vec<Arc<Proxies>>,
+    pub(super) within: Duration,
+    pub(super) due: Instant,
+    pub(super) abort: Option<Abort>,
+}
+
+/// When it goes back early.
+pub(super) struct Abort {
+    pub(super) above: AbortIf,
+    /// Of the minute before the reload.
+    pub(super) minute: Answers,
+    /// All until the reload.
+    pub(super) until: Answers,
+}
+
+/// Finished requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Answers {
+    pub(super) all: u64,
+    /// Those with a 5xx.
+    pub(super) errors: u64,
+}
+
+impl From<(u64, u64)> for Answers {
+    fn from((all, errors): (u64, u64)) -> Self {
+        Self { all, errors }
+    }
+}
+
+impl Answers {
+    /// What came since `before`. Counts of an upstream that is gone are missing; then there is nothing.
+    pub(super) fn since(self, before: Self) -> Self {
+        Self { all: self.all.saturating_sub(before.all), errors: self.errors.saturating_sub(before.errors) }
+    }
+
+    fn add(self, other: Self) -> Self {
+        Self { all: self.all + other.all, errors: self.errors + other.errors }
+    }
+
+    /// In hundredths of a percent.
+    fn share(self) -> u64 {
+        (self.errors * 10_000).checked_div(self.all).unwrap_or(0)
+    }
+}
+
+/// The answers of each of the last 60 seconds.
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    seconds: VecDeque<Answers>,
+    last: Option<Answers>,
+}
+
+impl Samples {
+    /// A second has passed; `answers` is all there were so far.
+    pub(super) fn push(&mut self, answers: (u64, u64)) {
+        let now = Answers::from(answers);
+        if let Some(last) = self.last.replace(now) {
+            if self.seconds.len() == MINUTE {
+                self.seconds.pop_front();
+            }
+            self.seconds.push_back(now.since(last));
+        }
+    }
+
+    /// Of the last minute.
+    pub(super) fn minute(&self) -> Answers {
+        self.seconds.iter().copied().fold(Answers::default(), Answers::add)
+    }
+}
+
+/// Why the reload is taken back; `None`: not yet.
+pub(super) fn verdict(above: AbortIf, minute: Answers, since: Answers) -> Option<String> {
+    let (now, before) = (since.share(), minute.share());
+    if since.all < ENOUGH || now <= u64::from(above.share) || now <= before {
+        return None;
+    }
+    let percent = |share: u64| format!("{}.{:02} %", share / 100, share % 100);
+    Some(format!(
+        "{} of {} answers since the reload were 5xx ({}; the minute before {}; allowed {})",
+        since.errors,
+        since.all,
+        percent(now),
+        percent(before),
+        percent(u64::from(above.share)),
+    ))
+}
+
+impl Running {
+    /// Keeps a reload that waits.
+    ///
+    /// # Errors
+    /// None waits.
+    pub(super) fn confirm(&self, who: &str) -> Result<(), OperatorError> {
+        let generation = {
+            let mut ledger = self.ledger();
+            ledger.pending.take().ok_or(OperatorError::NothingToConfirm)?;
+            ledger.generation
+        };
+        self.tell("config.confirmed", who, format!("configuration {generation} is kept"), String::new());
+        Ok(())
+    }
+
+    /// Takes back what was not confirmed in time or does harm; the latter is looked at once a second.
+    pub(super) fn judge(&self, now: Instant, second: bool) {
+        let waits = |pending: &Pending| pending.due <= now || (second && pending.abort.is_some());
+        if !self.ledger().pending.as_ref().is_some_and(waits) {
+            return;
+        }
+        // In this order: while a reload has its turn none can be taken back, and the other way round.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = Answers::from(self.metrics.answers());
+        let (pending, why) = {
+            let mut ledger = self.ledger();
+            let Some(pending) = &ledger.pending else { return };
+            let harm = |abort: &Abort| verdict(abort.above, abort.minute, answers.since(abort.until));
+            let why = match pending.abort.as_ref().and_then(harm) {
+                Some(why) => why,
+                None if pending.due <= now => format!("not confirmed within {:?}", pending.within),
+                None => return,
+            };
+            let Some(pending) = ledger.pending.take() else { return };
+            (pending, why)
+        };
+        let taken = self.ledger().generation;
+        match self.replace(pending.before, &pending.proxies) {
+            Ok(()) => {
+                let generation = self.count();
+                self.ledger().last_error = format!("configuration {taken} was taken back: {why}");
+                log::warn!("configuration {taken} is taken back: {why}");
+                let what = format!("configuration {taken} taken back; {generation} is as before it");
+                self.tell("config.reverted", "rrlb", what, why);
+            }
+            Err(error) => {
+                let text = format!("configuration {taken} could not be taken back ({why}): {error}; it goes on");
+                log::error!("{text}");
+                self.ledger().last_error = text;
+                let what = format!("configuration {taken} could not be taken back");
+                self.tell("config.reload_failed", "rrlb", what, error.to_string());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWO_PERCENT: AbortIf = AbortIf { share: 200 };
+
+    fn answers(all: u64, errors: u64) -> Answers {
+        Answers { all, errors }
+    }
+
+    #[test]
+    fn few_answers_are_not_judged() {
+        assert_eq!(verdict(TWO_PERCENT, answers(0, 0), answers(19, 19)), None);
+        assert!(verdict(TWO_PERCENT, answers(0, 0), answers(20, 20)).is_some());
+    }
+
+    #[test]
+    fn a_share_at_the_bound_is_allowed_and_one_above_is_not() {
+        assert_eq!(verdict(TWO_PERCENT, answers(100, 0), answers(100, 2)), None);
+        let why = verdict(TWO_PERCENT, answers(100, 0), answers(100, 3)).expect("3 % are more than 2 %");
+        assert!(why.contains("3 of 100") && why.contains("3.00 %") && why.contains("2.00 %"), "{why}");
+    }
+
+    #[test]
+    fn errors_that_were_there_before_are_no_reason() {
+        assert_eq!(verdict(TWO_PERCENT, answers(100, 10), answers(100, 10)), None);
+        assert!(verdict(TWO_PERCENT, answers(100, 10), answers(100, 11)).is_some());
+    }
+
+    #[test]
+    fn samples_reach_back_one_minute() {
+        let mut samples = Samples::default();
+        for second in 0..=200 {
+            samples.push((second * 10, second));
+        }
+        assert_eq!(samples.minute(), answers(600, 60));
+    }
+
+    #[test]
+    fn an_upstream_that_is_gone_does_not_count_backwards() {
+        let mut samples = Samples::default();
+        samples.push((100, 10));
+        samples.push((40, 4));
+        samples.push((50, 4));
+        assert_eq!(samples.minute(), answers(10, 0));
+    }
+}

@@ -1,0 +1,160 @@
+//! The live process: everything that a reload changes, and what it needs to change it.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Instant, SystemTime},
+};
+
+use pingora_core::server::configuration::ServerConf;
+use tokio::sync::watch;
+
+use super::{
+    access_log::Logs,
+    confirm::{Pending, Samples},
+    control::Held,
+    observer::Observer,
+    upkeep::Seen,
+};
+use crate::{
+    listener::{Crew, tickets::TicketKeys},
+    proxy::{Current, Kit, Log, Proxies},
+    runtime::{
+        store::{Publish, Store},
+        upstream::Upstream,
+    },
+    service::operations::Readiness,
+    telemetry::{events::News, metrics::Metrics},
+};
+
+/// The live process.
+pub(super) struct Running {
+    /// The configuration file.
+    pub(super) file: PathBuf,
+    pub(super) began: SystemTime,
+    /// Owns the model and the snapshot.
+    pub(super) store: Arc<Store>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) readiness: Arc<Readiness>,
+    pub(super) crew: Arc<Crew>,
+    /// Of each worker.
+    pub(super) kits: Vec<Arc<Kit>>,
+    /// For new proxies.
+    pub(super) conf: Arc<ServerConf>,
+    /// For new listeners; one for all, so that sessions outlive a changed listener.
+    pub(super) tickets: Arc<TicketKeys>,
+    /// Listeners and metrics sockets, shared with who hands them over.
+    pub(super) held: Arc<Mutex<Held>>,
+    pub(super) logs: Arc<Logs>,
+    /// Where the metrics listener is put.
+    pub(super) operations: watch::Sender<Option<Arc<std::net::TcpListener>>>,
+    pub(super) tools: NextTools,
+    /// Who is probed and resolved.
+    pub(super) upstreams: watch::Sender<Vec<Arc<Upstream>>>,
+    /// Held by the one reload there is at a time.
+    pub(super) turn: Mutex<()>,
+    pub(super) ledger: Mutex<Ledger>,
+    /// The file as it was read last.
+    pub(super) seen: Mutex<Option<Seen>>,
+}
+
+/// What is known of the configurations so far.
+pub(super) struct Ledger {
+    /// From 1.
+    pub(super) generation: u64,
+    /// When the one that runs was loaded.
+    pub(super) loaded: SystemTime,
+    /// Why the last reload failed or was taken back; empty where it was not.
+    pub(super) last_error: String,
+    /// Waits for its confirmation.
+    pub(super) pending: Option<Pending>,
+    pub(super) samples: Samples,
+}
+
+/// What a worker has beside the snapshot.
+pub(super) struct Tools {
+    pub(super) proxies: Arc<Proxies>,
+    pub(super) log: Option<Log>,
+}
+
+/// What comes into use with the next snapshot, worker for worker; see [`publish`].
+pub(super) type NextTools = Arc<Mutex<Option<Vec<Tools>>>>;
+
+impl Ledger {
+    /// The configuration of the start.
+    pub(super) fn new() -> Self {
+        Self {
+            generation: 1,
+            loaded: SystemTime::now(),
+            last_error: String::new(),
+            pending: None,
+            samples: Samples::default(),
+        }
+    }
+}
+
+impl Running {
+    pub(super) fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another configuration runs. Returns its number.
+    pub(super) fn count(&self) -> u64 {
+        let mut ledger = self.ledger();
+        ledger.generation += 1;
+        ledger.loaded = SystemTime::now();
+        ledger.last_error = String::new();
+        self.metrics.config_generation.set(i64::try_from(ledger.generation).unwrap_or(i64::MAX));
+        ledger.generation
+    }
+
+    /// Tells of a change of the process as a whole.
+    pub(super) fn tell(&self, kind: &'static str, who: &str, what: String, why: String) {
+        self.store.events().tell(kind, News { who: who.to_owned(), what, why, ..News::default() });
+    }
+
+    /// What upkeep does in each of its rounds; `second` in the first of a second.
+    pub(super) fn keep_up(&self, second: bool) {
+        self.store.sweep();
+        self.logs.sweep();
+        let now = Instant::now();
+        if second {
+            let answers = self.metrics.answers();
+            self.ledger().samples.push(answers);
+        }
+        self.judge(now, second);
+        if second && self.store.model().reload_on_change {
+            self.look_at_file();
+        }
+    }
+}
+
+/// Makes a snapshot visible: first to the workers, each with one swap of all that it serves by, then in the metrics, then
+/// to those who probe and resolve.
+///
+/// The store calls it under its lock, so that no two snapshots are between each other. New tools are put into `tools`
+/// under that lock too, right before the snapshot that needs them (`Store::reload_with`): a worker never has a
+/// snapshot without a proxy for each of its TLS profiles.
+pub(super) fn publish(
+    crew: Arc<Crew>,
+    tools: NextTools,
+    observer: Arc<Observer>,
+    upstreams: watch::Sender<Vec<Arc<Upstream>>>,
+) -> Publish {
+    Box::new(move |snapshot| {
+        let next = tools.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let current: Vec<Current> = match next {
+            Some(tools) => {
+                tools.into_iter().map(|Tools { proxies, log }| Current::new(snapshot.clone(), proxies, log)).collect()
+            }
+            None => crew.current().map(|current| current.with(snapshot.clone())).collect(),
+        };
+        crew.swap(current);
+        observer.follow(snapshot);
+        upstreams.send_replace(snapshot.members().iter().map(|member| member.upstream.clone()).collect());
+    })
+}
