@@ -11,6 +11,7 @@ mod defaults;
 mod document;
 mod listener;
 pub mod model;
+mod place;
 mod process;
 mod reach;
 mod render;
@@ -23,6 +24,7 @@ mod tests;
 mod tree;
 mod upstream;
 
+pub use place::{Place, place};
 pub use report::{Format, Problem, Report, Severity, UnknownFormat};
 pub use source::{Position, Span};
 

@@ -2,6 +2,7 @@
 //! serves, and with an error that says what to do.
 
 mod control;
+mod place;
 mod process;
 mod upgrade;
 
@@ -21,6 +22,7 @@ use pingora_core::{
     services::background::background_service,
 };
 use pingora_proxy::{HttpProxy, ProxyServiceBuilder};
+pub(crate) use place::{AdminSocket, admin_sockets};
 use process::{Account, BoundFiles, PidFile};
 use tokio::sync::watch;
 use upgrade::{Inherited, UpgradeSocket};
