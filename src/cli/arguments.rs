@@ -16,18 +16,21 @@ Exit codes:
   1   the configuration is not valid
   2   the command line is wrong
   3   no running instance was found
-  4   the running instance refused, or went back to what was before
+  4   the running instance refused, or went back
   5   a deadline passed: of --timeout, or of an answer
-  6   the start failed: a port, a privilege, a hand-over; healthcheck: not healthy
-  70  a fault of rrlb, or an answer that was not understood
+  6   the start failed: a port, a privilege, a hand-over;
+      healthcheck: not healthy
+  70  a fault of rrlb, or an answer it did not understand
 
 Signals of a running instance:
-  HUP   reads the configuration again       USR1  opens the access log again
-  TERM  drains and leaves; twice: at once   INT   leaves at once
-  QUIT  is ignored unless a process started with -u is taking over
+  HUP   reads the configuration again
+  INT   leaves at once
+  QUIT  is ignored unless a process started with -u takes over
+  TERM  drains and leaves; twice: at once
+  USR1  opens the access log again
 
 Environment:
-  RRLB_SOCKET  the admin socket, where neither -c, --socket nor --address is given
+  RRLB_SOCKET  the admin socket, where no option says which
   NO_COLOR     no colours on a terminal";
 
 /// An edge proxy and load balancer on Cloudflare's Pingora: one binary, one YAML file
@@ -40,8 +43,6 @@ pub(super) struct Arguments {
     /// The configuration file
     #[arg(short, long, value_name = "FILE", global = true)]
     pub(super) conf: Option<PathBuf>,
-    #[command(flatten)]
-    pub(super) place: PlaceArguments,
     /// Check the configuration and the files it names, and leave
     #[arg(short, long)]
     pub(super) test: bool,
@@ -51,6 +52,9 @@ pub(super) struct Arguments {
     /// Run in the background
     #[arg(short, long)]
     pub(super) daemon: bool,
+    // The last of them: its heading holds for what follows.
+    #[command(flatten)]
+    pub(super) place: PlaceArguments,
     #[command(subcommand)]
     pub(super) command: Option<Command>,
 }
@@ -156,8 +160,8 @@ pub(super) enum Command {
     },
     /// What failed last
     Errors {
-        /// At most so many
-        #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+        /// At most so many, 1 to 1000
+        #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
         #[command(flatten)]
         json: Json,
@@ -220,6 +224,9 @@ pub(super) enum BackendCommand {
         /// A lease: repeat the command within this time, or the backend drains and is removed
         #[arg(long, value_name = "TIME", value_parser = positive)]
         ttl: Option<Duration>,
+        /// Even if no backend is ready any more then
+        #[arg(long)]
+        force: bool,
         /// Forget it when the process ends
         #[arg(long)]
         no_persist: bool,
@@ -282,8 +289,11 @@ pub(super) enum BackendCommand {
     Forget {
         #[command(flatten)]
         targets: Targets,
+        /// Even if no backend is ready any more then
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
-        json: Json,
+        note: Note,
     },
 }
 

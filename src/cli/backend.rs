@@ -48,13 +48,14 @@ pub(super) async fn run(command: &BackendCommand, client: &Client, screen: &mut 
             let texts: Vec<String> = upstreams.iter().map(|upstream| upstream_text(upstream, screen.colour)).collect();
             screen.print(&if texts.is_empty() { "no upstreams\n".to_owned() } else { texts.join("\n") })
         }
-        BackendCommand::Add { upstream, id, address, weight, ttl, no_persist, note } => {
+        BackendCommand::Add { upstream, id, address, weight, ttl, force, no_persist, note } => {
             let mut body = json!({ "address": address });
             if let (Some(weight), Some(body)) = (weight, body.as_object_mut()) {
                 body.insert("weight".to_owned(), Value::from(*weight));
             }
             let call = Call::new(Method::PUT, &["upstreams", upstream, "backends", id])
                 .query_time("ttl", *ttl)
+                .query_if(*force, "force", "true")
                 .query_if(*no_persist, "persist", "false")
                 .query_some("reason", note.reason.as_deref())
                 .json(body);
@@ -109,10 +110,13 @@ pub(super) async fn run(command: &BackendCommand, client: &Client, screen: &mut 
             let backend: Backend = answer.read()?;
             say(screen, upstream, id, &format!("weight {}, {}", backend.weight, state(&backend)))
         }
-        BackendCommand::Forget { targets, json } => {
-            let call =
-                |id: &str| Call::new(Method::DELETE, &["upstreams", &targets.upstream, "backends", id, "override"]);
-            for_each(targets, json.json, client, screen, call, forgotten).await
+        BackendCommand::Forget { targets, force, note } => {
+            let call = |id: &str| {
+                Call::new(Method::DELETE, &["upstreams", &targets.upstream, "backends", id, "override"])
+                    .query_if(*force, "force", "true")
+                    .query_some("reason", note.reason.as_deref())
+            };
+            for_each(targets, note.json.json, client, screen, call, forgotten).await
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
@@ -11,8 +12,8 @@ use super::{
     failure::Failure,
     screen::Screen,
     sse::{Frame, Reader},
-    table::{clean_line, moment},
-    wire::{Errors, Event, Status},
+    table::{clean_line, count, moment},
+    wire::{Errors, Event, Failed, Status},
 };
 
 /// What is kept comes at once; after this silence it was all.
@@ -32,7 +33,7 @@ pub(super) async fn errors(limit: u32, json: bool, client: &Client, screen: &mut
         return screen.print(&answer.text());
     }
     let errors = answer.read::<Errors>()?.errors;
-    let lines: String = errors.iter().map(|event| line(event) + "\n").collect();
+    let lines: String = errors.iter().map(|failed| failure_line(failed) + "\n").collect();
     screen.print(if lines.is_empty() { "nothing failed\n" } else { &lines })
 }
 
@@ -96,7 +97,7 @@ async fn print(
             }
             match text(&frame, json) {
                 Some(text) => screen.print(&text)?,
-                None => screen.note(&format!("some events are not kept any more: {}", clean_line(&frame.data))),
+                None => screen.note(&missed(&frame.data)),
             }
         }
     }
@@ -114,14 +115,48 @@ fn text(frame: &Frame, json: bool) -> Option<String> {
     }
 }
 
+/// What is said of events that cannot be had any more.
+fn missed(data: &str) -> String {
+    let number = serde_json::from_str::<Value>(data).ok().and_then(|data| data.get("missed").and_then(Value::as_u64));
+    match number {
+        Some(number) => format!("({} before this are not kept any more)", count(number, "event")),
+        None => "(the process was replaced; some events before this may be missing)".to_owned(),
+    }
+}
+
+/// `2026-01-02 03:04:05  502 connect_refused GET a.test/x, app/app-1, request 7f`, or
+/// `2026-01-02 03:04:05  last-ready patchBackend app/app-1: nobody would be left, by uid 0`.
+fn failure_line(failed: &Failed) -> String {
+    let Failed { reason, method, host, path, who, what, detail, request_id, .. } = failed;
+    let at = moment(&failed.time);
+    let place = place(&failed.upstream, &failed.backend);
+    let text = if failed.kind == "request" {
+        let status = if failed.status == 0 { "---".to_owned() } else { failed.status.to_string() };
+        let place = if place.is_empty() { place } else { format!(", {place}") };
+        let id = if request_id.is_empty() { String::new() } else { format!(", request {request_id}") };
+        format!("{at}  {status} {reason} {method} {host}{path}{place}{id}")
+    } else {
+        let place = if place.is_empty() { place } else { format!(" {place}") };
+        let by = if who.is_empty() { String::new() } else { format!(", by {who}") };
+        // A report has several lines; the first says what it is about.
+        let detail = detail.lines().next().unwrap_or_default();
+        format!("{at}  {reason} {what}{place}: {detail}{by}")
+    };
+    clean_line(&text).into_owned()
+}
+
+fn place(upstream: &str, backend: &str) -> String {
+    match (upstream, backend) {
+        ("", one) | (one, "") => one.to_owned(),
+        (upstream, backend) => format!("{upstream}/{backend}"),
+    }
+}
+
 /// `17  2026-01-02 03:04:05  backend.changed app/app-1: ready -> drain, by uid 0 (deploy)`
 fn line(event: &Event) -> String {
     let id = if event.id == 0 { String::new() } else { format!("{:<5} ", event.id) };
-    let place = match (event.upstream.as_str(), event.backend.as_str()) {
-        ("", "") => String::new(),
-        ("", one) | (one, "") => format!(" {one}"),
-        (upstream, backend) => format!(" {upstream}/{backend}"),
-    };
+    let place = place(&event.upstream, &event.backend);
+    let place = if place.is_empty() { place } else { format!(" {place}") };
     let by = if event.who.is_empty() { String::new() } else { format!(", by {}", event.who) };
     let why = if event.why.is_empty() { String::new() } else { format!(" ({})", event.why) };
     let text = format!("{id}{}  {}{place}: {}{by}{why}", moment(&event.time), event.kind, event.what);

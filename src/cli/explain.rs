@@ -88,12 +88,7 @@ fn render(explained: &Explained, colour: bool) -> String {
 }
 
 fn upstream_text(upstream: &ExplainedUpstream, shares: bool, colour: bool) -> String {
-    let share = match &upstream.share {
-        Value::Null => String::new(),
-        _ if !shares => String::new(),
-        Value::String(share) => format!(" (share {share})"),
-        share => format!(" (share {share})"),
-    };
+    let share = upstream.share.filter(|_| shares).map_or_else(String::new, |share| format!(" ({share} %)"));
     let head = format!("{:<10}{}{share}", "upstream", upstream.name);
     let mut table = Table::new(COLUMNS);
     for backend in &upstream.backends {
@@ -101,6 +96,10 @@ fn upstream_text(upstream: &ExplainedUpstream, shares: bool, colour: bool) -> St
         let why = backend.why.as_deref().unwrap_or_default();
         table.row(vec![backend.id.as_str().into(), backend.address.as_str().into(), chosen, why.into()]);
     }
+    let chosen = upstream
+        .chosen
+        .as_ref()
+        .map_or_else(String::new, |id| clean_line(&format!("this client's requests go to {id}")).into_owned() + "\n");
     let body = if table.is_empty() { "no backends\n".to_owned() } else { table.render(colour) };
-    format!("\n{}\n{body}", clean_line(&head))
+    format!("\n{}\n{body}{chosen}", clean_line(&head))
 }

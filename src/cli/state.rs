@@ -6,7 +6,7 @@ use super::{
     client::{Call, Client},
     failure::Failure,
     screen::Screen,
-    table::{Side, Table, clean, moment, span},
+    table::{Side, Table, clean, moment_of, span},
     wire::{Override, State},
 };
 
@@ -49,7 +49,7 @@ fn render(state: &State, colour: bool) -> String {
                 id.as_str().into(),
                 change(over).into(),
                 over.who.as_str().into(),
-                moment(&over.at).into(),
+                moment_of(over.at.saturating_mul(1000)).into(),
                 over.why.as_str().into(),
             ]);
         }

@@ -15,6 +15,17 @@ fn the_arguments_make_sense_to_clap() {
     Arguments::command().debug_assert();
 }
 
+#[test]
+fn the_help_has_each_flag_under_its_heading() {
+    let command = Arguments::command();
+    let under = |heading: Option<&str>| -> Vec<String> {
+        let found = command.get_arguments().filter(|arg| arg.get_help_heading() == heading);
+        found.filter_map(|arg| arg.get_long().map(str::to_owned)).collect()
+    };
+    assert_eq!(under(Some("Which running instance")), ["socket", "address", "token-file", "ca"]);
+    assert_eq!(under(None), ["conf", "test", "upgrade", "daemon"]);
+}
+
 /// Every command, with those below it.
 fn commands() -> Vec<Vec<String>> {
     let root = Arguments::command();

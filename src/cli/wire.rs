@@ -105,7 +105,7 @@ pub(super) struct Upgraded {
     pub(super) pid: u64,
 }
 
-/// An event, or a failure of `GET /v1/errors`.
+/// An event.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Event {
@@ -123,7 +123,28 @@ pub(super) struct Event {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Errors {
-    pub(super) errors: Vec<Event>,
+    pub(super) errors: Vec<Failed>,
+}
+
+/// A request that failed, or a change that was refused.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Failed {
+    pub(super) time: Value,
+    pub(super) kind: String,
+    pub(super) reason: String,
+    pub(super) upstream: String,
+    pub(super) backend: String,
+    // Of a request.
+    pub(super) status: u16,
+    pub(super) method: String,
+    pub(super) host: String,
+    pub(super) path: String,
+    pub(super) request_id: String,
+    // Of a change.
+    pub(super) who: String,
+    pub(super) what: String,
+    pub(super) detail: String,
 }
 
 /// `GET /v1/state`.
@@ -147,7 +168,8 @@ pub(super) struct Override {
     pub(super) leaving_in: Option<f64>,
     pub(super) who: String,
     pub(super) why: String,
-    pub(super) at: Value,
+    /// Seconds since 1970.
+    pub(super) at: u64,
     pub(super) base: Option<Base>,
 }
 
@@ -183,8 +205,10 @@ pub(super) struct ExplainedRoute {
 #[serde(default)]
 pub(super) struct ExplainedUpstream {
     pub(super) name: String,
-    pub(super) share: Value,
+    /// In percent.
+    pub(super) share: Option<f64>,
     pub(super) backends: Vec<ExplainedBackend>,
+    pub(super) chosen: Option<String>,
 }
 
 /// A backend in [`Explained`].

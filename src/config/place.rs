@@ -57,7 +57,7 @@ fn read(text: &str, base: &Path, env: &dyn Fn(&str) -> Option<String>) -> Place 
 impl Place {
     fn take(&mut self, d: &mut Decoder<'_>, root: &Node) {
         let root = Item { node: root, path: String::new() };
-        if let Some(admin) = below(&root, "admin") {
+        if let Some(admin) = below(&root, "admin").filter(|admin| !d.is_word(admin, "off")) {
             self.admin = true;
             self.socket = below(&admin, "socket").and_then(|item| socket(d, &item)).or(self.socket.take());
         }
@@ -119,7 +119,7 @@ mod tests {
     fn a_file_that_says_nothing_about_it_is_told_apart() {
         assert_eq!(place_of(""), Place::default());
         assert_eq!(place_of("admin:\nuser: ~\n"), Place::default());
-        assert!(place_of("admin: {}\n").admin);
+        assert!(place_of("admin: {}\n").admin && !place_of("admin: off\n").admin);
         assert!(place(Path::new("/nonexistent/rrlb.yaml")).expect_err("no file").contains("no such file"));
     }
 }

@@ -156,12 +156,16 @@ fn weight_and_forget_ask_and_tell() {
     let fake = Fake::new(replies);
     assert_eq!(fake.run(&["backend", "weight", "app", "a", "2"]).out, "app/a: weight 2, ready (up)\n");
     assert_eq!(fake.body(), json!({ "weight": 2 }));
-    let done = fake.run(&["backend", "forget", "app", "a", "b"]);
+    let done = fake.run(&["backend", "forget", "app", "a", "b", "--force", "--reason", "x"]);
     assert_eq!(done.out, "app/a: as declared again: 10.0.0.1:80, weight 2, ready (up)\napp/b: gone\n");
     let path = "/v1/upstreams/app/backends";
     assert_eq!(
         fake.lines(),
-        [format!("PATCH {path}/a"), format!("DELETE {path}/a/override"), format!("DELETE {path}/b/override")]
+        [
+            format!("PATCH {path}/a"),
+            format!("DELETE {path}/a/override?force=true&reason=x"),
+            format!("DELETE {path}/b/override?force=true&reason=x")
+        ]
     );
 }
 

@@ -178,7 +178,7 @@ fn route_sends_the_request_and_explains_what_becomes_of_it() {
     ]);
     let explained = json!({
         "listeners": ["0.0.0.0:80"], "route": { "name": "api", "index": 2 }, "action": "proxy", "detail": "first match",
-        "upstreams": [{ "name": "app", "share": 95, "backends": backends }, { "name": "live", "share": 5, "backends": [] }],
+        "upstreams": [{ "name": "app", "share": 95.0, "backends": backends, "chosen": "a" }, { "name": "live", "share": 5, "backends": [] }],
     });
     let fake = Fake::new(vec![Reply::json(200, explained)]);
     let url = "https://example.com/v1/?q=1";
@@ -189,12 +189,13 @@ route     api (routes[2])
 action    proxy
           first match
 
-upstream  app (share 95)
+upstream  app (95 %)
 BACKEND  ADDRESS      MAY BE CHOSEN  WHY
 a        10.0.0.1:80  yes            up
 b        10.0.0.2:80  no             drain
+this client's requests go to a
 
-upstream  live (share 5)
+upstream  live (5 %)
 no backends
 ";
     assert_eq!((done.exit, done.out.as_str()), (Exit::Ok, expected));
@@ -218,23 +219,29 @@ fn event(id: u64) -> String {
 
 #[test]
 fn errors_are_lines_for_people() {
-    let one =
-        json!({ "time": 1_700_000_000_000_u64, "kind": "config.reload_failed", "what": "not valid", "who": "signal" });
-    let fake = Fake::new(vec![Reply::json(200, json!({ "errors": [one] })), Reply::json(200, json!({ "errors": [] }))]);
+    let request = json!({ "kind": "request", "time": 1_700_000_000_000_u64, "reason": "connect_refused", "status": 502,
+                          "method": "GET", "host": "a.test", "path": "/x", "upstream": "app", "backend": "a",
+                          "request_id": "7f" });
+    let change = json!({ "kind": "change", "time": 1_700_000_000_000_u64, "reason": "last-ready", "who": "uid 0",
+                         "what": "patchBackend", "upstream": "app", "backend": "a", "detail": "nobody is left\nmore" });
+    let errors = json!({ "errors": [request, change] });
+    let fake = Fake::new(vec![Reply::json(200, errors), Reply::json(200, json!({ "errors": [] }))]);
     let done = fake.run(&["errors", "--limit", "5"]);
-    assert_eq!(done.out, "2023-11-14 22:13:20  config.reload_failed: not valid, by signal\n");
+    let expected = "2023-11-14 22:13:20  502 connect_refused GET a.test/x, app/a, request 7f\n\
+                    2023-11-14 22:13:20  last-ready patchBackend app/a: nobody is left, by uid 0\n";
+    assert_eq!(done.out, expected);
     assert_eq!(fake.run(&["errors"]).out, "nothing failed\n");
     assert_eq!(fake.lines(), ["GET /v1/errors?limit=5", "GET /v1/errors?limit=100"]);
 }
 
 #[test]
 fn events_prints_what_is_kept_and_ends_though_the_stream_does_not() {
-    let text = format!("event: missed\ndata: 12 missed\n\n: hello\n\n{}", event(13));
+    let text = format!("event: missed\ndata: {{\"missed\":12}}\n\n: hello\n\n{}", event(13));
     let fake = Fake::new(vec![Reply::text("text/event-stream", &text).endless()]);
     let done = fake.run(&["events"]);
     let expected = "13    2023-11-14 22:13:20  backend.changed app/a: ready -> drain, by uid 0 (deploy)\n";
     assert_eq!((done.exit, done.out.as_str()), (Exit::Ok, expected));
-    assert_eq!(done.err, "some events are not kept any more: 12 missed\n");
+    assert_eq!(done.err, "(12 events before this are not kept any more)\n");
     assert_eq!(fake.seen()[0].headers["last-event-id"], "0");
 }
 
@@ -267,7 +274,7 @@ fn following_goes_on_where_it_was_cut_and_from_the_start_at_a_successor() {
 fn state_shows_each_change_and_prints_the_patch() {
     let state = json!({ "upstreams": { "app": {
         "a": { "address": "10.0.0.1:80", "weight": 5, "admin": "drain", "removed": false, "dormant": false, "persist": true,
-               "who": "uid 0", "why": "test", "at": 1_700_000_000_000_u64,
+               "who": "uid 0", "why": "test", "at": 1_700_000_000,
                "base": { "address": "10.0.0.1:80", "weight": 1, "source": "file" } },
         "b": { "address": "10.0.0.2:80", "weight": 1, "admin": "ready", "lease_ttl_seconds": 15, "persist": false, "who": "token",
                "why": "", "at": 0 },
