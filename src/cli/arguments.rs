@@ -28,6 +28,7 @@ Signals of a running instance:
   QUIT  is ignored unless a process started with -u takes over
   TERM  drains and leaves; twice: at once
   USR1  opens the access log again
+  USR2  starts a successor, as rrlb upgrade
 
 Environment:
   RRLB_SOCKET  the admin socket, where no option says which
