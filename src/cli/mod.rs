@@ -1,7 +1,27 @@
 //! The command line: what is asked for, and the exit code that answers.
 
+mod arguments;
+mod backend;
+mod client;
+mod configuration;
 mod demo;
+mod events;
+mod explain;
+mod failure;
+mod instance;
+mod lifecycle;
 mod logging;
+mod manual;
+mod reload;
+mod screen;
+mod sse;
+mod state;
+mod status;
+mod table;
+#[cfg(test)]
+mod tests;
+mod wait;
+mod wire;
 
 use std::{
     io::Write,
@@ -9,7 +29,12 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand, ValueEnum, error::ErrorKind};
+use arguments::{Arguments, Command};
+use clap::{Parser, error::ErrorKind};
+use client::Client;
+use failure::Failure;
+use instance::Instance;
+use screen::Screen;
 
 use crate::{
     config::{self, Format},
@@ -27,69 +52,16 @@ pub enum Exit {
     InvalidConfiguration = 1,
     /// The command line is wrong.
     Usage = 2,
+    /// No running instance was found.
+    NoInstance = 3,
+    /// The running instance refused, or went back to what was before.
+    Refused = 4,
+    /// Something was not done within its time.
+    DeadlinePassed = 5,
     /// The process could not start: a port, a privilege, a hand-over.
     StartFailed = 6,
     /// A fault of rrlb itself.
     Internal = 70,
-}
-
-/// An edge proxy and load balancer on Cloudflare's Pingora: one binary, one YAML file.
-#[derive(Debug, Parser)]
-#[command(
-    name = "rrlb",
-    version,
-    after_help = "Exit codes: 0 ok, 1 configuration invalid, 2 usage, 6 start failed, 70 internal.\n\
-                  Signals: TERM drains and leaves (a second one at once), INT leaves at once, USR1 opens the access log again,\n\
-                  QUIT is ignored unless a new process started with -u is taking over."
-)]
-struct Arguments {
-    /// The configuration file
-    #[arg(short, long, value_name = "FILE", global = true)]
-    conf: Option<PathBuf>,
-    /// Check the configuration and the files it names, and leave
-    #[arg(short, long)]
-    test: bool,
-    /// Take the listening sockets over from the running process, which then drains
-    #[arg(short, long)]
-    upgrade: bool,
-    /// Run in the background
-    #[arg(short, long)]
-    daemon: bool,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Check the configuration and the files it names (as -t)
-    Check {
-        /// How problems are printed
-        #[arg(long, value_enum, default_value_t = Style::Human)]
-        format: Style,
-    },
-    /// Run three small origins and the proxy of conf/pingora.yaml in front of them
-    Demo,
-    /// Print the version
-    Version,
-    /// Ask a running instance's /healthz, for a container's health check
-    Healthcheck,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Style {
-    Human,
-    Json,
-    Short,
-}
-
-impl From<Style> for Format {
-    fn from(style: Style) -> Self {
-        match style {
-            Style::Human => Self::Human,
-            Style::Json => Self::Json,
-            Style::Short => Self::Short,
-        }
-    }
 }
 
 /// Runs the command.
@@ -111,25 +83,92 @@ fn exit(exit: Exit) -> ExitCode {
 }
 
 fn dispatch(arguments: &Arguments) -> Exit {
-    match &arguments.command {
-        Some(Command::Version) => {
+    let Some(command) = &arguments.command else {
+        return match &arguments.conf {
+            None => no_file(),
+            Some(file) if arguments.test => check(file, Format::Human),
+            Some(file) => serve(file, arguments),
+        };
+    };
+    match (command, &arguments.conf) {
+        (Command::Version, _) => {
             // A reader that has gone is no fault of ours.
             let _ = writeln!(std::io::stdout(), "rrlb {}", env!("CARGO_PKG_VERSION"));
             Exit::Ok
         }
-        Some(Command::Demo) => demo::run_demo(),
-        Some(command) => match &arguments.conf {
-            None => no_file(),
-            Some(file) => match command {
-                Command::Check { format } => check(file, (*format).into()),
-                _ => healthcheck(file),
-            },
-        },
-        None => match &arguments.conf {
-            None => no_file(),
-            Some(file) if arguments.test => check(file, Format::Human),
-            Some(file) => serve(file, arguments),
-        },
+        (Command::Demo, _) => demo::run_demo(),
+        (Command::Check { .. } | Command::Healthcheck, None) => no_file(),
+        (Command::Check { format }, Some(file)) => check(file, (*format).into()),
+        (Command::Healthcheck, Some(file)) => healthcheck(file),
+        _ => control(arguments, command, &mut Screen::standard(), std::env::var_os("RRLB_SOCKET").map(PathBuf::from)),
+    }
+}
+
+/// Does what needs no process of its own; `env` is RRLB_SOCKET.
+fn control(arguments: &Arguments, command: &Command, screen: &mut Screen, env: Option<PathBuf>) -> Exit {
+    let done = match command {
+        Command::Completions { shell } => manual::print_completions(*shell, screen),
+        Command::Man => manual::print_manual(screen),
+        Command::Schema => configuration::print_schema(screen),
+        _ => Instance::named(arguments, env.filter(|path| !path.as_os_str().is_empty())).and_then(|instance| {
+            let client = Client::new(instance);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.map_err(|error| Failure::Unexpected(format!("no event loop: {error}")))?;
+            runtime.block_on(ask_instance(arguments, command, &client, screen))
+        }),
+    };
+    match done {
+        Ok(()) => Exit::Ok,
+        Err(failure) => {
+            screen.note(&table::clean(&failure.render()));
+            failure.exit()
+        }
+    }
+}
+
+async fn ask_instance(
+    arguments: &Arguments,
+    command: &Command,
+    client: &Client,
+    screen: &mut Screen,
+) -> Result<(), Failure> {
+    match command {
+        Command::Status { json, watch: false } => status::status(json.json, client, screen).await,
+        Command::Status { json, watch: true } => status::watch(json.json, client, screen).await,
+        Command::Backend(command) => backend::run(command, client, screen).await,
+        Command::Reload { confirm, abort_if, dry_run, json } => {
+            let abort_if = abort_if.as_deref();
+            let ask = reload::Ask { dry_run: *dry_run, confirm: *confirm, abort_if, json: json.json };
+            reload::reload(ask, client, screen).await
+        }
+        Command::Diff { json } => {
+            let ask = reload::Ask { dry_run: true, json: json.json, ..reload::Ask::default() };
+            reload::reload(ask, client, screen).await
+        }
+        Command::Confirm => reload::confirm(client, screen).await,
+        Command::Upgrade { binary, timeout, json } => {
+            lifecycle::upgrade(binary.as_deref(), *timeout, json.json, client, screen).await
+        }
+        Command::Stop { now } => lifecycle::stop(*now, client, screen).await,
+        Command::Config { effective } => {
+            configuration::config(arguments.conf.as_deref().filter(|_| *effective), client, screen).await
+        }
+        Command::Route { method, url, headers, from, json } => {
+            let asked = explain::Asked { method, url, headers, from: *from, json: json.json };
+            explain::explain(&asked, client, screen).await
+        }
+        Command::Errors { limit, json } => events::errors(*limit, json.json, client, screen).await,
+        Command::Events { follow: true, after, json } => events::follow(*after, json.json, client, screen).await,
+        Command::Events { follow: false, after, json } => events::events(*after, json.json, client, screen).await,
+        Command::State(command) => state::run(command, client, screen).await,
+        // `dispatch` and `control` have done these.
+        Command::Check { .. }
+        | Command::Completions { .. }
+        | Command::Demo
+        | Command::Healthcheck
+        | Command::Man
+        | Command::Schema
+        | Command::Version => Ok(()),
     }
 }
 
@@ -223,16 +262,4 @@ fn ask(address: std::net::SocketAddr, path: &str) -> std::io::Result<String> {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     Ok(line.trim_end().to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    #[test]
-    fn the_arguments_make_sense_to_clap() {
-        Arguments::command().debug_assert();
-    }
 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::{
     StartError,
+    place::default_admin_sock,
     process::{Account, BoundFiles},
     upgrade::Inherited,
 };
@@ -39,11 +40,6 @@ pub(super) struct HeldAdmin {
     file: Option<PathBuf>,
 }
 
-/// Where the admin API's unix socket is, if the file does not say: beside the upgrade socket.
-pub(super) fn default_socket(upgrade_sock: &Path) -> PathBuf {
-    upgrade_sock.with_file_name("admin.sock")
-}
-
 impl AdminSockets {
     /// Binds what the configuration asks for, or takes it over.
     ///
@@ -60,7 +56,10 @@ impl AdminSockets {
         let Some(admin) = &model.admin else { return Ok(Self::default()) };
         let mut take = |key: String| inherited.as_deref_mut().and_then(|inherited| inherited.remove(&key));
         let failed = |what: String| move |error| StartError::Io { what, error };
-        let path = admin.socket.clone().unwrap_or_else(|| default_socket(upgrade_sock));
+        let path = admin
+            .socket
+            .clone()
+            .unwrap_or_else(|| default_admin_sock(model.process.upgrade_sock.as_deref(), upgrade_sock));
         let unix: OwnedFd = match take(unix_key(&path)) {
             Some(fd) => fd,
             None => {

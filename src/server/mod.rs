@@ -10,6 +10,7 @@ mod handover;
 mod notify;
 mod observer;
 mod operator;
+mod place;
 mod process;
 mod reload;
 mod running;
@@ -35,6 +36,7 @@ use pingora_core::{
     server::{RunArgs, Server},
     services::background::background_service,
 };
+pub(crate) use place::{AdminSocket, admin_sockets, only_admin_socket};
 use process::{Account, BoundFiles, OwnLog, PidFile};
 use running::{Ledger, NextTools, Running};
 use signals::Command;

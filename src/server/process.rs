@@ -230,9 +230,18 @@ pub(super) fn raise_descriptor_limit(needed: u64) -> Result<(), StartError> {
 /// Where the upgrade socket of a configuration is, if the file does not say: in a folder that only this user can
 /// write, under `$XDG_RUNTIME_DIR` or the temporary folder, named after the configuration file.
 pub(super) fn default_upgrade_sock(config: &Path, account: Option<&Account>) -> PathBuf {
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    let folder =
-        runtime.unwrap_or_else(std::env::temp_dir).join(format!("rrlb-{}", account.map_or_else(getuid, Account::uid)));
+    let base = runtime_folder().unwrap_or_else(std::env::temp_dir);
+    upgrade_sock_below(&base, account.map_or_else(getuid, Account::uid), config)
+}
+
+/// `$XDG_RUNTIME_DIR`.
+pub(super) fn runtime_folder() -> Option<PathBuf> {
+    std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// As [`default_upgrade_sock`], for a user below one folder.
+pub(super) fn upgrade_sock_below(base: &Path, user: Uid, config: &Path) -> PathBuf {
+    let folder = base.join(format!("rrlb-{user}"));
     let full = fs::canonicalize(config).unwrap_or_else(|_| config.to_owned());
     let name: String = full
         .to_string_lossy()
