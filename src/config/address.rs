@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
@@ -34,26 +34,10 @@ impl Decoder<'_> {
 
     /// A backend's address.
     pub(super) fn backend_address(&mut self, item: &Item<'_>) -> Option<BackendAddress> {
-        const FORM: &str = "write 10.0.0.11:3000, \"[fd00::11]:3000\", app.internal:3000 or unix:/run/app.sock";
+        const FORMS: &str = "write 10.0.0.11:3000, \"[fd00::11]:3000\", app.internal:3000 or unix:/run/app.sock";
         let text = self.address_text(item)?;
-        if let Some(path) = text.strip_prefix("unix:") {
-            return self.socket_path(item, path).map(BackendAddress::Unix);
-        }
-        if let Ok(address) = text.parse::<SocketAddr>() {
-            if address.port() == 0 {
-                self.bad_address(item, "a backend cannot have port 0", FORM);
-                return None;
-            }
-            return Some(BackendAddress::Inet(address));
-        }
-        match host_port(&text) {
-            Ok(address) => Some(BackendAddress::Host(address)),
-            Err(fault) => {
-                let message = format!("`{}` is not an address: {}", item.node.shown(), fault.message());
-                self.bad_address(item, &message, fault.help(FORM));
-                None
-            }
-        }
+        let read = backend_address(&text, Some(self.base), &item.node.shown(), FORMS);
+        self.reported(item, read)
     }
 
     /// A network, or one address; bits behind the prefix must be 0.
@@ -104,20 +88,77 @@ impl Decoder<'_> {
 
     /// A unix socket's path, made absolute; the kernel bounds its length.
     pub(super) fn socket_path(&mut self, item: &Item<'_>, text: &str) -> Option<PathBuf> {
-        let path = self.base.join(text);
-        let path = std::path::absolute(&path).unwrap_or(path);
-        let length = path.as_os_str().len();
-        if text.is_empty() || text.contains('\0') {
-            self.bad_address(item, "a unix socket needs a path", "write one such as /run/rrlb/rrlb.sock");
-            return None;
-        }
-        if length > LONGEST_SOCKET_PATH {
-            let message = format!("a unix socket's path may have {LONGEST_SOCKET_PATH} bytes; this one has {length}");
-            self.error(item, "socket-path-too-long", message, "use a shorter path");
-            return None;
-        }
-        Some(path)
+        let read = socket_path(text, Some(self.base));
+        self.reported(item, read)
     }
+
+    fn reported<T>(&mut self, item: &Item<'_>, read: Result<T, BadAddress>) -> Option<T> {
+        read.map_err(|bad| self.error(item, bad.code, bad.message, &bad.help)).ok()
+    }
+}
+
+/// What is wrong with an address, and what would be right.
+struct BadAddress {
+    code: &'static str,
+    message: String,
+    help: String,
+}
+
+impl BadAddress {
+    fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { code: "bad-address", message: message.into(), help: help.into() }
+    }
+}
+
+/// Reads a backend's address as an operator gives it at run time, in a request or as an argument: `10.0.0.11:3000`,
+/// `[fd00::11]:3000`, `app.internal:3000` or `unix:/run/app.sock`. As there is no file, a socket's path is absolute.
+///
+/// # Errors
+/// One sentence that says what is wrong and which forms there are; at most some 80 characters of `text` are in it.
+pub fn parse_backend_address(text: &str) -> Result<BackendAddress, String> {
+    const FORMS: &str = "write 10.0.0.11:3000, [fd00::11]:3000, app.internal:3000 or unix:/run/app.sock";
+    let shown = super::render::plain(&super::decode::cut(text));
+    backend_address(text, None, &shown, FORMS).map_err(|bad| format!("{}; {}", bad.message, bad.help))
+}
+
+/// `shown` is the text as it may be printed; without a `base`, relative paths are errors.
+fn backend_address(
+    text: &str,
+    base: Option<&Path>,
+    shown: &str,
+    forms: &'static str,
+) -> Result<BackendAddress, BadAddress> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return socket_path(path, base).map(BackendAddress::Unix);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() == 0 => Err(BadAddress::new("a backend cannot have port 0", forms)),
+        Ok(address) => Ok(BackendAddress::Inet(address)),
+        Err(_) => host_port(text).map(BackendAddress::Host).map_err(|fault| {
+            BadAddress::new(format!("`{shown}` is not an address: {}", fault.message()), fault.help(forms))
+        }),
+    }
+}
+
+fn socket_path(text: &str, base: Option<&Path>) -> Result<PathBuf, BadAddress> {
+    if text.is_empty() || text.contains('\0') {
+        return Err(BadAddress::new("a unix socket needs a path", "write one such as /run/rrlb/rrlb.sock"));
+    }
+    let path = match base {
+        Some(base) => base.join(text),
+        None if text.starts_with('/') => PathBuf::from(text),
+        None => {
+            let message = "a unix socket needs an absolute path here";
+            return Err(BadAddress::new(message, "write one such as unix:/run/app.sock"));
+        }
+    };
+    let path = std::path::absolute(&path).unwrap_or(path);
+    let length = path.as_os_str().len();
+    if length > LONGEST_SOCKET_PATH {
+        let message = format!("a unix socket's path may have {LONGEST_SOCKET_PATH} bytes; this one has {length}");
+        return Err(BadAddress { code: "socket-path-too-long", message, help: "use a shorter path".to_owned() });
+    }
+    Ok(path)
 }
 
 /// Why a text is not a host and a port.
@@ -219,5 +260,21 @@ mod tests {
         for bad in ["app", ":80", "app:", "app:0", "app:+1", "app:65536", "::1:80", "http://app:80", "10.0.0.300:80"] {
             assert!(host_port(bad).is_err(), "{bad:?} was taken");
         }
+    }
+
+    #[test]
+    fn an_address_from_a_request_says_its_forms_when_it_is_wrong() {
+        let good = ["10.0.0.11:3000", "[fd00::11]:3000", "app.internal:3000", "unix:/run/app.sock"];
+        for text in good {
+            assert_eq!(parse_backend_address(text).map(|address| address.to_string()).as_deref(), Ok(text));
+        }
+        for bad in ["", "app", "10.0.0.1", "fd00::1:80", "http://app:80", "app:0", "10.0.0.1:0", "a b:1", "a\nb:1"] {
+            let error = parse_backend_address(bad).expect_err(bad);
+            assert!(error.contains("; write ") && !error.contains('\n'), "{bad:?}: {error}");
+        }
+        for bad in ["unix:", "unix:run/app.sock", "unix:/a\0b", &format!("unix:/{}", "a".repeat(107))] {
+            assert!(parse_backend_address(bad).is_err(), "{bad:?} was taken");
+        }
+        assert!(parse_backend_address(&"a".repeat(1 << 20)).expect_err("it has no port").len() < 300);
     }
 }

@@ -281,7 +281,8 @@ pub(super) fn join(parent: &str, key: &str) -> String {
     if parent.is_empty() { key } else { format!("{parent}.{key}") }
 }
 
-fn cut(text: &str) -> String {
+/// The first 80 characters of a text of one line.
+pub(super) fn cut(text: &str) -> String {
     if text.contains(['\n', '\r']) { "...".to_owned() } else { text.chars().take(80).collect() }
 }
 

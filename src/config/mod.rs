@@ -23,12 +23,14 @@ mod tests;
 mod tree;
 mod upstream;
 
+pub use address::parse_backend_address;
 pub use report::{Format, Problem, Report, Severity, UnknownFormat};
 pub use source::{Position, Span};
 
 /// Larger files are not configurations.
 const LARGEST_FILE: u64 = 4 << 20;
 const EMPTY_HELP: &str = "see conf/minimal.yaml for the smallest useful file";
+const LIST_HELP: &str = "write [] for no backends at all";
 
 /// A configuration that can be served.
 #[derive(Clone, Debug)]
@@ -89,12 +91,31 @@ pub fn parse_with(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>)
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let base = file.parent().unwrap_or(Path::new(""));
     let mut problems = Vec::new();
-    let root = tree::read(text, &mut problems);
+    let root = tree::read(text, EMPTY_HELP, &mut problems);
     let mut decoder = decode::Decoder { base, env, problems };
     let model = root.and_then(|root| document::decode(&mut decoder, &root));
     let report = Report::new(file, text, decoder.problems);
     match model {
         Some(model) if !report.has_errors() => Ok(Loaded { model, warnings: report }),
+        _ => Err(report),
+    }
+}
+
+/// Reads a list of backends, as a file that is watched holds it: YAML or JSON, in the form and with the checks of
+/// `backends`. An empty list (`[]`) is one; an empty file is a mistake. Relative paths begin at `file`'s directory.
+///
+/// # Errors
+/// Every problem of the list. Without errors there are no warnings either.
+pub fn parse_backend_list(text: &str, file: &Path) -> Result<Vec<model::Backend>, Report> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let base = file.parent().unwrap_or(Path::new(""));
+    let mut problems = Vec::new();
+    let root = tree::read(text, LIST_HELP, &mut problems);
+    let mut decoder = decode::Decoder { base, env: &|name| std::env::var(name).ok(), problems };
+    let backends = root.and_then(|root| upstream::backend_list(&mut decoder, &root));
+    let report = Report::new(file, text, decoder.problems);
+    match backends {
+        Some(backends) if !report.has_errors() => Ok(backends),
         _ => Err(report),
     }
 }

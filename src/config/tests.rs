@@ -252,6 +252,46 @@ fn an_alias_with_a_fault_is_reported_once() {
 }
 
 #[test]
+fn a_list_of_backends_has_the_form_of_backends() {
+    let read = |text: &str| super::parse_backend_list(text, Path::new("/etc/rrlb/backends.yaml"));
+    let seen = |text: &str| {
+        let backends = read(text).unwrap_or_else(|report| panic!("{report}"));
+        let line = |b: super::model::Backend| format!("{} {} {}", b.id, b.address, b.weight.value());
+        backends.into_iter().map(line).collect::<Vec<_>>()
+    };
+    let yaml =
+        "# written by a script\n- 10.0.0.1:80\n- { id: two, address: app.internal:80, weight: 5 }\n- unix:run/a.sock\n";
+    assert_eq!(
+        seen(yaml),
+        ["10.0.0.1:80 10.0.0.1:80 1", "two app.internal:80 5", "unix:run/a.sock unix:/etc/rrlb/run/a.sock 1"]
+    );
+    let json = r#"[{"id":"a","address":"10.0.0.1:80","weight":2},"[fd00::1]:80"]"#;
+    assert_eq!(seen(json), ["a 10.0.0.1:80 2", "[fd00::1]:80 [fd00::1]:80 1"]);
+    assert_eq!(seen("[]"), [""; 0]);
+}
+
+/// What a writer may leave behind half-done must never pass for "no backends".
+#[test]
+fn a_list_of_backends_that_is_wrong_is_refused_as_a_whole() {
+    let codes = |text: &str| {
+        let report = super::parse_backend_list(text, Path::new("/etc/rrlb/backends.yaml")).expect_err(text);
+        report.problems.iter().map(|problem| (problem.code, problem.path.clone())).collect::<Vec<_>>()
+    };
+    let one = |code: &'static str, path: &str| vec![(code, path.to_owned())];
+    assert_eq!(codes(""), one("empty-file", ""));
+    assert_eq!(codes("# nothing yet\n"), one("empty-file", ""));
+    assert_eq!(codes("null\n"), one("empty-file", ""));
+    assert_eq!(codes("backends: [10.0.0.1:80]\n"), one("wrong-type", ""));
+    assert_eq!(codes("[10.0.0.1:80")[0].0, "syntax");
+    assert_eq!(codes("- 10.0.0.1\n"), one("bad-address", "[0]"));
+    assert_eq!(codes("- 10.0.0.1:80\n- 10.0.0.1:80\n"), one("duplicate-backend", "[1]"));
+    assert_eq!(codes("- { address: 10.0.0.1:80, weight: 0 }\n"), one("all-weights-zero", ""));
+    assert_eq!(codes("- { adress: 10.0.0.1:80 }\n")[0].0, "unknown-key");
+    let report = super::parse_backend_list("", Path::new("/etc/rrlb/backends.yaml")).expect_err("it is empty");
+    assert!(report.to_string().contains("write [] for no backends"), "{report}");
+}
+
+#[test]
 fn a_missing_file_is_a_report() {
     let report = super::load(Path::new("/nowhere/rrlb.yaml")).expect_err("there is no such file");
     assert_eq!(report.problems.len(), 1);

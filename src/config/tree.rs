@@ -124,7 +124,8 @@ pub(super) fn plain_kind(text: &str) -> &'static str {
 }
 
 /// The root of the file's one document; `None` where there is none or it cannot be read, which is then in `problems`.
-pub(super) fn read(text: &str, problems: &mut Vec<Problem>) -> Option<Node> {
+/// `empty_help` says what to write in an empty file.
+pub(super) fn read(text: &str, empty_help: &str, problems: &mut Vec<Problem>) -> Option<Node> {
     let options = granit_parser::options! { emit_comments: false, emit_unresolved_aliases: true, flow_nesting_limit: MAX_DEPTH, block_nesting_limit: MAX_DEPTH };
     let mut builder = Builder { text, problems, open: Vec::new(), anchors: HashMap::new(), aliased: 0, root: None };
     let mut documents = 0;
@@ -147,11 +148,7 @@ pub(super) fn read(text: &str, problems: &mut Vec<Problem>) -> Option<Node> {
     }
     let root = builder.root.take();
     if root.is_none() && documents == 0 {
-        problems.push(whole_file(
-            "empty-file",
-            "the file is empty",
-            "see conf/minimal.yaml for the smallest useful file",
-        ));
+        problems.push(whole_file("empty-file", "the file is empty", empty_help));
     }
     root
 }

@@ -8,7 +8,7 @@ use super::{
     defaults::{self, Defaults, HEALTH_CHECK, RETRY, TIMEOUTS, host_value},
     listener::alpn,
     model::{Backend, HostHeader, Upstream, UpstreamProtocol, UpstreamTls},
-    tree::Value,
+    tree::{Node, Value},
 };
 use crate::{
     policy::balance::Balance,
@@ -78,7 +78,14 @@ fn upstream(
     certificates: &Certificates,
 ) -> Option<Upstream> {
     let fields = d.fields(item, &UPSTREAM)?;
-    let backends = fields.required(d, "backends").and_then(|item| backends(d, &item));
+    let backends = fields.required(d, "backends").and_then(|item| {
+        let items = d.items(&item, "a list of backends")?;
+        if items.is_empty() {
+            d.error(&item, "no-backends", "at least one backend is needed", "write an address such as 10.0.0.11:3000");
+            return None;
+        }
+        backends(d, &item, items)
+    });
     let words = [
         ("round_robin", Balance::RoundRobin),
         ("least_requests", Balance::LeastRequests),
@@ -106,12 +113,19 @@ fn upstream(
     })
 }
 
-fn backends(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Vec<Backend>> {
-    let items = d.items(item, "a list of backends")?;
-    if items.is_empty() {
-        d.error(item, "no-backends", "at least one backend is needed", "write an address such as 10.0.0.11:3000");
+/// A file that holds a list of backends and nothing else. It may be empty.
+pub(super) fn backend_list(d: &mut Decoder<'_>, root: &Node) -> Option<Vec<Backend>> {
+    if matches!(root.value, Value::Null) {
+        d.problems.push(super::tree::whole_file("empty-file", "the file is empty", super::LIST_HELP));
         return None;
     }
+    let item = Item { node: root, path: String::new() };
+    let items = d.items(&item, "a list of backends")?;
+    backends(d, &item, items)
+}
+
+/// Decodes the items of a list; the empty one is right here.
+fn backends(d: &mut Decoder<'_>, item: &Item<'_>, items: Vec<Item<'_>>) -> Option<Vec<Backend>> {
     let mut addresses: BTreeMap<BackendAddress, String> = BTreeMap::new();
     let mut ids: BTreeMap<Name, String> = BTreeMap::new();
     let backends = d.all(Some(items), |d, item| {
@@ -126,7 +140,7 @@ fn backends(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Vec<Backend>> {
         }
         Some(backend)
     })?;
-    if backends.iter().all(|backend| backend.weight.value() == 0) {
+    if !backends.is_empty() && backends.iter().all(|backend| backend.weight.value() == 0) {
         let message = "all weights are 0: no backend would get a request";
         d.error_at(item.node.head(), &item.path, "all-weights-zero", message, "give one a weight of 1 or more");
         return None;
