@@ -415,4 +415,8 @@ impl HealthObserver for Observer {
         counters.flipped(flip == Flip::Up);
         counters.set_up(backend.is_up());
     }
+
+    fn forgotten(&self, upstream: &Name, backend: &BackendState) {
+        self.metrics.backend(upstream, &backend.id).set_up(backend.is_up());
+    }
 }
