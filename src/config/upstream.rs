@@ -19,6 +19,7 @@ pub(super) const UPSTREAM: Table = Table {
     what: "an upstream",
     keys: &[
         list("backends", "required", &BACKEND),
+        table("discover", "none", &DISCOVER),
         value("balance", "round_robin"),
         table("tls", "none: plain text", &TLS),
         value("protocol", "auto"),
@@ -28,6 +29,39 @@ pub(super) const UPSTREAM: Table = Table {
         table("retry", "that of defaults", &RETRY),
     ],
 };
+
+const DISCOVER: Table = Table {
+    what: "discover",
+    keys: &[value("dns", "none"), value("file", "none"), value("refresh", "10s"), value("servers", "the system's")],
+};
+
+/// A stand-in.
+fn stand_in(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<super::model::Discover> {
+    use super::model::{Discover, DiscoverDns, DiscoverList, DnsRecords};
+    let fields = d.fields(item, &DISCOVER)?;
+    let refresh = fields.get("refresh").and_then(|item| d.duration(&item));
+    if let Some(file) = fields.get("file") {
+        let path = d.base.join(d.scalar(&file, "a path")?.value);
+        return Some(Discover::List(DiscoverList {
+            path,
+            refresh: refresh.unwrap_or(std::time::Duration::from_secs(1)),
+        }));
+    }
+    let name = d.scalar(&fields.get("dns")?, "a name")?.value;
+    let (name, records) = match name.split_once(':') {
+        Some((name, port)) => (name.to_owned(), DnsRecords::Addresses { port: port.parse().ok()? }),
+        None => (name, DnsRecords::Srv),
+    };
+    let servers = match fields.get("servers") {
+        Some(item) => {
+            let items = d.items(&item, "servers");
+            d.all(items, |d, item| d.inet_address(item))?
+        }
+        None => Vec::new(),
+    };
+    let refresh = refresh.unwrap_or(std::time::Duration::from_secs(10));
+    Some(Discover::Dns(DiscoverDns { name, records, refresh, servers }))
+}
 
 const BACKEND: Table = Table {
     what: "a backend",
@@ -78,12 +112,9 @@ fn upstream(
     certificates: &Certificates,
 ) -> Option<Upstream> {
     let fields = d.fields(item, &UPSTREAM)?;
-    let backends = fields.required(d, "backends").and_then(|item| {
+    let discover = fields.get("discover").and_then(|item| stand_in(d, &item));
+    let backends = fields.get("backends").map_or(Some(Vec::new()), |item| {
         let items = d.items(&item, "a list of backends")?;
-        if items.is_empty() {
-            d.error(&item, "no-backends", "at least one backend is needed", "write an address such as 10.0.0.11:3000");
-            return None;
-        }
         backends(d, &item, items)
     });
     let words = [
@@ -102,7 +133,7 @@ fn upstream(
     Some(Upstream {
         name: name.into(),
         backends: backends?,
-        discover: None,
+        discover,
         balance: balance?,
         tls: tls?,
         protocol: protocol?,

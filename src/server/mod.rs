@@ -35,6 +35,7 @@ use crate::{
         upstream::Upstream,
     },
     service::{
+        discover::Discovery,
         health::{HealthChecks, HealthObserver},
         operations::{Operations, Readiness},
         resolve::Resolver,
@@ -152,6 +153,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let (drain, draining) = Draining::switch();
     let started = Arc::new(AtomicUsize::new(0));
     let kits = kits(model, &snapshot, &metrics, log.as_deref());
+    let published: Vec<Arc<Kit>> = kits.iter().map(|(kit, _)| kit.clone()).collect();
     let (workers, crew) = Worker::crew(&listeners, kits, &draining, &open, &started);
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(model, daemon, &upgrade_sock));
@@ -159,13 +161,20 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         server.add_service(worker);
     }
     let upstreams: Vec<Arc<Upstream>> = snapshot.members().iter().map(|member| member.upstream.clone()).collect();
-    let (_upstreams, upstreams) = watch::channel(upstreams);
+    let (upstreams_sender, upstreams) = watch::channel(upstreams);
+    store.publish_by(Box::new(move |snapshot| {
+        drop(upstreams_sender.send_replace(snapshot.members().iter().map(|member| member.upstream.clone()).collect()));
+        published.iter().for_each(|kit| kit.swap(snapshot.clone()));
+    }));
+    let (_configs, configs) = watch::channel(store.model());
+    let (discovery, first_found) = Discovery::new(store.clone(), configs);
+    server.add_service(background_service("discovery", discovery));
     let observer = Arc::new(Observer::new(metrics.clone(), &snapshot));
     let (health, first_round) = HealthChecks::new(upstreams.clone(), process.clone(), observer);
-    server.add_service(background_service("health checks", health));
+    server.add_service(background_service("health checks", health.after(first_found.clone())));
     let (resolver, first_lookups) = Resolver::new(upstreams);
-    server.add_service(background_service("name resolution", resolver));
-    let readiness = Readiness::new(vec![first_round, first_lookups]);
+    server.add_service(background_service("name resolution", resolver.after(first_found.clone())));
+    let readiness = Readiness::new(vec![first_found, first_round, first_lookups]);
     let (close_operations, closing) = watch::channel(false);
     let operations = match operations {
         Some((address, listener)) => {
