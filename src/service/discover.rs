@@ -168,7 +168,7 @@ impl Seeker {
             match failed {
                 Some(why) if self.failing.is_none() => {
                     warn!(
-                        "upstream {}: {} ({}) is not found: {why}; {}",
+                        "upstream {}: no full answer for {} ({}): {why}; {}",
                         self.upstream,
                         spec.name,
                         kind(spec.records),
@@ -177,7 +177,7 @@ impl Seeker {
                     self.failing = Some(why);
                 }
                 None if self.failing.take().is_some() => {
-                    info!("upstream {}: {} is found again", self.upstream, spec.name);
+                    info!("upstream {}: {} is answered again", self.upstream, spec.name);
                 }
                 _ => {}
             }
@@ -255,9 +255,9 @@ impl Seeker {
 
     fn kept(&self) -> String {
         match self.known {
-            0 => "nothing was found before".into(),
-            1 => "the one backend found before stays".into(),
-            known => format!("the {known} backends found before stay"),
+            0 => "no backend is known yet".into(),
+            1 => "the one backend that is known stays".into(),
+            known => format!("the {known} backends that are known stay"),
         }
     }
 }

@@ -8,6 +8,7 @@ mod balancing;
 mod cli;
 mod config;
 mod demo;
+mod discovery;
 mod drain;
 mod failures;
 mod framing;

@@ -402,7 +402,7 @@ async fn first_probes_of_many_backends_are_bounded_and_all_are_made() {
     service.end().await;
 }
 
-/// Prints what a change of one upstream costs the checks; see benches/README.md for the machine.
+/// Prints what a change costs the checks.
 #[tokio::test]
 async fn a_change_of_one_upstream_leaves_the_tasks_of_all_others() {
     let nobody = "127.0.0.1:9".parse().expect("an address");
@@ -428,6 +428,16 @@ async fn a_change_of_one_upstream_leaves_the_tasks_of_all_others() {
     println!("10,000 backends: {first:?} to begin, {:?} for a change of one upstream", started.elapsed());
     let after = ids(&probing);
     assert_eq!((after.len(), before.difference(&after).count()), (9_999, 1));
+    // The most that one change can concern.
+    let mut model = crowd("all", 10_000, nobody, Probe::Tcp);
+    let first = built(&model);
+    checks.reconcile(std::slice::from_ref(&first), &mut probing, &verdict);
+    let before = ids(&probing);
+    let second = with_admin(&mut model, &first, 0, AdminState::Drain);
+    let started = Instant::now();
+    checks.reconcile(&[second], &mut probing, &verdict);
+    println!("10,000 backends in one upstream: {:?} for a change of one backend", started.elapsed());
+    assert_eq!(ids(&probing), before);
 }
 
 #[tokio::test]
