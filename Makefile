@@ -4,7 +4,7 @@
 
 help:
 	@echo "make demo   three small origins and the proxy in front of them, on 127.0.0.1 (cargo run --release -- demo)"
-	@echo "make test   all tests; installs nothing: certificates and origins are made by the tests themselves"
+	@echo "make test   all tests; as root on Debian it installs dnsmasq-base first, a real DNS server for some of them"
 	@echo "make ci     tests, formatting, lints, documentation, every file in conf/ (.ci/run)"
 	@echo "make bench  CPU per request and bytes per idle connection, beside a bare Pingora proxy (benches/README.md)"
 	@echo "make image  a container image (docker build)"
@@ -12,10 +12,17 @@ help:
 demo:
 	cargo run --release --locked -- demo
 
-# The tests need nothing but Rust and a C compiler, so there is nothing to install.
+# The tests need nothing but Rust and a C compiler; certificates and origins are made by the tests themselves. Some ask a
+# real DNS server: where it is missing and cannot be installed they say that they were skipped.
 test:
 	@command -v cargo >/dev/null || { echo "cargo is missing; install Rust from https://rustup.rs" >&2; exit 1; }
 	@command -v cc >/dev/null || { echo "a C compiler is missing; on Debian: apt-get install gcc libc6-dev" >&2; exit 1; }
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; if command -v dnsmasq >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "dnsmasq, which some tests ask, is missing; installing dnsmasq-base"; \
+	  (apt-get install -y dnsmasq-base || (apt-get update && apt-get install -y dnsmasq-base)) >/dev/null \
+	    || echo "dnsmasq-base could not be installed; the tests that need it will be skipped" >&2; \
+	else echo "dnsmasq is missing, the tests that need it will be skipped; on Debian: apt-get install dnsmasq-base" >&2; fi
 	cargo test --locked
 
 ci:

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     fn place_of(text: &str) -> Place {
-        read(text, Path::new("/etc/rrlb"), &|name| (name == "RUN").then(|| "/run/x".to_owned()))
+        read(text, Path::new("/etc/rrlb/rrlb.yaml"), &|name| (name == "RUN").then(|| "/run/x".to_owned()))
     }
 
     #[test]

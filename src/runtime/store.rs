@@ -133,6 +133,11 @@ impl Store {
         &self.events
     }
 
+    /// The counters.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// The journal, where one is kept.
     pub fn journal(&self) -> Option<&Journal> {
         self.journal.as_ref()
@@ -231,7 +236,8 @@ impl Store {
     pub fn discovered(&self, upstream: &Name, found: Vec<Declared>) {
         let mut running = self.lock();
         let model = running.model.clone();
-        let Some(config) = model.upstreams.get(upstream) else { return };
+        // A lookup may end after the configuration that wanted it.
+        let Some(config) = model.upstreams.get(upstream).filter(|upstream| upstream.discover.is_some()) else { return };
         let membership = running.members.entry(upstream.clone()).or_default();
         let before = membership.entries();
         let conflicts = membership.declare_found(found);

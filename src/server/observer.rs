@@ -107,4 +107,10 @@ impl HealthObserver for Observer {
         };
         self.events.tell("backend.health", news);
     }
+
+    fn forgotten(&self, upstream: &Name, backend: &BackendState) {
+        if let Some(counters) = self.counters(upstream, backend) {
+            counters.set_up(backend.is_up());
+        }
+    }
 }

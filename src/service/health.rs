@@ -1,8 +1,9 @@
 //! Active health checks as a Pingora background service: one task per checked backend, all on the service's thread,
-//! each probe within one total deadline. When results change the verdict is decided by `policy::health`.
+//! each probe within one total deadline. When results change the verdict is decided by `policy::health`. Backends in
+//! maintenance are not probed, and nothing is known of their health.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     future::Future,
     sync::{
@@ -28,7 +29,7 @@ use pingora_core::{
     upstreams::peer::HttpPeer,
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -37,8 +38,12 @@ use crate::{
     config::model::{HealthCheck, HttpProbe, Probe, Process},
     policy::health::{Flip, Health, HealthState},
     runtime::{backend::BackendState, connect::Connector, peer::TlsProfile, upstream::Upstream},
-    types::{BackendAddress, Name},
+    types::{AdminState, BackendAddress, Name},
 };
+
+/// First probes under way at the same time: what thousands of backends begin together must not look like an attack,
+/// nor use up the descriptors. Their next probes are spread over the interval.
+const FIRST_AT_ONCE: usize = 256;
 
 /// Told what the probes find; called on the service's thread.
 pub trait HealthObserver: Send + Sync {
@@ -46,6 +51,8 @@ pub trait HealthObserver: Send + Sync {
     fn probed(&self, upstream: &Name, backend: &BackendState, success: bool);
     /// The verdict changed; a first verdict is a change too.
     fn flipped(&self, upstream: &Name, backend: &BackendState, flip: Flip);
+    /// It is in maintenance: what the probes found does not count any more.
+    fn forgotten(&self, _upstream: &Name, _backend: &BackendState) {}
 }
 
 /// The service. It follows the list of upstreams: tasks of backends that stay as they were go on.
@@ -54,6 +61,7 @@ pub struct HealthChecks {
     process: Process,
     observer: Arc<dyn HealthObserver>,
     first_round: watch::Sender<bool>,
+    after: Option<FirstRound>,
 }
 
 /// Whether a first round is finished: every checked backend had its verdict, every name was looked up. Stays so from
@@ -86,7 +94,16 @@ impl HealthChecks {
     ) -> (Self, FirstRound) {
         let finished = upstreams.borrow().iter().all(|upstream| upstream.health_check.is_none());
         let (first_round, receiver) = watch::channel(finished);
-        (Self { upstreams, process, observer, first_round }, FirstRound(receiver))
+        (Self { upstreams, process, observer, first_round, after: None }, FirstRound(receiver))
+    }
+
+    /// The first round includes the backends that are there when `other` is finished.
+    pub fn after(mut self, other: FirstRound) -> Self {
+        if !other.is_finished() {
+            self.first_round.send_replace(false);
+            self.after = Some(other);
+        }
+        self
     }
 }
 
@@ -94,25 +111,37 @@ impl HealthChecks {
 impl BackgroundService for HealthChecks {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let mut upstreams = self.upstreams.clone();
+        let mut after = self.after.clone();
         let verdict = Arc::new(Notify::new());
-        let mut running = HashMap::new();
-        let mut connectors = HashMap::new();
+        let mut probing = Probing::default();
         loop {
             let current = upstreams.borrow_and_update().clone();
-            running = self.reconcile(&current, running, &mut connectors, &verdict);
+            self.reconcile(&current, &mut probing, &verdict);
             loop {
-                // A verdict may come from the process before this one; what counts is that each was probed by this one.
-                if running.values().all(|task: &Task| task.probed.load(Ordering::Acquire)) {
-                    self.first_round.send_if_modified(|finished| !std::mem::replace(finished, true));
+                if after.is_none() && !*self.first_round.borrow() && probing.each_once() {
+                    self.first_round.send_replace(true);
                 }
                 tokio::select! {
-                    () = verdict.notified() => {}
+                    () = verdict.notified(), if !*self.first_round.borrow() => {}
+                    // What it has added is among the upstreams by now.
+                    () = finished(&mut after) => {
+                        after = None;
+                        break;
+                    }
                     () = changed(&mut upstreams) => break,
                     // Ends the tasks: dropping one aborts it.
                     _ = shutdown.wait_for(|down| *down) => return,
                 }
             }
         }
+    }
+}
+
+/// Returns when it is finished; never where there is nothing to wait for.
+pub(super) async fn finished(other: &mut Option<FirstRound>) {
+    match other {
+        Some(other) => other.finished().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -123,7 +152,33 @@ async fn changed(upstreams: &mut watch::Receiver<Vec<Arc<Upstream>>>) {
     }
 }
 
-type Running = HashMap<(Name, Name), Task>;
+/// What is probed now, and what it needs.
+struct Probing {
+    groups: HashMap<Name, Group>,
+    connectors: HashMap<TlsProfile, Arc<TransportConnector>>,
+    first: Arc<Semaphore>,
+}
+
+impl Probing {
+    /// Whether this process has probed each backend. A verdict alone may be of the process before it.
+    fn each_once(&self) -> bool {
+        let mut tasks = self.groups.values().flat_map(|group| group.tasks.values());
+        tasks.all(|task| task.probed.load(Ordering::Acquire))
+    }
+}
+
+impl Default for Probing {
+    fn default() -> Self {
+        Self { groups: HashMap::new(), connectors: HashMap::new(), first: Arc::new(Semaphore::new(FIRST_AT_ONCE)) }
+    }
+}
+
+/// The tasks of an upstream, by backend.
+struct Group {
+    /// The build they were made for.
+    upstream: Arc<Upstream>,
+    tasks: HashMap<Name, Task>,
+}
 
 struct Task {
     plan: Plan,
@@ -139,43 +194,72 @@ impl Drop for Task {
 }
 
 impl HealthChecks {
-    fn reconcile(
-        &self,
-        upstreams: &[Arc<Upstream>],
-        mut before: Running,
-        connectors: &mut HashMap<TlsProfile, Arc<TransportConnector>>,
-        verdict: &Arc<Notify>,
-    ) -> Running {
-        let mut running = Running::new();
-        connectors.retain(|profile, _| upstreams.iter().any(|upstream| upstream.tls_profile == *profile));
+    /// Has exactly these upstreams probed. Those that are not built anew since the last time cost nothing but a look.
+    fn reconcile(&self, upstreams: &[Arc<Upstream>], probing: &mut Probing, verdict: &Arc<Notify>) {
+        let profiles: HashSet<&TlsProfile> = upstreams.iter().map(|upstream| &upstream.tls_profile).collect();
+        probing.connectors.retain(|profile, _| profiles.contains(profile));
+        let mut before = std::mem::take(&mut probing.groups);
         for upstream in upstreams {
             let Some(check) = &upstream.health_check else { continue };
-            let connector = connectors
-                .entry(upstream.tls_profile.clone())
-                .or_insert_with_key(|profile| {
-                    Arc::new(TransportConnector::new(Some(profile.connector_options(&self.process))))
-                })
-                .clone();
-            let dialer = Arc::new(Connector::new(check.timeout, check.timeout, &self.process, Arc::default()));
-            for backend in upstream.backends() {
-                let plan = Plan {
-                    upstream: upstream.name.clone(),
-                    backend: backend.clone(),
-                    check: check.clone(),
-                    connector: connector.clone(),
-                    dialer: dialer.clone(),
-                };
-                let key = (upstream.name.clone(), backend.id.clone());
-                let task = before.remove(&key).filter(|task| task.plan.does_as(&plan)).unwrap_or_else(|| {
-                    let probed = Arc::new(AtomicBool::new(false));
-                    let run = plan.clone().run(self.observer.clone(), probed.clone(), verdict.clone());
-                    Task { plan, probed, handle: tokio::spawn(run) }
-                });
-                running.insert(key, task);
-            }
+            let group = match before.remove(&upstream.name) {
+                Some(group) if Arc::ptr_eq(&group.upstream, upstream) => group,
+                other => {
+                    let tasks = other.map(|group| group.tasks).unwrap_or_default();
+                    let tasks = self.tasks(upstream, check, tasks, probing, verdict);
+                    Group { upstream: upstream.clone(), tasks }
+                }
+            };
+            probing.groups.insert(upstream.name.clone(), group);
         }
-        running
     }
+
+    fn tasks(
+        &self,
+        upstream: &Arc<Upstream>,
+        check: &HealthCheck,
+        mut before: HashMap<Name, Task>,
+        probing: &mut Probing,
+        verdict: &Arc<Notify>,
+    ) -> HashMap<Name, Task> {
+        let make =
+            |profile: &TlsProfile| Arc::new(TransportConnector::new(Some(profile.connector_options(&self.process))));
+        let connector = probing.connectors.entry(upstream.tls_profile.clone()).or_insert_with_key(make).clone();
+        let dialer = Arc::new(Connector::new(check.timeout, check.timeout, &self.process, Arc::default()));
+        let check = Arc::new(check.clone());
+        let mut tasks = HashMap::new();
+        for backend in upstream.backends() {
+            let running = before.remove(&backend.id);
+            if backend.admin == AdminState::Maint {
+                drop(running);
+                if backend.set_health(Health::Unknown) {
+                    self.observer.forgotten(&upstream.name, backend);
+                }
+                continue;
+            }
+            let plan = Plan {
+                upstream: upstream.name.clone(),
+                backend: backend.clone(),
+                check: check.clone(),
+                connector: connector.clone(),
+                dialer: dialer.clone(),
+            };
+            let task = running.filter(|task| task.plan.does_as(&plan)).unwrap_or_else(|| {
+                let probed = Arc::new(AtomicBool::new(false));
+                let told = Told { observer: self.observer.clone(), probed: probed.clone(), verdict: verdict.clone() };
+                let handle = tokio::spawn(plan.clone().run(told, probing.first.clone()));
+                Task { plan, probed, handle }
+            });
+            tasks.insert(backend.id.clone(), task);
+        }
+        tasks
+    }
+}
+
+/// Who is told what a probe finds.
+struct Told {
+    observer: Arc<dyn HealthObserver>,
+    probed: Arc<AtomicBool>,
+    verdict: Arc<Notify>,
 }
 
 /// One backend and how it is probed.
@@ -183,7 +267,7 @@ impl HealthChecks {
 struct Plan {
     upstream: Name,
     backend: Arc<BackendState>,
-    check: HealthCheck,
+    check: Arc<HealthCheck>,
     connector: Arc<TransportConnector>,
     dialer: Arc<Connector>,
 }
@@ -198,12 +282,17 @@ impl Plan {
             && Arc::ptr_eq(&self.connector, &other.connector)
     }
 
-    async fn run(self, observer: Arc<dyn HealthObserver>, probed: Arc<AtomicBool>, verdict: Arc<Notify>) {
+    async fn run(self, told: Told, first: Arc<Semaphore>) {
+        let Told { observer, probed, verdict } = told;
         let mut state =
             HealthState::resume(self.check.thresholds, self.backend.health()).having(self.backend.against());
+        // Whoever has to wait for a place is one of many that began together.
+        let mut crowded = first.available_permits() == 0;
+        let mut place = first.acquire_owned().await.ok();
         loop {
             let started = Instant::now();
             let result = self.probe().await;
+            drop(place.take());
             if result.as_ref().is_err_and(ProbeFailure::is_ours) {
                 // No descriptor left: that says nothing of the backend.
                 sleep_until(started + jittered(self.check.interval)).await;
@@ -223,7 +312,9 @@ impl Plan {
             if !probed.swap(true, Ordering::AcqRel) {
                 verdict.notify_one();
             }
-            sleep_until(started + jittered(self.check.interval)).await;
+            let pause = if crowded { anywhere_in(self.check.interval) } else { jittered(self.check.interval) };
+            crowded = false;
+            sleep_until(started + pause).await;
         }
     }
 
@@ -393,6 +484,11 @@ fn expected(probe: &HttpProbe, status: StatusCode) -> bool {
 /// Spreads probes that began together: within 10 % either way.
 fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(rand::random_range(0.9..=1.1))
+}
+
+/// Spreads probes of many backends evenly, from the second on.
+fn anywhere_in(interval: Duration) -> Duration {
+    interval.mul_f64(rand::random_range(0.0..=1.0))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
-//! What runs beside the traffic: health checks, name resolution, and the operator's HTTP endpoints.
+//! What runs beside the traffic: health checks, name resolution, discovery, and the operator's HTTP endpoints.
 
 pub mod admin;
+pub mod discover;
 pub mod health;
 pub mod operations;
 pub mod resolve;

@@ -48,6 +48,7 @@ struct Named {
     listeners: BTreeMap<Name, Arc<ListenerMetrics>>,
     upstreams: BTreeMap<Name, Arc<UpstreamMetrics>>,
     backends: BTreeMap<(Name, Name), Arc<BackendMetrics>>,
+    discoveries: BTreeMap<Name, Arc<DiscoveryMetrics>>,
 }
 
 impl Metrics {
@@ -86,6 +87,11 @@ impl Metrics {
         Arc::clone(self.write().backends.entry(key).or_default())
     }
 
+    /// The handle of an upstream's discovery, made where there is none yet.
+    pub fn discovery(&self, upstream: &Name) -> Arc<DiscoveryMetrics> {
+        Arc::clone(self.write().discoveries.entry(upstream.clone()).or_default())
+    }
+
     /// Forgets what a new configuration no longer names; handles still held go on counting, unseen.
     pub fn retain(
         &self,
@@ -96,6 +102,7 @@ impl Metrics {
         let mut named = self.write();
         named.listeners.retain(|name, _| listener(name));
         named.upstreams.retain(|name, _| upstream(name));
+        named.discoveries.retain(|name, _| upstream(name));
         named.backends.retain(|(upstream, name), _| backend(upstream, name));
     }
 
@@ -280,6 +287,15 @@ impl Drop for OpenConnection {
         self.listener.open.decrement();
         self.worker.open.decrement();
     }
+}
+
+/// Counts of one upstream's discovery.
+#[derive(Debug, Default)]
+pub struct DiscoveryMetrics {
+    /// Lookups that were answered, lists that were taken.
+    pub found: Counter,
+    /// Lookups without an answer or with an empty one, lists that could not be used.
+    pub failed: Counter,
 }
 
 /// Whether an upstream connection had served a request before.

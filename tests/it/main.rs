@@ -9,6 +9,7 @@ mod cli;
 mod config;
 mod control;
 mod demo;
+mod discovery;
 mod drain;
 mod failures;
 mod framing;

@@ -22,6 +22,8 @@ use crate::{
 enum Manner {
     Answer,
     Drip,
+    /// Answers when 50 ms are over, so that probes pile up.
+    Slow,
 }
 
 struct Origin {
@@ -30,26 +32,35 @@ struct Origin {
     /// 0 closes the connection without an answer.
     status: Arc<AtomicU16>,
     heads: Arc<Mutex<Vec<String>>>,
+    /// Connections open now, and at most so far.
+    open: Arc<[AtomicUsize; 2]>,
 }
 
 async fn origin(manner: Manner) -> Origin {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
     let address = listener.local_addr().expect("bound");
     let (probes, status, heads) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU16::new(200)), Arc::default());
-    let origin = Origin { address, probes, status, heads };
+    let origin = Origin { address, probes, status, heads, open: Arc::default() };
     let (probes, status, heads) = (origin.probes.clone(), origin.status.clone(), origin.heads.clone());
+    let open = origin.open.clone();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             probes.fetch_add(1, Ordering::SeqCst);
             let (status, heads): (_, Arc<Mutex<Vec<String>>>) = (status.load(Ordering::SeqCst), heads.clone());
+            let open = open.clone();
+            open[1].fetch_max(open[0].fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             tokio::spawn(async move {
                 let mut head = vec![0; 4096];
                 let read = stream.read(&mut head).await.unwrap_or(0);
                 head.truncate(read);
                 heads.lock().expect("no panic").push(String::from_utf8_lossy(&head).into_owned());
+                if matches!(manner, Manner::Slow) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    open[0].fetch_sub(1, Ordering::SeqCst);
+                }
                 match manner {
                     Manner::Answer if status == 0 => {}
-                    Manner::Answer => {
+                    Manner::Answer | Manner::Slow => {
                         let answer =
                             format!("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n");
                         let _ = stream.write_all(answer.as_bytes()).await;
@@ -93,6 +104,7 @@ fn http(path: &str) -> Probe {
 struct Seen {
     results: Mutex<Vec<bool>>,
     flips: Mutex<Vec<(Flip, usize)>>,
+    forgotten: AtomicUsize,
 }
 
 impl HealthObserver for Seen {
@@ -103,6 +115,10 @@ impl HealthObserver for Seen {
     fn flipped(&self, _: &Name, _: &BackendState, flip: Flip) {
         let after = self.results.lock().expect("no panic").len();
         self.flips.lock().expect("no panic").push((flip, after));
+    }
+
+    fn forgotten(&self, _: &Name, _: &BackendState) {
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -253,7 +269,7 @@ async fn failures_are_said_in_words() {
         let plan = Plan {
             upstream: upstream.name.clone(),
             backend: upstream.backends()[0].clone(),
-            check: model.health_check.clone().expect("set"),
+            check: Arc::new(model.health_check.clone().expect("set")),
             connector: Arc::new(TransportConnector::new(None)),
             dialer: Arc::new(Connector::new(
                 Duration::from_secs(5),
@@ -311,6 +327,137 @@ async fn tasks_of_unchanged_backends_go_on_over_a_reload() {
     assert_eq!((count(&origins[0]), count(&origins[1])), (2, 1));
     assert!(service.first_round.is_finished());
     service.end().await;
+}
+
+/// The same upstream with one backend in another state.
+fn with_admin(model: &mut model::Upstream, before: &Arc<Upstream>, at: usize, admin: AdminState) -> Arc<Upstream> {
+    model.backends[at].admin = admin;
+    Upstream::build(model, model.backends.clone(), &fixtures::process(), Some(before))
+}
+
+#[tokio::test]
+async fn in_maintenance_nothing_is_probed_or_known_and_after_it_at_once() {
+    let origins = [origin(Manner::Answer).await, origin(Manner::Answer).await];
+    let count = |at: usize| origins[at].probes.load(Ordering::SeqCst);
+    let mut model = model(&[origins[0].address, origins[1].address], http("/"));
+    model.backends[0].admin = AdminState::Maint;
+    let first = built(&model);
+    let mut service = run(vec![first.clone()]);
+    service.first_round.finished().await;
+    until("probes of the other", || count(1) >= 5).await;
+    assert_eq!((count(0), first.backends()[0].health()), (0, Health::Unknown), "the first round goes without it");
+    // An interval as long as this: only the first probe counts.
+    model.health_check.iter_mut().for_each(|check| check.interval = Duration::from_secs(60));
+    let second = with_admin(&mut model, &first, 0, AdminState::Ready);
+    service.upstreams.send(vec![second.clone()]).expect("it listens");
+    until("it is probed at once", || second.backends()[0].health() == Health::Up).await;
+    let third = with_admin(&mut model, &second, 0, AdminState::Maint);
+    service.upstreams.send(vec![third.clone()]).expect("it listens");
+    until("its health is forgotten", || third.backends()[0].health() == Health::Unknown).await;
+    until("and it is told", || service.seen.forgotten.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(third.backends()[1].health(), Health::Up, "the other one's is not");
+    let fourth = with_admin(&mut model, &third, 0, AdminState::Ready);
+    service.upstreams.send(vec![fourth.clone()]).expect("it listens");
+    until("it is probed again", || fourth.backends()[0].health() == Health::Up).await;
+    assert_eq!(count(0), 2);
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_drained_backend_is_probed_as_before() {
+    let origin = origin(Manner::Answer).await;
+    let mut model = model(&[origin.address], http("/"));
+    let first = built(&model);
+    let mut service = run(vec![first.clone()]);
+    service.first_round.finished().await;
+    let second = with_admin(&mut model, &first, 0, AdminState::Drain);
+    service.upstreams.send(vec![second.clone()]).expect("it listens");
+    let before = origin.probes.load(Ordering::SeqCst);
+    until("more probes", || origin.probes.load(Ordering::SeqCst) >= before + 5).await;
+    origin.status.store(500, Ordering::SeqCst);
+    until("its verdict", || second.backends()[0].health() == Health::Down).await;
+    service.end().await;
+}
+
+/// Many backends at one address.
+fn crowd(name: &str, backends: usize, address: std::net::SocketAddr, probe: Probe) -> model::Upstream {
+    let ids: Vec<String> = (0..backends).map(|id| format!("b{id}")).collect();
+    let ids: Vec<(&str, u16)> = ids.iter().map(|id| (id.as_str(), 1)).collect();
+    let mut model = fixtures::upstream(name, &ids);
+    model.backends.iter_mut().for_each(|backend| backend.address = BackendAddress::Inet(address));
+    model.health_check = self::model(&[address], probe).health_check;
+    model.health_check.iter_mut().for_each(|check| check.interval = Duration::from_secs(3600));
+    model
+}
+
+#[tokio::test]
+async fn first_probes_of_many_backends_are_bounded_and_all_are_made() {
+    let origin = origin(Manner::Slow).await;
+    let upstream = built(&crowd("app", 600, origin.address, http("/")));
+    let mut service = run(vec![upstream.clone()]);
+    timeout(Duration::from_secs(20), service.first_round.finished()).await.expect("all of them");
+    assert!(upstream.backends().iter().all(|backend| backend.health() == Health::Up));
+    let most = origin.open[1].load(Ordering::SeqCst);
+    assert!((2..=FIRST_AT_ONCE).contains(&most), "{most} at once");
+    service.end().await;
+}
+
+/// Prints what a change costs the checks.
+#[tokio::test]
+async fn a_change_of_one_upstream_leaves_the_tasks_of_all_others() {
+    let nobody = "127.0.0.1:9".parse().expect("an address");
+    let models: Vec<_> = (0..1_000).map(|n| crowd(&format!("app{n}"), 10, nobody, Probe::Tcp)).collect();
+    let mut upstreams: Vec<_> = models.iter().map(built).collect();
+    let seen = Arc::new(Seen::default());
+    let (_sender, receiver) = watch::channel(Vec::new());
+    let (checks, _) = HealthChecks::new(receiver, fixtures::process(), seen);
+    let (mut probing, verdict) = (Probing::default(), Arc::new(Notify::new()));
+    let started = Instant::now();
+    checks.reconcile(&upstreams, &mut probing, &verdict);
+    let first = started.elapsed();
+    let ids = |probing: &Probing| -> HashSet<_> {
+        probing.groups.values().flat_map(|group| group.tasks.values()).map(|task| task.handle.id()).collect()
+    };
+    let before = ids(&probing);
+    assert_eq!(before.len(), 10_000);
+    let mut changed = models[500].clone();
+    changed.backends.remove(3);
+    upstreams[500] = Upstream::build(&changed, changed.backends.clone(), &fixtures::process(), Some(&upstreams[500]));
+    let started = Instant::now();
+    checks.reconcile(&upstreams, &mut probing, &verdict);
+    println!("10,000 backends: {first:?} to begin, {:?} for a change of one upstream", started.elapsed());
+    let after = ids(&probing);
+    assert_eq!((after.len(), before.difference(&after).count()), (9_999, 1));
+    // The most that one change can concern.
+    let mut model = crowd("all", 10_000, nobody, Probe::Tcp);
+    let first = built(&model);
+    checks.reconcile(std::slice::from_ref(&first), &mut probing, &verdict);
+    let before = ids(&probing);
+    let second = with_admin(&mut model, &first, 0, AdminState::Drain);
+    let started = Instant::now();
+    checks.reconcile(&[second], &mut probing, &verdict);
+    println!("10,000 backends in one upstream: {:?} for a change of one backend", started.elapsed());
+    assert_eq!(ids(&probing), before);
+}
+
+#[tokio::test]
+async fn the_first_round_includes_what_another_adds_to_it() {
+    let origin = origin(Manner::Answer).await;
+    let (other, finished) = watch::channel(false);
+    let (upstreams, receiver) = watch::channel(Vec::new());
+    let seen = Arc::new(Seen::default());
+    let (service, mut first_round) = HealthChecks::new(receiver, fixtures::process(), seen);
+    let service = service.after(FirstRound::new(finished));
+    let (stop, shutdown) = watch::channel(false);
+    let task = tokio::spawn(async move { service.start(shutdown).await });
+    assert!(!first_round.is_finished());
+    let upstream = built(&model(&[origin.address], http("/")));
+    upstreams.send_replace(vec![upstream.clone()]);
+    other.send_replace(true);
+    timeout(Duration::from_secs(20), first_round.finished()).await.expect("in time");
+    assert_eq!(upstream.backends()[0].health(), Health::Up);
+    stop.send(true).expect("it listens");
+    task.await.expect("no panic");
 }
 
 #[tokio::test]

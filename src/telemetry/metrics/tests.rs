@@ -14,6 +14,7 @@ fn configured() -> Metrics {
     metrics.listener(&"0.0.0.0:80".into());
     metrics.upstream(&"app".into());
     metrics.backend(&"app".into(), &"app-1".into());
+    metrics.discovery(&"app".into());
     metrics
 }
 
@@ -38,6 +39,7 @@ fn every_family_has_samples_before_any_traffic() {
         r#"rrlb_failures_total{reason="no_backend"}"#,
         r#"rrlb_retries_total{upstream="app",reason="stale_connection"}"#,
         r#"rrlb_tls_handshakes_total{listener="0.0.0.0:80",result="ok",resumed="yes"}"#,
+        r#"rrlb_discovery_total{upstream="app",result="failed"}"#,
         r#"rrlb_backend_up{upstream="app",backend="app-1"}"#,
         r#"rrlb_accept_errors_total{error="emfile"}"#,
         r#"rrlb_connections_per_worker{worker="1"}"#,

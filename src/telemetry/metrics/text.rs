@@ -17,6 +17,7 @@ pub(super) fn encode(metrics: &Metrics) -> String {
     let named = metrics.named.read().unwrap_or_else(PoisonError::into_inner);
     requests(&mut out, metrics, &named);
     upstreams(&mut out, &named);
+    discoveries(&mut out, &named);
     backends(&mut out, &named);
     connections(&mut out, metrics, &named);
     instance(&mut out, metrics);
@@ -99,6 +100,16 @@ fn upstreams(out: &mut Exposition, named: &Named) {
         let upstream = ("upstream", upstream.as_str());
         out.sample(name, &[upstream, ("reused", "no")], counts.sum(|counts| &counts.connections_fresh));
         out.sample(name, &[upstream, ("reused", "yes")], counts.sum(|counts| &counts.connections_reused));
+    }
+}
+
+fn discoveries(out: &mut Exposition, named: &Named) {
+    let name = "rrlb_discovery_total";
+    out.family(name, Kind::Counter, "Lookups of backends in DNS, and lists of backends read, by result.");
+    for (upstream, counts) in &named.discoveries {
+        let upstream = ("upstream", upstream.as_str());
+        out.sample(name, &[upstream, ("result", "found")], counts.found.value());
+        out.sample(name, &[upstream, ("result", "failed")], counts.failed.value());
     }
 }
 
