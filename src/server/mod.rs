@@ -204,6 +204,8 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let tools = NextTools::default();
     store.publish_by(running::publish(crew.clone(), tools.clone(), observer, to_upstreams.clone()));
 
+    // Whoever looks for backends follows the model: `configs.subscribe()`.
+    let configs = watch::Sender::new(store.model());
     let logs = Arc::new(Logs::new(log));
     let sockets =
         listeners.drain(..).map(|listening| (listening.endpoint().model.address.clone(), listening)).collect();
@@ -231,6 +233,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         operations: to_operations,
         tools,
         upstreams: to_upstreams,
+        configs,
         turn: Mutex::new(()),
         ledger: Mutex::new(Ledger::new()),
     });

@@ -227,6 +227,7 @@ impl Running {
         self.get_to_know(staged.snapshot());
         let prepare = || *self.tools.lock().unwrap_or_else(PoisonError::into_inner) = Some(tools);
         tell_conflicts(self.store.reload_with(staged, prepare));
+        self.configs.send_replace(model.clone());
         self.logs.replace(log, users);
         let mut held = Vec::with_capacity(listeners.len());
         for (address, listening, step) in listeners {
