@@ -244,8 +244,8 @@ async fn pooled_connections_of_an_unchanged_upstream_are_used_on() {
     let proxy = Config::new(&yaml("")).start().await;
     let mut client = proxy.client().await;
     client.get("/").await;
-    for round in 0..5 {
-        let more = if round % 2 == 0 { ", \"127.0.0.1:1\"" } else { "" };
+    for round in 0..5u32 {
+        let more = if round.is_multiple_of(2) { ", \"127.0.0.1:1\"" } else { "" };
         proxy.config.instead(&yaml(more)).write();
         proxy.reload().await;
         assert_eq!(client.get("/").await.origin(), "a");
@@ -276,8 +276,8 @@ async fn tls_settings_towards_backends_change_under_load_and_no_request_fails() 
     };
     let proxy = config.instead(&yaml(&path)).start().await;
     let loads: Vec<Load> = (0..4).map(|_| Load::keep_alive(proxy.listen)).collect();
-    for round in 0..10 {
-        proxy.config.instead(&yaml(if round % 2 == 0 { &more } else { &path })).write();
+    for round in 0..10u32 {
+        proxy.config.instead(&yaml(if round.is_multiple_of(2) { &more } else { &path })).write();
         proxy.reload().await;
         loads[0].more(20).await;
     }
@@ -476,10 +476,11 @@ async fn everything_changes_at_once_and_no_client_of_any_kind_notices() {
     let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
     let added = address::unused();
     let yaml = |round: usize| {
-        let (idle, more) = (60 + round, if round % 2 == 0 { "" } else { ", { address: \"<added>\" }" });
+        let (idle, more) = (60 + round, if round.is_multiple_of(2) { "" } else { ", { address: \"<added>\" }" });
         let listeners = format!("[{{ address: <listen>, h2c: true, limits: {{ idle_timeout: {idle}s }} }}{more}]");
-        let backends = if round % 3 == 0 { a.address.clone() } else { format!("{}\", \"{}", a.address, b.address) };
-        let format = if round % 2 == 0 { "json" } else { "combined" };
+        let backends =
+            if round.is_multiple_of(3) { a.address.clone() } else { format!("{}\", \"{}", a.address, b.address) };
+        let format = if round.is_multiple_of(2) { "json" } else { "combined" };
         format!(
             "
             listeners: {listeners}
