@@ -114,7 +114,9 @@ impl AdminSockets {
         closing: watch::Receiver<bool>,
     ) {
         let Self { unix, tcp } = self;
-        // TODO: when `service/admin` has its server: server.add_service(AdminApi::new(parts, unix, tcp, gate, closing));
+        // TODO: when `service/admin` has its server:
+        // let tcp = tcp.map(|(model, listener, tls)| (listener, tls, Tokens::from(&model)));
+        // server.add_service(AdminApi::new(parts, unix.map(|(_, listener)| listener), tcp, gate, closing));
         let _ = (server, parts, unix, tcp, gate, closing);
     }
 }
@@ -146,4 +148,53 @@ fn unix_key(path: &Path) -> String {
 
 fn tcp_key(tcp: &AdminTcp) -> String {
     format!("admin {}", tcp.address)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::config::{self, model::Admin};
+
+    fn model(socket: Option<PathBuf>) -> Model {
+        let text = "version: 1\nlisteners: [{ address: 127.0.0.1:1 }]\nroutes: [{ respond: { status: 200 } }]\n";
+        let model = config::parse(text, Path::new("rrlb.yaml")).expect("a good file").model;
+        Model { admin: Some(Admin { socket, tcp: None }), ..model }
+    }
+
+    #[test]
+    fn the_socket_is_for_user_and_group_and_a_dead_one_is_replaced() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let upgrade_sock = folder.path().join("upgrade.sock");
+        let path = folder.path().join("admin.sock");
+        drop(UnixListener::bind(&path).expect("a process before"));
+        let tickets = Arc::new(TicketKeys::new().expect("keys"));
+        let open =
+            |bound: &mut BoundFiles| AdminSockets::open(&model(None), &upgrade_sock, None, bound, None, &tickets);
+        let mut bound = BoundFiles::default();
+        let sockets = open(&mut bound).expect("the one before is dead");
+        assert_eq!(std::fs::metadata(&path).expect("a socket").permissions().mode() & 0o777, 0o660);
+        assert!(open(&mut BoundFiles::default()).is_err_and(|error| error.to_string().contains("another process")));
+        let held = sockets.hold().expect("descriptors");
+        let keys: Vec<String> = held.copies().map(|copy| copy.expect("a descriptor").0).collect();
+        assert_eq!(keys, [format!("admin unix:{}", path.display())]);
+        drop(bound);
+        assert!(!path.exists(), "a start that fails leaves nothing behind");
+    }
+
+    #[test]
+    fn the_file_is_removed_by_who_leaves_with_no_successor() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("mine.sock");
+        let (tickets, mut bound) = (Arc::new(TicketKeys::new().expect("keys")), BoundFiles::default());
+        let model = model(Some(path.clone()));
+        let sockets = AdminSockets::open(&model, Path::new("/unused/upgrade.sock"), None, &mut bound, None, &tickets);
+        bound.keep();
+        let mut held = sockets.expect("bind").hold().expect("descriptors");
+        held.give_up();
+        assert!(path.exists(), "a successor listens there");
+        held.forget();
+        assert!(!path.exists());
+    }
 }

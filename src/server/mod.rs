@@ -57,6 +57,7 @@ use crate::{
     },
     service::{
         admin::operator::{Operator, Parts},
+        discover::Discovery,
         health::HealthChecks,
         operations::{Operations, Readiness},
         resolve::Resolver,
@@ -204,11 +205,15 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     }
     let (to_upstreams, upstreams) = watch::channel(upstreams_of(&snapshot));
     let observer = Arc::new(Observer::new(metrics.clone(), events));
+    // Whoever looks for backends follows the model.
+    let configs = watch::Sender::new(store.model());
+    let (discovery, first_found) = Discovery::new(store.clone(), configs.subscribe());
+    server.add_service(background_service("discovery", discovery));
     let (health, first_round) = HealthChecks::new(upstreams.clone(), process.clone(), observer.clone());
-    server.add_service(background_service("health checks", health));
+    server.add_service(background_service("health checks", health.after(first_found.clone())));
     let (resolver, first_lookups) = Resolver::new(upstreams);
-    server.add_service(background_service("name resolution", resolver));
-    let readiness = Readiness::new(vec![first_round, first_lookups]);
+    server.add_service(background_service("name resolution", resolver.after(first_found.clone())));
+    let readiness = Readiness::new(vec![first_found, first_round, first_lookups]);
     let (close_operations, closing) = watch::channel(false);
     let (to_operations, socket) = watch::channel(operations.as_ref().map(|(_, socket)| socket.clone()));
     let (ready, closes) = (readiness.clone(), closing.clone());
@@ -243,6 +248,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         operations: to_operations,
         tools,
         upstreams: to_upstreams,
+        configs,
         turn: Mutex::new(()),
         ledger: Mutex::new(Ledger::new()),
     });

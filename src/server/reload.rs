@@ -227,6 +227,7 @@ impl Running {
         self.get_to_know(staged.snapshot());
         let prepare = || *self.tools.lock().unwrap_or_else(PoisonError::into_inner) = Some(tools);
         tell_conflicts(self.store.reload_with(staged, prepare));
+        self.configs.send_replace(model.clone());
         self.logs.replace(log, users);
         let mut held = Vec::with_capacity(listeners.len());
         for (address, listening, step) in listeners {
@@ -388,56 +389,11 @@ fn same_tls(one: &ListenerTls, other: &ListenerTls) -> bool {
         })
 }
 
-/// What is different in the file. TODO: when `config::difference` is there, its list in these words.
+/// What is different in the file.
 fn changes(before: &Model, after: &Model) -> Vec<Change> {
-    let mut changes = Vec::new();
-    let mut change = |sign: char, path: String, needs_upgrade: bool| {
-        changes.push(Change { sign, path, detail: String::new(), needs_upgrade });
-    };
-    if runnable(before, after.clone()).process != after.process {
-        change('~', "process".to_owned(), true);
-    }
-    if format!("{:?}", before.admin) != format!("{:?}", after.admin) {
-        change('~', "admin".to_owned(), true);
-    }
-    if before.state_file != after.state_file {
-        change('~', "state_file".to_owned(), true);
-    }
-    let at = |model: &Model, address: &ListenAddress| {
-        model.listeners.iter().find(|listener| listener.address == *address).cloned()
-    };
-    for listener in &after.listeners {
-        match at(before, &listener.address) {
-            None => change('+', format!("listeners {}", listener.address), false),
-            Some(old) if !same(&old, listener) => change('~', format!("listeners {}", listener.address), false),
-            Some(_) => {}
-        }
-    }
-    for listener in before.listeners.iter().filter(|listener| at(after, &listener.address).is_none()) {
-        change('-', format!("listeners {}", listener.address), false);
-    }
-    for (name, upstream) in &after.upstreams {
-        match before.upstreams.get(name) {
-            None => change('+', format!("upstreams.{name}"), false),
-            Some(old) if format!("{old:?}") != format!("{upstream:?}") => {
-                change('~', format!("upstreams.{name}"), false);
-            }
-            Some(_) => {}
-        }
-    }
-    for name in before.upstreams.keys().filter(|name| !after.upstreams.contains_key(*name)) {
-        change('-', format!("upstreams.{name}"), false);
-    }
-    if format!("{:?}", before.routes) != format!("{:?}", after.routes) {
-        change('~', "routes".to_owned(), false);
-    }
-    if before.access_log != after.access_log {
-        change('~', "access_log".to_owned(), false);
-    }
-    if before.metrics != after.metrics {
-        change('~', "metrics".to_owned(), false);
-    }
-    changes
+    let change =
+        |config::Difference { sign, path, detail, needs_upgrade }| Change { sign, path, detail, needs_upgrade };
+    config::difference(before, after).into_iter().map(change).collect()
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::{
     upkeep::Seen,
 };
 use crate::{
+    config::model::Model,
     listener::{Crew, tickets::TicketKeys},
     proxy::{Current, Kit, Log, Proxies},
     runtime::{
@@ -49,6 +50,8 @@ pub(super) struct Running {
     /// Where the metrics listener is put.
     pub(super) operations: watch::Sender<Option<Arc<std::net::TcpListener>>>,
     pub(super) tools: NextTools,
+    /// Told of each model that runs, for those who follow it: discovery.
+    pub(super) configs: watch::Sender<Arc<Model>>,
     /// Who is probed and resolved.
     pub(super) upstreams: watch::Sender<Vec<Arc<Upstream>>>,
     /// Held by the one reload there is at a time.

@@ -244,8 +244,8 @@ async fn pooled_connections_of_an_unchanged_upstream_are_used_on() {
     let proxy = Config::new(&yaml("")).start().await;
     let mut client = proxy.client().await;
     client.get("/").await;
-    for round in 0..5 {
-        let more = if round % 2 == 0 { ", \"127.0.0.1:1\"" } else { "" };
+    for round in 0..5u32 {
+        let more = if round.is_multiple_of(2) { ", \"127.0.0.1:1\"" } else { "" };
         proxy.config.instead(&yaml(more)).write();
         proxy.reload().await;
         assert_eq!(client.get("/").await.origin(), "a");
@@ -276,8 +276,8 @@ async fn tls_settings_towards_backends_change_under_load_and_no_request_fails() 
     };
     let proxy = config.instead(&yaml(&path)).start().await;
     let loads: Vec<Load> = (0..4).map(|_| Load::keep_alive(proxy.listen)).collect();
-    for round in 0..10 {
-        proxy.config.instead(&yaml(if round % 2 == 0 { &more } else { &path })).write();
+    for round in 0..10u32 {
+        proxy.config.instead(&yaml(if round.is_multiple_of(2) { &more } else { &path })).write();
         proxy.reload().await;
         loads[0].more(20).await;
     }
@@ -469,4 +469,58 @@ async fn an_address_that_another_listener_stands_on_is_refused_with_a_way_out() 
     proxy.reload().await;
     proxy.logged(&format!("this process itself listens on 0.0.0.0:{free}")).await;
     assert_eq!(proxy.get("/").await.status(), 200);
+}
+
+#[tokio::test]
+async fn everything_changes_at_once_and_no_client_of_any_kind_notices() {
+    let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
+    let added = address::unused();
+    let yaml = |round: usize| {
+        let (idle, more) = (60 + round, if round.is_multiple_of(2) { "" } else { ", { address: \"<added>\" }" });
+        let listeners = format!("[{{ address: <listen>, h2c: true, limits: {{ idle_timeout: {idle}s }} }}{more}]");
+        let backends =
+            if round.is_multiple_of(3) { a.address.clone() } else { format!("{}\", \"{}", a.address, b.address) };
+        let format = if round.is_multiple_of(2) { "json" } else { "combined" };
+        format!(
+            "
+            listeners: {listeners}
+            access_log: {{ path: <dir>/access.{round}.log, format: {format} }}
+            upstreams: {{ app: {{ backends: [\"{backends}\"] }} }}
+            routes: [{{ match: {{ path: /round/{round} }}, upstream: app }}, {{ upstream: app }}]"
+        )
+    };
+    let proxy = Config::new(&yaml(0)).put("added", added).start().await;
+    let loads: Vec<Load> = (0..2).map(|_| Load::keep_alive(proxy.listen)).collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (at, until) = (proxy.listen, stop.clone());
+    let closing = tokio::spawn(async move {
+        while !until.load(Ordering::SeqCst) {
+            let mut client = Client::connect(at).await;
+            let reply = client.ask("GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n").await;
+            assert_eq!(reply.status(), 200);
+            assert_eq!(client.closed().await, b"");
+        }
+    });
+    let until = stop.clone();
+    let streams = tokio::spawn(async move {
+        let client = Client2::prior(at).await;
+        while !until.load(Ordering::SeqCst) {
+            assert_eq!(client.get("/").await.status, 200, "one connection for all streams");
+        }
+    });
+    for round in 1..=12 {
+        proxy.config.instead(&yaml(round)).put("added", added).write();
+        proxy.reload().await;
+        loads[0].more(10).await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    within("the clients", closing).await.expect("no request failed");
+    within("the streams", streams).await.expect("no stream failed");
+    for load in loads {
+        assert_eq!(load.end().await, 1);
+    }
+    let scrape = proxy.scrape().await;
+    assert_eq!(scrape.sum("rrlb_failures_total", &[]), 0.0);
+    assert_eq!(scrape.sum("rrlb_config_generation", &[]), 13.0);
+    assert_eq!(scrape.sum("rrlb_access_log_dropped_total", &[]), 0.0);
 }

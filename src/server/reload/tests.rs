@@ -104,6 +104,7 @@ impl Process {
             operations: watch::Sender::new(None),
             tools,
             upstreams: watch::Sender::new(Vec::new()),
+            configs: watch::Sender::new(Arc::new(model)),
             turn: Mutex::new(()),
             ledger: Mutex::new(Ledger::new()),
         };
@@ -192,7 +193,9 @@ fn unchanged_proxies_are_used_on() {
     let process = Process::of(&app("10.0.0.1:80"));
     let before = process.current();
     process.write(&app("10.0.0.2:80"));
+    let configs = process.running.configs.subscribe();
     process.reload(&Reload::default()).expect("a good file");
+    assert!(configs.has_changed().expect("the process is there"), "who follows the model hears of it");
     let one = |current: &Current| current.proxies().of(&<_>::default()).cloned().expect("the default");
     assert!(Arc::ptr_eq(&one(&before), &one(&process.current())));
 }
