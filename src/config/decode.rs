@@ -297,7 +297,7 @@ fn valid_keys(table: &Table) -> String {
 }
 
 /// The help for a name that is close to a valid one.
-pub(super) fn did_you_mean<'n>(name: &str, valid: impl Iterator<Item = &'n str>) -> Option<String> {
+pub fn did_you_mean<'n>(name: &str, valid: impl Iterator<Item = &'n str>) -> Option<String> {
     let simple = |text: &str| text.to_ascii_lowercase().replace(['-', ' ', '.'], "_");
     let wanted = simple(name);
     if wanted.len() > 100 {

@@ -23,6 +23,7 @@ mod tests;
 mod tree;
 mod upstream;
 
+pub use decode::did_you_mean;
 pub use report::{Format, Problem, Report, Severity, UnknownFormat};
 pub use source::{Position, Span};
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::PoisonError};
 
-use super::{AcceptError, CLASSES, Handshake, Metrics, NO_UPSTREAM, Named, UpstreamMetrics};
+use super::{AcceptError, AdminOutcome, CLASSES, Handshake, Metrics, NO_UPSTREAM, Named, UpstreamMetrics};
 use crate::{
     telemetry::{
         cell::BOUNDS,
@@ -191,6 +191,11 @@ fn instance(out: &mut Exposition, metrics: &Metrics) {
     out.family(name, Kind::Counter, "Loads of the configuration.");
     out.sample(name, &[("result", "ok")], metrics.config_loads.value());
     out.sample(name, &[("result", "failed")], metrics.config_load_failures.value());
+    let name = "rrlb_admin_requests_total";
+    out.family(name, Kind::Counter, "Requests to the admin API, by how they ended.");
+    for (counter, outcome) in metrics.admin_requests.iter().zip(AdminOutcome::ALL) {
+        out.sample(name, &[("outcome", outcome.as_str())], counter.value());
+    }
     out.family("rrlb_build_info", Kind::Gauge, "Always 1.");
     out.sample("rrlb_build_info", &[("version", metrics.version)], 1);
     let name = "rrlb_workers";
