@@ -125,9 +125,10 @@ impl AdminApi {
         let unix = self.unix.take().map(Listener::unix).transpose()?;
         let tcp = tcp.map(|(listener, tls)| Listener::tcp(listener, tls)).transpose()?;
         let _ = self.gate.wait_for(|open| *open).await;
-        let accept = async |listener: Option<Listener>| match listener {
-            Some(listener) => listener.serve(&shared).await,
-            None => {}
+        let accept = async |listener: Option<Listener>| {
+            if let Some(listener) = listener {
+                listener.serve(&shared).await;
+            }
         };
         tokio::join!(accept(unix), accept(tcp));
         Ok(())
