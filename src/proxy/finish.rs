@@ -153,3 +153,31 @@ fn protocol(version: Version) -> &'static str {
         _ => "HTTP/1.1",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc, time::Instant};
+
+    use super::*;
+    use crate::{
+        config,
+        runtime::{journal::Overrides, store::Store},
+        telemetry::{events::Events, failures::Failure, metrics::Metrics},
+    };
+
+    #[test]
+    fn a_request_that_came_to_no_phase_is_among_the_last_failures() {
+        let text = "listeners: [{ address: 127.0.0.1:80 }]\nupstreams: { app: { backends: [127.0.0.1:81] } }\n";
+        let loaded = config::parse(text, Path::new("/rrlb.yaml"));
+        let model = Arc::new(loaded.unwrap_or_else(|report| panic!("{}", report.render(config::Format::Human))).model);
+        let metrics = Arc::new(Metrics::new("1", 1));
+        let store = Store::new(model.clone(), Overrides::new(), None, metrics.clone(), Arc::new(Events::default()));
+        let kit = Kit::new(0, Instant::now(), store.snapshot(), metrics.clone(), None);
+        let info = ConnInfo::new(None, None, &model.listeners[0], -1);
+        let target = "/a?token=secret".to_owned();
+        kit.log_unserved(&info, Unserved { target, ..Unserved::unseen(Reason::HeaderTooLarge, "HTTP/1.1") });
+        kit.log_unserved(&info, Unserved::unseen(Reason::HttpsRedirect, "HTTP/1.1"));
+        let [Failure::Request(failure)] = &metrics.last_failures().last(9)[..] else { panic!("one request") };
+        assert_eq!((failure.reason, failure.status, failure.path.as_str()), ("header_too_large", 431, "/a"));
+    }
+}

@@ -79,6 +79,7 @@ async fn tls_speaks_http1_whatever_its_configuration_offers() {
     let stream = TcpStream::connect(bench.tcp).await.expect("a connection");
     let name = "admin.test".try_into().expect("a name");
     let tls = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, stream).await.expect("a handshake");
+    assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
     let reply = raw(tls, &request("GET", "/v1/status", READ, "")).await;
     documented("GET", "/v1/status", &reply);
     assert_eq!(reply.status, 200);
