@@ -317,6 +317,11 @@ fn valid_keys(table: &Table) -> String {
     if few { format!("valid here: {}", names.join(", ")) } else { String::new() }
 }
 
+/// The help for a name that is close to a valid one.
+pub fn did_you_mean<'n>(name: &str, valid: impl Iterator<Item = &'n str>) -> Option<String> {
+    nearest(name, valid, &mut { MOST_COMPARISONS }).map(|best| format!("did you mean `{best}`?"))
+}
+
 /// The valid name that is close to this one. `budget` is how many may still be compared.
 fn nearest<'n>(name: &str, valid: impl Iterator<Item = &'n str>, budget: &mut usize) -> Option<&'n str> {
     let simple = |text: &str| text.to_ascii_lowercase().replace(['-', ' ', '.'], "_");

@@ -31,6 +31,7 @@ mod tree;
 mod upstream;
 
 pub use address::parse_backend_address;
+pub use decode::did_you_mean;
 pub use difference::{Difference, difference};
 pub use effective::effective;
 pub use place::{Place, place};

@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     config::model::LogFormat,
-    telemetry::access_log::{ClockText, Record, write_combined, write_json},
+    telemetry::{
+        access_log::{ClockText, Record, write_combined, write_json},
+        failures::FailedRequest,
+    },
     types::Reason,
 };
 
@@ -35,6 +38,9 @@ pub(super) fn served(kit: &Kit, session: &Session, ctx: &RequestCtx) {
     let worker = metrics.worker(kit.index());
     worker.bytes_sent.add(sent);
     worker.bytes_received.add(received);
+    if reason.is_failure() {
+        failed(kit, session, ctx, status, reason);
+    }
     let Some(log) = ctx.current().and_then(|current| current.log()) else { return };
     let request = session.req_header();
     let backend = ctx.picked.as_ref().map(|picked| picked.backend()).or(ctx.last_backend.as_ref());
@@ -64,6 +70,24 @@ pub(super) fn served(kit: &Kit, session: &Session, ctx: &RequestCtx) {
     );
 }
 
+/// Keeps a request that failed for whoever asks what went wrong.
+#[cold]
+fn failed(kit: &Kit, session: &Session, ctx: &RequestCtx, status: u16, reason: Reason) {
+    let request = session.req_header();
+    let backend = ctx.picked.as_ref().map(|picked| picked.backend()).or(ctx.last_backend.as_ref());
+    kit.metrics().last_failures().record(&FailedRequest {
+        time: SystemTime::now(),
+        reason,
+        status,
+        method: request.method.as_str().as_bytes(),
+        host: admit::host(request).unwrap_or_default().as_bytes(),
+        path: request.uri.path().as_bytes(),
+        upstream: ctx.member().map_or("", |member| member.upstream.name.as_str()),
+        backend: backend.map_or("", |backend| backend.id.as_str()),
+        request_id: ctx.request_id.as_ref().map_or(b"", |id| id.as_bytes()),
+    });
+}
+
 /// Logs and counts a request that came to no phase.
 pub(super) fn unserved(kit: &Kit, current: &Current, info: &ConnInfo, unserved: &Unserved) {
     let duration = unserved.began.elapsed();
@@ -71,6 +95,19 @@ pub(super) fn unserved(kit: &Kit, current: &Current, info: &ConnInfo, unserved: 
     let status = reject::status(unserved.reason).map_or(0, |status| status.as_u16());
     kit.metrics().no_upstream().finished(kit.index(), status, duration);
     kit.metrics().ended(unserved.reason);
+    if unserved.reason.is_failure() {
+        kit.metrics().last_failures().record(&FailedRequest {
+            time: SystemTime::now(),
+            reason: unserved.reason,
+            status,
+            method: unserved.method.as_bytes(),
+            host: unserved.host.as_bytes(),
+            path: unserved.target.as_bytes(),
+            upstream: "",
+            backend: "",
+            request_id: b"",
+        });
+    }
     let Some(log) = current.log() else { return };
     write(
         log,

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     config::model::{AdminTcp, Model},
     listener::{ListenSocket, tickets::TicketKeys, tls},
-    service::admin::operator::Parts,
+    service::admin::{AdminApi, Tokens, operator::Parts},
     types::ListenAddress,
 };
 
@@ -114,10 +114,11 @@ impl AdminSockets {
         closing: watch::Receiver<bool>,
     ) {
         let Self { unix, tcp } = self;
-        // TODO: when `service/admin` has its server:
-        // let tcp = tcp.map(|(model, listener, tls)| (listener, tls, Tokens::from(&model)));
-        // server.add_service(AdminApi::new(parts, unix.map(|(_, listener)| listener), tcp, gate, closing));
-        let _ = (server, parts, unix, tcp, gate, closing);
+        if unix.is_none() && tcp.is_none() {
+            return;
+        }
+        let tcp = tcp.map(|(model, listener, tls)| (listener, tls, Tokens::from(&model)));
+        server.add_service(AdminApi::new(parts, unix.map(|(_, listener)| listener), tcp, gate, closing));
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
 pub use super::cell::{Counter, Gauge};
 use super::{
     cell::{Durations, PerWorker},
+    failures::Failures,
     log_writer::LogCounts,
 };
 use crate::types::{AttemptFailure, Name, Reason};
@@ -31,6 +32,8 @@ pub struct Metrics {
     workers: Box<[Arc<WorkerMetrics>]>,
     accept_errors: [Counter; AcceptError::ALL.len()],
     failures: Box<[Counter]>,
+    last_failures: Failures,
+    admin_requests: [Counter; AdminOutcome::ALL.len()],
     log: Arc<LogCounts>,
     no_upstream: Arc<UpstreamMetrics>,
     /// Successful loads of the configuration, the first included.
@@ -61,6 +64,8 @@ impl Metrics {
             workers: (0..workers.max(1)).map(|_| Arc::default()).collect(),
             accept_errors: Default::default(),
             failures: Reason::ALL.iter().map(|_| Counter::default()).collect(),
+            last_failures: Failures::default(),
+            admin_requests: Default::default(),
             log: Arc::default(),
             no_upstream: Arc::new(UpstreamMetrics::new(workers)),
             config_loads: Counter::default(),
@@ -143,6 +148,24 @@ impl Metrics {
         })
     }
 
+    /// The last failures themselves.
+    pub fn last_failures(&self) -> &Failures {
+        &self.last_failures
+    }
+
+    /// Counts an answer of the admin API.
+    pub fn admin_answered(&self, outcome: AdminOutcome) {
+        if let Some(counter) = self.admin_requests.get(outcome as usize) {
+            counter.increment();
+        }
+    }
+
+    /// Attempts at a backend so far; 0 where it is not known.
+    pub fn backend_requests(&self, upstream: &Name, backend: &Name) -> u64 {
+        let named = self.named.read().unwrap_or_else(PoisonError::into_inner);
+        named.backends.get(&(upstream.clone(), backend.clone())).map_or(0, |counts| counts.requests.value())
+    }
+
     /// Where the access log's writer counts.
     pub fn log_counts(&self) -> Arc<LogCounts> {
         Arc::clone(&self.log)
@@ -196,6 +219,48 @@ impl AcceptError {
             Self::SystemFull => "enfile",
             Self::Other => "other",
             Self::ProcessFull => "emfile",
+        }
+    }
+}
+
+/// How a request to the admin API ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminOutcome {
+    /// No token, or one that does not suffice; from a web page.
+    Denied,
+    /// A fault of the process or its disk.
+    Failed,
+    /// Not a request that the API knows.
+    Invalid,
+    /// Done.
+    Ok,
+    /// Understood, and not done as things are: the last ready backend, a version that has changed, another reload.
+    Refused,
+}
+
+impl AdminOutcome {
+    /// Every outcome.
+    pub const ALL: [Self; 5] = [Self::Denied, Self::Failed, Self::Invalid, Self::Ok, Self::Refused];
+
+    /// By the status of the answer.
+    pub const fn from_status(status: u16) -> Self {
+        match status {
+            401 | 403 => Self::Denied,
+            409 | 412 => Self::Refused,
+            400..=499 => Self::Invalid,
+            500.. => Self::Failed,
+            _ => Self::Ok,
+        }
+    }
+
+    /// The label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+            Self::Invalid => "invalid",
+            Self::Ok => "ok",
+            Self::Refused => "refused",
         }
     }
 }

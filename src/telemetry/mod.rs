@@ -5,6 +5,7 @@ pub mod access_log;
 mod cell;
 pub mod events;
 mod exposition;
+pub mod failures;
 pub mod log_writer;
 pub mod metrics;
 mod process;

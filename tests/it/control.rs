@@ -255,6 +255,20 @@ async fn events_say_who_what_and_why() {
 }
 
 #[tokio::test]
+async fn the_last_failures_are_listed() {
+    let a = Origin::echo("a").await;
+    let (proxy, api) = start(&[&a]).await;
+    proxy.client().await.ask("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").await;
+    drop(a);
+    assert_eq!(proxy.get("/x?token=secret").await.status(), 502);
+    let errors = api.get("/v1/errors").await;
+    let reasons: Vec<&str> =
+        errors["errors"].as_array().expect("a list").iter().filter_map(|e| e["reason"].as_str()).collect();
+    assert_eq!(reasons, ["connect_refused", "bad_request"], "the newest first");
+    assert!(!errors.to_string().contains("secret"), "queries are left out");
+}
+
+#[tokio::test]
 async fn the_command_line_does_what_the_api_does() {
     let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
     let (proxy, api) = start(&[&a, &b]).await;

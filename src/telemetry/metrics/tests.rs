@@ -43,6 +43,7 @@ fn every_family_has_samples_before_any_traffic() {
         r#"rrlb_backend_up{upstream="app",backend="app-1"}"#,
         r#"rrlb_accept_errors_total{error="emfile"}"#,
         r#"rrlb_connections_per_worker{worker="1"}"#,
+        r#"rrlb_admin_requests_total{outcome="refused"}"#,
     ] {
         assert_eq!(value(&text, sample), Some(0.0), "{sample}");
     }
@@ -110,6 +111,9 @@ fn reasons_errors_and_outcomes_find_their_labels() {
     let listener = metrics.listener(&"0.0.0.0:80".into());
     listener.handshake(Handshake::Resumed);
     metrics.upstream(&"app".into()).retried(AttemptFailure::Connect);
+    for status in [101, 200, 308, 401, 404, 412, 507] {
+        metrics.admin_answered(AdminOutcome::from_status(status));
+    }
     let text = metrics.encode();
     let failures = Reason::ALL.iter().filter(|reason| reason.is_failure());
     for reason in failures {
@@ -120,6 +124,10 @@ fn reasons_errors_and_outcomes_find_their_labels() {
         r#"rrlb_accept_errors_total{error="emfile"}"#,
         r#"rrlb_tls_handshakes_total{listener="0.0.0.0:80",result="ok",resumed="yes"}"#,
         r#"rrlb_retries_total{upstream="app",reason="connect"}"#,
+        r#"rrlb_admin_requests_total{outcome="denied"}"#,
+        r#"rrlb_admin_requests_total{outcome="failed"}"#,
+        r#"rrlb_admin_requests_total{outcome="invalid"}"#,
+        r#"rrlb_admin_requests_total{outcome="refused"}"#,
     ] {
         assert_eq!(value(&text, sample), Some(1.0), "{sample}");
     }

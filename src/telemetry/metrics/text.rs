@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::PoisonError};
 
-use super::{AcceptError, CLASSES, Handshake, Metrics, NO_UPSTREAM, Named, UpstreamMetrics};
+use super::{AcceptError, AdminOutcome, CLASSES, Handshake, Metrics, NO_UPSTREAM, Named, UpstreamMetrics};
 use crate::{
     telemetry::{
         cell::BOUNDS,
@@ -209,6 +209,11 @@ fn instance(out: &mut Exposition, metrics: &Metrics) {
         "Which configuration of this process runs, from 1.",
         metrics.config_generation.value(),
     );
+    let name = "rrlb_admin_requests_total";
+    out.family(name, Kind::Counter, "Requests to the admin API, by how they ended.");
+    for (counter, outcome) in metrics.admin_requests.iter().zip(AdminOutcome::ALL) {
+        out.sample(name, &[("outcome", outcome.as_str())], counter.value());
+    }
     out.family("rrlb_build_info", Kind::Gauge, "Always 1.");
     out.sample("rrlb_build_info", &[("version", metrics.version)], 1);
     let name = "rrlb_workers";

@@ -1,0 +1,119 @@
+//! What was changed at run time, as the API shows it.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use serde::Serialize;
+
+use super::{
+    call::{Answer, Call, Shared},
+    problem::Problem,
+    upstreams::seconds_until,
+};
+use crate::{
+    runtime::{membership::Override, store::Store},
+    types::{AdminState, Name},
+};
+
+/// What was said at run time about one backend.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<u16>,
+    admin: &'static str,
+    /// Taken out, though declared.
+    removed: bool,
+    /// Without effect: its backend is not declared any more.
+    dormant: bool,
+    /// Outlives the process.
+    persist: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_ttl_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leaving_in: Option<u64>,
+    who: String,
+    why: String,
+    /// Seconds since 1970.
+    at: u64,
+    /// What was declared when it was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base: Option<Base>,
+}
+
+#[derive(Serialize)]
+struct Base {
+    address: String,
+    weight: u16,
+    source: &'static str,
+}
+
+/// `GET /v1/state`
+pub(super) fn state(shared: &Shared, _: &Call) -> Result<Answer, Problem> {
+    #[derive(Serialize)]
+    struct State {
+        upstreams: BTreeMap<String, BTreeMap<String, Shown>>,
+    }
+    let store = &shared.store;
+    let now = store.now();
+    let of_upstream = |(name, overrides): (Name, BTreeMap<Name, Override>)| {
+        let view = store.view(&name);
+        let dormant = |id: &Name| view.as_ref().is_none_or(|view| view.membership.is_dormant(id));
+        let shown = overrides.iter().map(|(id, over)| (id.to_string(), show(over, dormant(id), now))).collect();
+        (name.to_string(), shown)
+    };
+    Answer::json(&State { upstreams: store.overrides().into_iter().map(of_upstream).collect() })
+}
+
+/// `GET /v1/state/patch`
+pub(super) fn patch(shared: &Shared, _: &Call) -> Result<Answer, Problem> {
+    Ok(Answer::yaml(store_patch(&shared.store)))
+}
+
+fn show(over: &Override, dormant: bool, now: u64) -> Shown {
+    Shown {
+        address: over.spec.as_ref().map(|spec| spec.address.to_string()),
+        weight: over.spec.as_ref().map(|spec| spec.weight.value()),
+        admin: over.admin.as_str(),
+        removed: over.removed,
+        dormant,
+        persist: !over.transient,
+        lease_ttl_seconds: over.lease.map(|lease| lease.ttl.div_ceil(1000)),
+        leaving_in: over.leaving.map(|due| seconds_until(due, now)),
+        who: over.note.who.clone(),
+        why: over.note.why.clone(),
+        at: over.note.at,
+        base: over.base.as_ref().map(|(spec, source)| Base {
+            address: spec.address.to_string(),
+            weight: spec.weight.value(),
+            source: source.as_str(),
+        }),
+    }
+}
+
+/// What was changed at run time, as comments in YAML.
+fn store_patch(store: &Store) -> String {
+    let mut text = String::new();
+    for (name, overrides) in store.overrides() {
+        let _ = writeln!(text, "# upstreams.{}.backends:", quoted(&name));
+        for (id, over) in overrides {
+            let _ = write!(text, "#   - id: {}", quoted(&id));
+            if let Some(spec) = &over.spec {
+                let _ = write!(text, ", address: {}, weight: {}", spec.address, spec.weight.value());
+            }
+            if over.removed {
+                text.push_str("   (taken out)");
+            }
+            if over.admin != AdminState::Ready {
+                let _ = write!(text, "   ({})", over.admin);
+            }
+            text.push('\n');
+        }
+    }
+    if text.is_empty() { "# nothing was changed at run time\n".to_owned() } else { text }
+}
+
+/// One line, whatever the name has in it.
+fn quoted(name: &Name) -> String {
+    serde_json::to_string(name.as_str()).unwrap_or_default()
+}

@@ -1,0 +1,275 @@
+//! Upstreams and their backends as the API shows them.
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use http::StatusCode;
+use serde::Serialize;
+
+use super::{
+    call::{Answer, Call, Shared},
+    problem::{Kind, Problem, etag},
+};
+use crate::{
+    config::{self, model::Discover},
+    policy::{balance::Balance, health::Health},
+    runtime::{
+        backend::BackendState,
+        membership::{Entry, Membership},
+        store::View,
+    },
+    types::{AdminState, BackendAddress, HostPort, Name},
+};
+
+/// An upstream.
+#[derive(Serialize)]
+pub(super) struct Upstream {
+    name: String,
+    balance: &'static str,
+    etag: String,
+    backends: Vec<Backend>,
+    /// Where more backends come from.
+    discover: Option<&'static str>,
+    /// Overrides without effect: their backend is not declared any more.
+    waiting: Vec<String>,
+}
+
+/// A backend.
+#[derive(Serialize)]
+pub(super) struct Backend {
+    id: String,
+    address: String,
+    /// What is connected to; `null` while a name has no address.
+    target: Option<String>,
+    weight: u16,
+    admin: &'static str,
+    health: &'static str,
+    effective: &'static str,
+    source: &'static str,
+    /// What is declared of it was changed at run time.
+    overridden: bool,
+    in_flight: u32,
+    requests: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_ttl_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_expires_in: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leaving_in: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changed: Option<Changed>,
+}
+
+/// Who changed it last at run time.
+#[derive(Serialize)]
+struct Changed {
+    who: String,
+    why: String,
+    /// Seconds since 1970.
+    at: u64,
+}
+
+/// `GET /v1/upstreams`
+pub(super) fn list(shared: &Shared, _: &Call) -> Result<Answer, Problem> {
+    #[derive(Serialize)]
+    struct Upstreams {
+        upstreams: Vec<Upstream>,
+    }
+    let snapshot = shared.store.snapshot();
+    let names = snapshot.members().iter().map(|member| &member.upstream.name);
+    let upstreams = names.filter_map(|name| Some(upstream(shared, name, &shared.store.view(name)?))).collect();
+    Answer::json(&Upstreams { upstreams })
+}
+
+/// `GET /v1/upstreams/{upstream}`
+pub(super) fn one(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
+    let name = call.name("upstream");
+    let view = view(shared, &name)?;
+    Ok(Answer::json(&upstream(shared, &name, &view))?.version(view.version))
+}
+
+/// `GET /v1/upstreams/{upstream}/backends`
+pub(super) fn backends(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
+    #[derive(Serialize)]
+    struct Backends {
+        backends: Vec<Backend>,
+    }
+    let name = call.name("upstream");
+    let view = view(shared, &name)?;
+    Ok(Answer::json(&Backends { backends: members(shared, &name, &view) })?.version(view.version))
+}
+
+/// `GET /v1/upstreams/{upstream}/backends/{backend}`
+pub(super) fn backend(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
+    let (name, id) = (call.name("upstream"), call.name("backend"));
+    let view = view(shared, &name)?;
+    match shown_backend(shared, &name, &id, &view) {
+        Some(backend) => Ok(Answer::json(&backend)?.version(view.version)),
+        None => Err(no_backend(&view.membership, &id)),
+    }
+}
+
+/// A backend as it is now, with a status; `None` where it is gone.
+pub(super) fn answer(
+    shared: &Shared,
+    upstream: &Name,
+    id: &Name,
+    status: StatusCode,
+) -> Result<Option<Answer>, Problem> {
+    let view = view(shared, upstream)?;
+    let Some(backend) = shown_backend(shared, upstream, id, &view) else { return Ok(None) };
+    Ok(Some(Answer::json(&backend)?.status(status).version(view.version)))
+}
+
+/// What is known of an upstream.
+///
+/// # Errors
+/// There is none of this name.
+pub(super) fn view(shared: &Shared, name: &Name) -> Result<View, Problem> {
+    shared.store.view(name).ok_or_else(|| {
+        let model = shared.store.model();
+        let near = config::did_you_mean(name.as_str(), model.upstreams.keys().map(Name::as_str));
+        let problem =
+            Problem::new(Kind::NotFound, format!("there is no upstream {}", super::problem::shown(name.as_str())));
+        problem.hint(near.unwrap_or_else(|| "GET /v1/upstreams lists them".to_owned()))
+    })
+}
+
+/// There is no backend of this id.
+pub(super) fn no_backend(membership: &Membership, id: &Name) -> Problem {
+    let entries = membership.entries();
+    let near = config::did_you_mean(id.as_str(), entries.iter().map(|entry| entry.id.as_str()));
+    let problem = Problem::new(Kind::NotFound, format!("there is no backend {}", super::problem::shown(id.as_str())));
+    match near {
+        Some(near) => problem.hint(near),
+        None if membership.overrides().contains_key(id) => {
+            problem.hint("it was taken out at run time; DELETE …/override brings back what is declared")
+        }
+        None => problem,
+    }
+}
+
+fn upstream(shared: &Shared, name: &Name, view: &View) -> Upstream {
+    let model = shared.store.model();
+    let config = model.upstreams.get(name);
+    let overrides = view.membership.overrides().keys();
+    Upstream {
+        name: name.to_string(),
+        balance: config.map_or("", |config| balance(config.balance)),
+        etag: etag(view.version),
+        backends: members(shared, name, view),
+        discover: config.and_then(|config| config.discover.as_ref()).map(|discover| match discover {
+            Discover::Dns(_) => "dns",
+            Discover::List(_) => "list",
+        }),
+        waiting: overrides.filter(|id| view.membership.is_dormant(id)).map(Name::to_string).collect(),
+    }
+}
+
+fn members(shared: &Shared, name: &Name, view: &View) -> Vec<Backend> {
+    let states: HashMap<&Name, &Arc<BackendState>> =
+        view.upstream.backends().iter().map(|backend| (&backend.id, backend)).collect();
+    let show = |entry: Entry| {
+        let state = states.get(&entry.id).copied();
+        show(shared, name, view, entry, state)
+    };
+    view.membership.entries().into_iter().map(show).collect()
+}
+
+fn shown_backend(shared: &Shared, name: &Name, id: &Name, view: &View) -> Option<Backend> {
+    let entry = view.membership.entry(id)?;
+    let state = view.upstream.backends().iter().find(|backend| backend.id == *id);
+    Some(show(shared, name, view, entry, state))
+}
+
+fn show(shared: &Shared, upstream: &Name, view: &View, entry: Entry, state: Option<&Arc<BackendState>>) -> Backend {
+    let now = shared.store.now();
+    let over = view.membership.overrides().get(&entry.id);
+    let leaving = over.and_then(|over| over.leaving);
+    let lease = over.and_then(|over| over.lease);
+    Backend {
+        target: state.and_then(|state| state.target()).map(|target| match target.as_inet() {
+            Some(address) => address.to_string(),
+            None => entry.spec.address.to_string(),
+        }),
+        weight: entry.spec.weight.value(),
+        admin: entry.admin.as_str(),
+        health: state.map_or("unknown", |state| match state.health() {
+            Health::Down => "down",
+            Health::Unknown => "unknown",
+            Health::Up => "up",
+        }),
+        effective: effective(&entry, state.map(AsRef::as_ref)),
+        source: entry.source.as_str(),
+        overridden: over.is_some_and(|over| over.base.is_some()),
+        in_flight: state.map_or(0, |state| state.in_flight()),
+        requests: shared.metrics.backend_requests(upstream, &entry.id),
+        lease_ttl_seconds: lease.map(|lease| lease.ttl.div_ceil(1000)),
+        lease_expires_in: lease.map(|lease| seconds_until(lease.due, now)),
+        leaving_in: leaving.map(|due| seconds_until(due, now)),
+        changed: over.filter(|over| over.note.at > 0).map(|over| Changed {
+            who: over.note.who.clone(),
+            why: over.note.why.clone(),
+            at: over.note.at,
+        }),
+        address: entry.spec.address.to_string(),
+        id: entry.id.to_string(),
+    }
+}
+
+/// What traffic sees of a backend.
+fn effective(entry: &Entry, state: Option<&BackendState>) -> &'static str {
+    match entry.admin {
+        AdminState::Maint => "maint",
+        AdminState::Drain => "draining",
+        AdminState::Ready if entry.spec.weight.value() == 0 => "disabled",
+        AdminState::Ready => match state {
+            Some(state) if !state.has_target() => "unresolved",
+            Some(state) if !state.is_up() => "down",
+            Some(_) => "up",
+            None => "down",
+        },
+    }
+}
+
+/// Whole seconds, rounded up: 0 is over.
+pub(super) fn seconds_until(due: u64, now: u64) -> u64 {
+    due.saturating_sub(now).div_ceil(1000)
+}
+
+/// As in the configuration.
+fn balance(balance: Balance) -> &'static str {
+    match balance {
+        Balance::IpHash => "ip_hash",
+        Balance::LeastRequests => "least_requests",
+        Balance::Random => "random",
+        Balance::RoundRobin => "round_robin",
+    }
+}
+
+/// Reads an address as the configuration does.
+pub(super) fn parse_backend_address(text: &str) -> Result<BackendAddress, String> {
+    const FORM: &str = "write 10.0.0.11:3000, [fd00::11]:3000, app.internal:3000 or unix:/run/app.sock";
+    let wrong = || format!("`{}` is not an address; {FORM}", super::problem::shown(text));
+    if let Some(path) = text.strip_prefix("unix:") {
+        let fits = path.starts_with('/') && path.len() <= 107 && !path.contains('\0');
+        return if fits { Ok(BackendAddress::Unix(PathBuf::from(path))) } else { Err(wrong()) };
+    }
+    if let Ok(address) = text.parse::<std::net::SocketAddr>() {
+        return if address.port() > 0 { Ok(BackendAddress::Inet(address)) } else { Err(wrong()) };
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+    let port = port.parse::<u16>().ok().filter(|port| digits && *port > 0).ok_or_else(wrong)?;
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let numeric = host.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    if host.len() > 253 || !host.split('.').all(label) || numeric {
+        return Err(wrong());
+    }
+    Ok(BackendAddress::Host(HostPort { host, port }))
+}
