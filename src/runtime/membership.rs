@@ -57,9 +57,8 @@ impl Membership {
         let rows = self.rows();
         let members: HashSet<&Name> = rows.members.iter().map(|row| row.id).collect();
         let declared = self.all_declared();
-        let waits =
-            |(id, over): &(&Name, &Override)| !members.contains(*id) && !(over.removed && declared.contains_key(*id));
-        self.overrides.iter().filter(waits).map(|(id, _)| id.clone()).collect()
+        let has_effect = |id: &Name, over: &Override| members.contains(id) || over.removed && declared.contains_key(id);
+        self.overrides.iter().filter(|(id, over)| !has_effect(id, over)).map(|(id, _)| id.clone()).collect()
     }
 
     /// The file says this now.
