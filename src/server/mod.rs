@@ -407,11 +407,13 @@ impl Observer {
 
 impl HealthObserver for Observer {
     fn probed(&self, upstream: &Name, backend: &BackendState, success: bool) {
-        self.metrics.backend(upstream, &backend.id).checked(success);
+        if let Some(counters) = self.metrics.known_backend(upstream, &backend.id) {
+            counters.checked(success);
+        }
     }
 
     fn flipped(&self, upstream: &Name, backend: &BackendState, flip: Flip) {
-        let counters = self.metrics.backend(upstream, &backend.id);
+        let Some(counters) = self.metrics.known_backend(upstream, &backend.id) else { return };
         counters.flipped(flip == Flip::Up);
         counters.set_up(backend.is_up());
     }
