@@ -198,6 +198,11 @@ impl BackendState {
         Arc::ptr_eq(&self.state, &other.state)
     }
 
+    /// Whether no other build of this backend at this address is left in memory.
+    pub(super) fn is_only_build(&self) -> bool {
+        Arc::strong_count(&self.target) == 1
+    }
+
     /// Whether connections to both are made alike (TLS, protocol; see the group key of `peer.rs`).
     pub fn same_transport(&self, other: &Self) -> bool {
         self.peer.group_key == other.peer.group_key

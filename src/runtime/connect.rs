@@ -22,6 +22,7 @@ use pingora_core::{
     },
 };
 
+use super::connections::Connections;
 use crate::config::model;
 
 /// Opens the connections of one upstream.
@@ -33,6 +34,7 @@ pub struct Connector {
     from_v6: Vec<InetAddr>,
     turn: AtomicUsize,
     opened: Arc<AtomicU64>,
+    connections: Option<Arc<Connections>>,
 }
 
 impl Connector {
@@ -48,7 +50,13 @@ impl Connector {
             from_v6: process.client_bind_to_ipv6.iter().map(|ip| any_port((*ip).into())).collect(),
             turn: AtomicUsize::new(0),
             opened,
+            connections: None,
         }
+    }
+
+    /// As it is, and every connection is recorded, so that it can be closed when its backend is gone.
+    pub fn recorded(self, connections: Arc<Connections>) -> Self {
+        Self { connections: Some(connections), ..self }
     }
 
     fn source(&self, to: &InetAddr) -> Option<BindTo> {
@@ -87,6 +95,9 @@ impl Connect for Connector {
         match opened {
             Ok(stream) => {
                 self.opened.fetch_add(1, Ordering::Relaxed);
+                if let Some(connections) = &self.connections {
+                    connections.record(&stream, to);
+                }
                 Ok(stream)
             }
             Err(mut error) => {

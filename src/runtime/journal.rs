@@ -1,21 +1,35 @@
-//! The journal: what was changed at run time, in a file of its own, so that it outlives the process.
+//! The journal: what was changed at run time, in a file of its own, so that it outlives the process. Written whole: to a
+//! file beside it, synced, renamed, the folder synced; so there is always either all of the old or all of the new.
 
 use std::{
     collections::BTreeMap,
-    io,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use super::membership::Override;
 use crate::types::Name;
 
+mod format;
+
+pub(crate) use format::{decode, encode};
+
 /// Everything said at run time that lasts, by upstream and backend.
 pub type Overrides = BTreeMap<Name, BTreeMap<Name, Override>>;
+
+/// Larger files are no journals: the most that 1,000 upstreams with all they may add can have.
+const LARGEST_FILE: u64 = 1 << 30;
 
 /// The file.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
+    /// Whether another process writes the file now. Held while it is written.
+    sealed: Mutex<bool>,
 }
 
 /// Why what was read is no journal.
@@ -34,6 +48,8 @@ pub enum LoadError {
 pub enum SaveError {
     #[error("no space left for the state file {}", .0.display())]
     NoSpace(PathBuf),
+    #[error("this process is being replaced: its successor keeps the state file {} now", .0.display())]
+    Sealed(PathBuf),
     #[error("cannot write the state file {}: {}", .0.display(), .1)]
     Write(PathBuf, io::Error),
 }
@@ -41,7 +57,7 @@ pub enum SaveError {
 impl Journal {
     /// The journal in this file, which need not exist yet.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), sealed: Mutex::new(false) }
     }
 
     /// The file.
@@ -54,24 +70,110 @@ impl Journal {
     /// # Errors
     /// The file cannot be read, or is not a journal.
     pub fn load(&self, now: u64) -> Result<Overrides, LoadError> {
-        let _ = now;
-        Ok(Overrides::new())
+        let damaged = |what: String| LoadError::Damaged(self.path.clone(), what);
+        let mut bytes = Vec::new();
+        match File::open(&self.path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Overrides::new()),
+            Err(error) => return Err(LoadError::Read(self.path.clone(), error)),
+        }
+        if bytes.len() as u64 > LARGEST_FILE {
+            return Err(damaged(format!("it is larger than {} MiB", LARGEST_FILE >> 20)));
+        }
+        decode(&bytes, now).map_err(damaged)
     }
 
-    /// Moves a file that is no journal out of the way, and returns where it is now.
+    /// Moves a file that is no journal out of the way, and returns where it is now: `<name>.damaged-<seconds since
+    /// 1970>`, never in place of another.
     ///
     /// # Errors
     /// The folder cannot be written.
     pub fn set_aside(&self) -> io::Result<PathBuf> {
-        Ok(self.path.clone())
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        for at in seconds..=u64::MAX {
+            let aside = self.beside(&format!(".damaged-{at}"));
+            // The name is taken by an empty file first: a rename alone would overwrite.
+            match File::create_new(&aside) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+                Ok(_) => {
+                    return fs::rename(&self.path, &aside).map(|()| aside.clone()).inspect_err(|_| {
+                        let _ = fs::remove_file(&aside);
+                    });
+                }
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
     }
 
     /// Keeps `overrides` in place of what was kept; transient ones are left out. On the disk when this returns.
     ///
     /// # Errors
-    /// No space, a file system that is read-only. The file is as it was then.
+    /// No space, a file system that is read-only, another process has the file. It is as it was then.
     pub fn save(&self, overrides: &Overrides, now: u64) -> Result<(), SaveError> {
-        let _ = (overrides, now);
-        Ok(())
+        let sealed = self.lock();
+        if *sealed {
+            return Err(SaveError::Sealed(self.path.clone()));
+        }
+        self.write(&encode(overrides, now)).map_err(|error| save_error(&self.path, error))
+    }
+
+    /// Leaves the file to another process: when this returns nothing is being written, and every [`Journal::save`] fails.
+    /// To be called before the other one loads it, so that nothing that was kept is missed.
+    pub fn seal(&self) {
+        *self.lock() = true;
+    }
+
+    /// Takes the file back, where the other process did not come to serve.
+    pub fn unseal(&self) {
+        *self.lock() = false;
+    }
+
+    fn write(&self, text: &[u8]) -> io::Result<()> {
+        // A link stays a link: what it points to is replaced.
+        let target = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = File::open(folder)?;
+        let temporary = with_suffix(&target, &format!(".{}.tmp", std::process::id()));
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let written =
+            file.write_all(text).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, &target));
+        if let Err(error) = written {
+            let _ = fs::remove_file(&temporary);
+            return Err(error);
+        }
+        match folder.sync_all() {
+            // Some file systems have no such thing for folders.
+            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        with_suffix(&self.path, suffix)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.sealed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+fn save_error(path: &Path, error: io::Error) -> SaveError {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => SaveError::NoSpace(path.to_owned()),
+        _ => SaveError::Write(path.to_owned(), error),
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+#[cfg(test)]
+mod tests;

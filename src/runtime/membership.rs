@@ -5,177 +5,24 @@
 //! merged field by field: what the override left as it was follows the declaration, what it changed stays changed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-use crate::types::{AdminState, BackendAddress, Name, Source, Weight};
+use crate::types::{AdminState, BackendAddress, Name};
+
+mod change;
+mod layers;
+mod rows;
+
+pub use change::{Outcome, Patch, Put, Refusal};
+use change::{leasable, put_over};
+pub use layers::{Conflict, Declared, Lease, Note, Override, Spec};
+pub use rows::Entry;
+use rows::{Row, Rows};
 
 /// Backends that run-time changes may add to one upstream.
 pub const MOST_ADDED: usize = 10_000;
-
-/// What a backend is made of, beside its id.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Spec {
-    /// Where it is reached.
-    pub address: BackendAddress,
-    /// Its share.
-    pub weight: Weight,
-}
-
-/// A backend as the file or discovery has it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Declared {
-    /// What it is.
-    pub id: Name,
-    /// What it is made of.
-    pub spec: Spec,
-    /// Who says so.
-    pub source: Source,
-}
-
-/// What was said at run time about one backend.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Override {
-    /// In place of what is declared; `None` leaves that as it is.
-    pub spec: Option<Spec>,
-    /// What people want of it.
-    pub admin: AdminState,
-    /// Taken out, though declared.
-    pub removed: bool,
-    /// What was declared when this was last set, and by whom; `None`: nothing was.
-    pub base: Option<(Spec, Source)>,
-    /// Ends with the process.
-    pub transient: bool,
-    /// A registration that must be renewed.
-    pub lease: Option<Lease>,
-    /// It is removed when its requests are done, at this time at the latest.
-    pub leaving: Option<u64>,
-    /// Who said it, and why.
-    pub note: Note,
-}
-
-/// A registration with a time to live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lease {
-    /// How long a renewal holds, in milliseconds.
-    pub ttl: u64,
-    /// When it runs out.
-    pub due: u64,
-}
-
-/// Who did something, and why.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Note {
-    /// `uid 1000`, `token`, `lease`, `dns` …
-    pub who: String,
-    /// As given by `reason`; often empty.
-    pub why: String,
-    /// Seconds since 1970.
-    pub at: u64,
-}
-
-/// A backend that belongs to the upstream now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// What it is.
-    pub id: Name,
-    /// What it is made of, overrides included.
-    pub spec: Spec,
-    /// What people want of it; a backend that is leaving drains.
-    pub admin: AdminState,
-    /// Who says that it exists.
-    pub source: Source,
-}
-
-/// A backend to be there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Put {
-    /// Where it is reached.
-    pub address: BackendAddress,
-    /// `None` keeps the weight it has, or is 1.
-    pub weight: Option<Weight>,
-    /// Time to live in milliseconds; `None` is for good.
-    pub ttl: Option<u64>,
-    /// Ends with the process.
-    pub transient: bool,
-}
-
-/// What is to change about a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Patch {
-    /// A new share.
-    pub weight: Option<Weight>,
-    /// What people want of it.
-    pub admin: Option<AdminState>,
-    /// Also where it is the last one that is ready.
-    pub force: bool,
-    /// Ends with the process.
-    pub transient: bool,
-}
-
-/// What a change came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// There is a backend more.
-    Created,
-    /// A backend is another.
-    Changed,
-    /// Requests are finished first; it is gone then.
-    Leaving,
-    /// A backend less.
-    Removed,
-    /// Its lease holds on.
-    Renewed,
-    /// It was so already.
-    Unchanged,
-}
-
-/// Why a change is refused. Nothing has changed then.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The address is another's.
-    #[error("{address} is the address of backend {other} already")]
-    DuplicateAddress {
-        /// The address.
-        address: BackendAddress,
-        /// Whose it is.
-        other: Name,
-    },
-    /// Nobody would be left.
-    #[error("{0} is the last backend that is ready")]
-    LastReady(Name),
-    /// A lease is for what only it registers.
-    #[error("{id} belongs to {source_name}; a lease can hold only what it registers itself")]
-    NotLeasable {
-        /// The backend.
-        id: Name,
-        /// Who declares it.
-        source_name: &'static str,
-    },
-    /// No such backend.
-    #[error("there is no backend {0}")]
-    NotFound(Name),
-    /// There is nothing to forget.
-    #[error("nothing was changed about {0} at run time")]
-    NoOverride(Name),
-    /// The bound is reached.
-    #[error("at most {MOST_ADDED} backends can be added to an upstream at run time")]
-    TooMany,
-}
-
-/// A declaration and an override that say different things of one field; the override holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conflict {
-    /// The backend.
-    pub id: Name,
-    /// The field: `address`, `weight`, `removed`.
-    pub field: &'static str,
-    /// What the declaration says now.
-    pub declared: String,
-    /// What holds.
-    pub kept: String,
-}
 
 /// The members of one upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -186,149 +33,132 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Nothing declared yet, and these overrides, as read from the journal.
+    /// Nothing declared yet, and these overrides, as read from the journal. The file's declaration must come first, then
+    /// discovery's.
     pub fn restored(overrides: BTreeMap<Name, Override>) -> Self {
         Self { file: Vec::new(), found: Vec::new(), overrides }
     }
 
-    /// Everything said at run time, by id; also what has no effect because its backend is not declared any more.
+    /// Everything said at run time, by id; also what has no effect.
     pub fn overrides(&self) -> &BTreeMap<Name, Override> {
         &self.overrides
     }
 
-    /// Whether an override has no effect: its backend was declared once and is not any more.
+    /// Whether an override has no effect: see [`Membership::waiting`].
     pub fn is_dormant(&self, id: &Name) -> bool {
-        self.declared(id).is_none() && self.overrides.get(id).is_some_and(|over| over.base.is_some())
+        self.overrides.get(id).is_some_and(|over| {
+            let out = over.removed && self.declared(id).is_some();
+            !out && self.rows().members.iter().all(|row| row.id != id)
+        })
+    }
+
+    /// The ids of overrides that wait: their backend was declared once and is not any more, or its address is another's.
+    pub fn waiting(&self) -> Vec<Name> {
+        let rows = self.rows();
+        let members: HashSet<&Name> = rows.members.iter().map(|row| row.id).collect();
+        let declared = self.all_declared();
+        let has_effect = |id: &Name, over: &Override| members.contains(id) || over.removed && declared.contains_key(id);
+        self.overrides.iter().filter(|(id, over)| !has_effect(id, over)).map(|(id, _)| id.clone()).collect()
     }
 
     /// The file says this now.
     pub fn declare_file(&mut self, file: Vec<Declared>) -> Vec<Conflict> {
+        let before = self.hidden();
         self.file = file;
-        self.merge()
+        let (declared, fulfilled) = (all_declared(&self.file, &self.found), Override::is_fulfilled);
+        self.overrides.retain(|id, over| {
+            if !declared.contains_key(id) && over.beneath.as_deref().is_some_and(fulfilled) {
+                over.beneath = None;
+            }
+            declared.contains_key(id) || !fulfilled(over)
+        });
+        self.merge(&before)
     }
 
     /// Discovery says this now.
     pub fn declare_found(&mut self, found: Vec<Declared>) -> Vec<Conflict> {
+        let before = self.hidden();
         self.found = found;
-        self.merge()
+        self.merge(&before)
     }
 
     /// The backends that belong to the upstream now: declared ones in their order, then added ones by id. No id and no
-    /// address twice: the first holds.
+    /// address twice: the first holds. Costs time in proportion to their number.
     pub fn entries(&self) -> Vec<Entry> {
-        let mut entries: Vec<Entry> = Vec::with_capacity(self.file.len() + self.found.len());
-        let mut ids = BTreeSet::new();
-        let mut addresses = BTreeSet::new();
-        for declared in self.file.iter().chain(&self.found) {
-            let over = self.overrides.get(&declared.id);
-            if over.is_some_and(|over| over.removed) || ids.contains(&declared.id) {
-                continue;
-            }
-            let spec = over.and_then(|over| over.spec.as_ref()).unwrap_or(&declared.spec);
-            if addresses.insert(spec.address.clone()) {
-                ids.insert(declared.id.clone());
-                let admin = over.map_or(AdminState::Ready, Override::effective_admin);
-                entries.push(Entry { id: declared.id.clone(), spec: spec.clone(), admin, source: declared.source });
-            }
-        }
-        for (id, over) in &self.overrides {
-            let Some(spec) = over.spec.as_ref().filter(|_| over.base.is_none() && !over.removed) else { continue };
-            if !ids.contains(id) && addresses.insert(spec.address.clone()) {
-                let source = if over.lease.is_some() { Source::Lease } else { Source::Api };
-                entries.push(Entry { id: id.clone(), spec: spec.clone(), admin: over.effective_admin(), source });
-            }
-        }
-        entries
+        self.rows().members.iter().map(Row::entry).collect()
     }
 
     /// One backend that belongs to the upstream now.
     pub fn entry(&self, id: &Name) -> Option<Entry> {
-        self.entries().into_iter().find(|entry| entry.id == *id)
+        self.rows().find(id).map(Row::entry)
     }
 
     /// Changes whenever the members do; the same members have the same number in every process of this build.
     pub fn version(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        for Entry { id, spec, admin, source } in self.entries() {
+        for Row { id, spec, admin, source } in self.rows().members {
             (id, spec, admin, source).hash(&mut hasher);
         }
         hasher.finish()
     }
 
-    /// Has a backend be there, as it says.
+    /// Has a backend be there, as it says. What people want of it ([`AdminState`]) stays, but it is not leaving any more.
     ///
     /// # Errors
-    /// Another has the address; a lease on what is declared; too many.
+    /// Another has the address; a lease on what is declared or was added for good; too many; nobody would be ready.
     pub fn put(&mut self, id: &Name, put: Put, note: Note, now: u64) -> Result<Outcome, Refusal> {
-        let before = self.entry(id);
-        let declared = self.declared(id).cloned();
-        if let (Some(declared), Some(_)) = (&declared, put.ttl) {
-            return Err(Refusal::NotLeasable { id: id.clone(), source_name: declared.source.as_str() });
+        let (declared, old) = (self.declared(id), self.overrides.get(id));
+        leasable(id, &put, declared, old)?;
+        let rows = self.rows();
+        if let Some(other) = rows.owner(&put.address).filter(|other| *other != id) {
+            return Err(Refusal::DuplicateAddress { address: put.address, other: other.clone() });
         }
-        if put.ttl.is_some() && before.as_ref().is_some_and(|before| before.source == Source::Api) {
-            return Err(Refusal::NotLeasable { id: id.clone(), source_name: Source::Api.as_str() });
-        }
-        self.free_address(id, &put.address)?;
-        let added = self.overrides.values().filter(|over| over.base.is_none()).count();
-        if declared.is_none() && !self.overrides.contains_key(id) && added >= MOST_ADDED {
+        let adds = |over: &Override| over.base.is_none() && over.leaving.is_none();
+        if declared.is_none()
+            && !old.is_some_and(adds)
+            && self.overrides.values().filter(|over| adds(over)).count() >= MOST_ADDED
+        {
             return Err(Refusal::TooMany);
         }
-        let kept = before.as_ref().map(|before| before.spec.weight);
-        let spec = Spec { address: put.address, weight: put.weight.or(kept).unwrap_or_default() };
-        let over = self.overrides.entry(id.clone()).or_default();
-        let returns = over.leaving.take().is_some();
-        let lease = put.ttl.map(|ttl| Lease { ttl, due: now.saturating_add(ttl) });
-        let renewed = over.lease.is_some() && lease.is_some();
-        if over.removed || declared.is_none() && over.base.is_some() {
-            // It begins anew.
-            *over = Override::default();
-        }
-        over.removed = false;
-        over.lease = lease;
-        over.base = declared.map(|declared| (declared.spec, declared.source));
-        over.spec = over.base.as_ref().is_none_or(|(base, _)| *base != spec).then(|| spec.clone());
-        let same = before.as_ref().is_some_and(|before| before.spec == spec) && !returns;
-        if !same {
-            (over.note, over.transient) = (note, put.transient);
-        }
-        self.tidy();
-        Ok(match before {
-            None => Outcome::Created,
-            Some(_) if !same => Outcome::Changed,
-            Some(_) if renewed => Outcome::Renewed,
-            Some(_) => Outcome::Unchanged,
-        })
+        let before = rows.find(id).map(Row::entry);
+        let ready = rows.any_ready();
+        let (over, outcome) = put_over(before.as_ref(), declared, old, put, note, now);
+        self.set(id, Some(over), ready)?;
+        Ok(outcome)
     }
 
-    /// Changes a backend's share or state.
+    /// Changes a backend's share or state. `Ready` also keeps a backend that is leaving, unless that is because of its
+    /// lease: only a renewal does it then.
     ///
     /// # Errors
     /// There is no such backend; it is the last that is ready, and not forced.
     pub fn patch(&mut self, id: &Name, patch: Patch, note: Note) -> Result<Outcome, Refusal> {
-        let before = self.entry(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
-        let takes_out = patch.admin.is_some_and(|admin| admin != AdminState::Ready)
-            || patch.weight.is_some_and(|weight| weight.value() == 0);
-        if takes_out && !patch.force {
-            self.others_ready(&before)?;
-        }
-        let declared = self.declared(id).cloned();
-        let over = self.overrides.entry(id.clone()).or_default();
-        over.base = declared.map(|declared| (declared.spec, declared.source));
+        let rows = self.rows();
+        let before = rows.find(id).map(Row::entry).ok_or_else(|| Refusal::NotFound(id.clone()))?;
+        let ready = rows.any_ready() && !patch.force;
+        let old = self.overrides.get(id);
+        let mut over = old.cloned().unwrap_or_default();
+        over.base = self.declared(id).map(Declared::base);
+        let mut after = before.clone();
         if let Some(weight) = patch.weight {
-            let spec = Spec { weight, ..before.spec.clone() };
-            over.spec = over.base.as_ref().is_none_or(|(base, _)| *base != spec).then_some(spec);
+            after.spec.weight = weight;
+            over.spec = over.base.as_ref().is_none_or(|(base, _)| *base != after.spec).then(|| after.spec.clone());
         }
         if let Some(admin) = patch.admin {
             over.admin = admin;
-            over.leaving = None;
+            if admin == AdminState::Ready && over.lease.is_none() {
+                over.leaving = None;
+            }
         }
-        let after = over.clone();
-        let changed = self.entry(id).as_ref() != Some(&before);
-        if changed {
-            self.overrides.insert(id.clone(), Override { note, transient: patch.transient, ..after });
+        let said = |over: &Override| (over.admin, over.leaving);
+        let was = old.map_or_else(Default::default, said);
+        let lasts = old.is_some_and(|old| old.transient) && !patch.transient;
+        if after == before && said(&over) == was && !lasts {
+            return Ok(Outcome::Unchanged);
         }
-        self.tidy();
-        Ok(if changed { Outcome::Changed } else { Outcome::Unchanged })
+        over.sign(old, note, patch.transient);
+        self.set(id, Some(over), ready)?;
+        Ok(Outcome::Changed)
     }
 
     /// Removes a backend: at once, or when its requests are done and after `drain` milliseconds at the latest.
@@ -336,25 +166,26 @@ impl Membership {
     /// # Errors
     /// There is no such backend; it is the last that is ready, and not forced.
     pub fn remove(&mut self, id: &Name, drain: u64, force: bool, note: Note, now: u64) -> Result<Outcome, Refusal> {
-        let before = self.entry(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
-        if !force {
-            self.others_ready(&before)?;
-        }
-        let declared = self.declared(id).cloned();
-        let over = self.overrides.entry(id.clone()).or_default();
-        over.base = declared.map(|declared| (declared.spec, declared.source));
-        over.note = note;
-        over.transient = false;
+        let rows = self.rows();
+        rows.find(id).ok_or_else(|| Refusal::NotFound(id.clone()))?;
+        let ready = rows.any_ready() && !force;
+        let old = self.overrides.get(id);
+        let mut over = old.cloned().unwrap_or_default();
+        over.base = self.declared(id).map(Declared::base);
+        // What was never kept need not be kept to be gone.
+        let transient = over.transient && over.base.is_none() && over.beneath.is_none();
+        over.sign(old, note, transient);
         if drain == 0 {
-            self.take_out(id);
+            self.set(id, over.taken_out(), ready)?;
             return Ok(Outcome::Removed);
         }
         over.leaving = Some(now.saturating_add(drain));
+        self.set(id, Some(over), ready)?;
         Ok(Outcome::Leaving)
     }
 
     /// Has exactly these be there beside what is declared or leased. Those that are not named leave as by [`remove`] with
-    /// `drain`. All or nothing.
+    /// `drain`, where their address is not given to another. All or nothing.
     ///
     /// [`remove`]: Membership::remove
     ///
@@ -368,35 +199,60 @@ impl Membership {
         note: &Note,
         now: u64,
     ) -> Result<(), Refusal> {
-        let mut next = self.clone();
+        let rows = self.rows();
+        let before: HashMap<&Name, Entry> = rows.members.iter().map(|row| (row.id, row.entry())).collect();
+        let declared = self.all_declared();
         let named: BTreeSet<Name> = puts.iter().map(|(id, _)| id.clone()).collect();
-        let owned = |entry: &Entry| entry.source == Source::Api && !named.contains(&entry.id);
-        let gone: Vec<Entry> = self.entries().into_iter().filter(owned).collect();
-        for entry in &gone {
-            next.remove(&entry.id, 0, true, note.clone(), now)?;
-        }
+        let gone = |id: &Name, over: &Override| {
+            over.base.is_none() && over.lease.is_none() && !declared.contains_key(id) && !named.contains(id)
+        };
+        let mut overrides = self.overrides.clone();
+        let leavers: Vec<(Name, Override)> = overrides.extract_if(.., |id, over| gone(id, over)).collect();
+        let left: HashSet<&Name> = leavers.iter().map(|(id, _)| id).chain(&named).collect();
+        let stay = rows.members.iter().filter(|row| !left.contains(row.id));
+        let mut owners: HashMap<BackendAddress, Name> =
+            stay.map(|row| (row.spec.address.clone(), row.id.clone())).collect();
         for (id, put) in puts {
-            next.put(&id, put, note.clone(), now)?;
+            let (declared, old) = (declared.get(&id).copied(), self.overrides.get(&id));
+            leasable(&id, &put, declared, old)?;
+            let owner = owners.entry(put.address.clone()).or_insert_with(|| id.clone());
+            if *owner != id {
+                return Err(Refusal::DuplicateAddress { address: put.address, other: owner.clone() });
+            }
+            let (over, _) = put_over(before.get(&id), declared, old, put, note.clone(), now);
+            if over.says_nothing() {
+                overrides.remove(&id);
+            } else {
+                overrides.insert(id, over);
+            }
         }
-        if let Some(last) = gone.last()
+        let added = |over: &&Override| over.base.is_none() && over.leaving.is_none();
+        if overrides.values().filter(added).count() > MOST_ADDED {
+            return Err(Refusal::TooMany);
+        }
+        let mut next = Self { file: self.file.clone(), found: self.found.clone(), overrides };
+        let after = next.rows();
+        if let Some((_, address, other)) = after.hidden.iter().find(|(id, ..)| named.contains(*id)) {
+            return Err(Refusal::DuplicateAddress { address: (*address).clone(), other: (*other).clone() });
+        }
+        if let Some(last) = rows.members.iter().find(|row| row.is_ready())
             && !force
-            && self.ready().next().is_some()
-            && next.ready().next().is_none()
+            && !after.any_ready()
         {
             return Err(Refusal::LastReady(last.id.clone()));
         }
-        if drain > 0 {
-            // What leaves stays for its requests, unless its address or id was taken.
-            for entry in gone {
-                if let Some(over) = self.overrides.get(&entry.id)
-                    && next.free_address(&entry.id, &entry.spec.address).is_ok()
-                {
-                    let over =
-                        Override { leaving: Some(now.saturating_add(drain)), note: note.clone(), ..over.clone() };
-                    next.overrides.insert(entry.id, over);
-                }
+        let stays = |(id, over): &(Name, Override)| {
+            let address = before.get(id).and(over.spec.as_ref()).map(|spec| &spec.address);
+            drain > 0 && address.is_some_and(|address| after.owner(address).is_none())
+        };
+        let leave = |(id, mut over): (Name, Override)| {
+            if over.leaving.is_none() {
+                (over.leaving, over.note) = (Some(now.saturating_add(drain)), note.clone());
             }
-        }
+            (id, over)
+        };
+        let leavers: Vec<_> = leavers.into_iter().filter(stays).map(leave).collect();
+        next.overrides.extend(leavers);
         *self = next;
         Ok(())
     }
@@ -404,11 +260,20 @@ impl Membership {
     /// Forgets what was said at run time about a backend: a declared one is as declared again, an added one is gone.
     ///
     /// # Errors
-    /// Nothing was said.
+    /// Nothing was said; the declared address is another's meanwhile; nobody would be ready.
     pub fn forget(&mut self, id: &Name) -> Result<Outcome, Refusal> {
-        let before = self.entry(id);
-        self.overrides.remove(id).ok_or_else(|| Refusal::NoOverride(id.clone()))?;
-        Ok(match (before, self.entry(id)) {
+        if !self.overrides.contains_key(id) {
+            return Err(Refusal::NoOverride(id.clone()));
+        }
+        let rows = self.rows();
+        if let Some(Declared { spec: Spec { address, .. }, .. }) = self.declared(id)
+            && let Some(other) = rows.owner(address).filter(|other| *other != id)
+        {
+            return Err(Refusal::DuplicateAddress { address: address.clone(), other: other.clone() });
+        }
+        let (before, ready) = (rows.find(id).map(Row::entry), rows.any_ready());
+        let after = self.set(id, None, ready)?;
+        Ok(match (before, after) {
             (None, Some(_)) => Outcome::Created,
             (Some(_), None) => Outcome::Removed,
             (before, after) if before == after => Outcome::Unchanged,
@@ -419,6 +284,11 @@ impl Membership {
     /// What time does: leases that ran out begin to leave (for `drain` milliseconds at most), and what leaves is gone when
     /// it has no request in flight or its time is up. Returns those that changed.
     pub fn sweep(&mut self, now: u64, drain: u64, in_flight: impl Fn(&Name) -> u32) -> Vec<(Name, Outcome)> {
+        // One sweep makes a lease drain, the next removes it: between them nobody begins a request that is not counted.
+        let due = |(id, over): (&Name, &Override)| {
+            over.leaving.is_some_and(|due| due <= now || in_flight(id) == 0).then(|| id.clone())
+        };
+        let gone: Vec<Name> = self.overrides.iter().filter_map(due).collect();
         let mut changed = Vec::new();
         for (id, over) in &mut self.overrides {
             if over.leaving.is_none() && over.lease.is_some_and(|lease| lease.due <= now) {
@@ -427,13 +297,12 @@ impl Membership {
                 changed.push((id.clone(), Outcome::Leaving));
             }
         }
-        let due = |(id, over): (&Name, &Override)| {
-            over.leaving.is_some_and(|due| due <= now || in_flight(id) == 0).then(|| id.clone())
-        };
-        let gone: Vec<Name> = self.overrides.iter().filter_map(due).collect();
-        // One sweep makes it drain, the next removes it: between them nobody begins a request that is not counted yet.
-        for id in gone.into_iter().filter(|id| !changed.iter().any(|(other, _)| other == id)).collect::<Vec<_>>() {
-            self.take_out(&id);
+        for id in gone {
+            if let Some(out) = self.overrides.remove(&id).and_then(Override::taken_out)
+                && (self.declared(&id).is_some() || !out.is_fulfilled())
+            {
+                self.overrides.insert(id.clone(), out);
+            }
             changed.push((id, Outcome::Removed));
         }
         changed
@@ -450,102 +319,72 @@ impl Membership {
         self.overrides.values().any(|over| over.leaving.is_some())
     }
 
+    /// Takes back what a declaration has done to an override, where nothing was said since: `after` is what it had left.
+    pub(super) fn take_back(&mut self, id: &Name, before: &Override, after: Option<&Override>) {
+        if self.overrides.get(id) == after {
+            self.overrides.insert(id.clone(), before.clone());
+        }
+    }
+
     fn declared(&self, id: &Name) -> Option<&Declared> {
         self.file.iter().chain(&self.found).find(|declared| declared.id == *id)
     }
 
-    fn ready(&self) -> impl Iterator<Item = Entry> {
-        let ready = |entry: &Entry| entry.admin == AdminState::Ready && entry.spec.weight.value() > 0;
-        self.entries().into_iter().filter(ready)
+    fn all_declared(&self) -> HashMap<&Name, &Declared> {
+        all_declared(&self.file, &self.found)
     }
 
-    /// Whether somebody is ready beside `entry`, or `entry` itself is not.
-    fn others_ready(&self, entry: &Entry) -> Result<(), Refusal> {
-        let ready: Vec<Entry> = self.ready().collect();
-        match ready.as_slice() {
-            [only] if only.id == entry.id => Err(Refusal::LastReady(entry.id.clone())),
-            _ => Ok(()),
+    /// Sets or takes away an override. `ready`: somebody must be ready, else everything is as before.
+    fn set(&mut self, id: &Name, over: Option<Override>, ready: bool) -> Result<Option<Entry>, Refusal> {
+        let old = match over.filter(|over| !over.says_nothing()) {
+            Some(over) => self.overrides.insert(id.clone(), over),
+            None => self.overrides.remove(id),
+        };
+        let rows = self.rows();
+        if !ready || rows.any_ready() {
+            return Ok(rows.find(id).map(Row::entry));
         }
+        match old {
+            Some(old) => self.overrides.insert(id.clone(), old),
+            None => self.overrides.remove(id),
+        };
+        Err(Refusal::LastReady(id.clone()))
     }
 
-    fn free_address(&self, id: &Name, address: &BackendAddress) -> Result<(), Refusal> {
-        match self.entries().into_iter().find(|entry| entry.id != *id && entry.spec.address == *address) {
-            Some(other) => Err(Refusal::DuplicateAddress { address: address.clone(), other: other.id }),
-            None => Ok(()),
-        }
+    fn rows(&self) -> Rows<'_> {
+        Rows::new(self.file.iter().chain(&self.found), &self.overrides)
     }
 
-    fn take_out(&mut self, id: &Name) {
-        let Some(over) = self.overrides.get_mut(id) else { return };
-        if over.base.is_none() {
-            self.overrides.remove(id);
-        } else {
-            let (base, note, transient) = (over.base.take(), std::mem::take(&mut over.note), over.transient);
-            *over = Override { removed: true, base, note, transient, ..Override::default() };
-        }
+    /// Ids of what is declared or added but has no place, as its address is another's.
+    fn hidden(&self) -> BTreeSet<Name> {
+        self.rows().hidden.into_iter().map(|(id, ..)| id.clone()).collect()
     }
 
-    /// Merges every override with what is declared now.
-    fn merge(&mut self) -> Vec<Conflict> {
+    /// Merges every override with what is declared now. `hidden`: what had no place before.
+    fn merge(&mut self, hidden: &BTreeSet<Name>) -> Vec<Conflict> {
         let mut conflicts = Vec::new();
-        let declared: BTreeMap<Name, Declared> =
-            self.found.iter().chain(&self.file).map(|declared| (declared.id.clone(), declared.clone())).collect();
-        self.overrides.retain(|id, over| match declared.get(id) {
-            Some(declared) => {
+        let declared = all_declared(&self.file, &self.found);
+        self.overrides.retain(|id, over| {
+            if let Some(declared) = declared.get(id) {
                 over.rebase(declared, &mut conflicts);
-                true
             }
-            // The file has taken it out as well. What discovery finds may only not be found yet.
-            None => !(over.removed && over.base.as_ref().is_some_and(|(_, source)| *source == Source::File)),
+            !over.says_nothing()
         });
-        self.tidy();
+        let new = self.rows().hidden.into_iter().filter(|(id, ..)| !hidden.contains(*id));
+        conflicts.extend(new.map(|(id, address, owner)| Conflict {
+            id: id.clone(),
+            field: "taken",
+            declared: address.to_string(),
+            kept: owner.to_string(),
+        }));
         conflicts
     }
-
-    /// Drops overrides that say nothing.
-    fn tidy(&mut self) {
-        self.overrides.retain(|_, over| {
-            over.spec.is_some() || over.removed || over.leaving.is_some() || over.admin != AdminState::Ready
-        });
-    }
 }
 
-impl Override {
-    fn effective_admin(&self) -> AdminState {
-        if self.leaving.is_some() && self.admin == AdminState::Ready { AdminState::Drain } else { self.admin }
-    }
-
-    fn rebase(&mut self, declared: &Declared, conflicts: &mut Vec<Conflict>) {
-        let mut conflict = |field, declared_now: String, kept: String| {
-            conflicts.push(Conflict { id: declared.id.clone(), field, declared: declared_now, kept });
-        };
-        let now = &declared.spec;
-        let base = self.base.as_ref().map(|(spec, _)| spec);
-        if self.removed {
-            if base.is_some_and(|base| base != now) {
-                conflict("removed", now.address.to_string(), "removed".into());
-            }
-        } else if let Some(spec) = &mut self.spec {
-            match base.map(|base| &base.address) {
-                Some(base) if *base == spec.address => spec.address = now.address.clone(),
-                base if base != Some(&now.address) && spec.address != now.address => {
-                    conflict("address", now.address.to_string(), spec.address.to_string());
-                }
-                _ => {}
-            }
-            match base.map(|base| base.weight) {
-                Some(base) if base == spec.weight => spec.weight = now.weight,
-                base if base != Some(now.weight) && spec.weight != now.weight => {
-                    conflict("weight", now.weight.value().to_string(), spec.weight.value().to_string());
-                }
-                _ => {}
-            }
-        }
-        if self.spec.as_ref() == Some(now) {
-            self.spec = None;
-        }
-        // Whoever declares it answers for it from now on.
-        self.lease = None;
-        self.base = Some((now.clone(), declared.source));
-    }
+/// By id; the first holds.
+fn all_declared<'a>(file: &'a [Declared], found: &'a [Declared]) -> HashMap<&'a Name, &'a Declared> {
+    file.iter().chain(found).rev().map(|declared| (&declared.id, declared)).collect()
 }
+
+#[cfg(test)]
+mod tests;

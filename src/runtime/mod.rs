@@ -2,9 +2,11 @@
 
 pub mod backend;
 pub mod connect;
+pub mod connections;
 pub mod deadlines;
 pub mod journal;
 pub mod membership;
+pub mod patch;
 pub mod peer;
 pub mod selection;
 pub mod snapshot;

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 
-use super::{peer::TlsProfile, upstream::Upstream};
+use super::{connections::Connections, peer::TlsProfile, upstream::Upstream};
 use crate::{
     config::model::{self, Model, Redirect, Respond},
     policy::{
@@ -20,6 +20,7 @@ use crate::{
 pub struct Snapshot {
     rules: Arc<Rules>,
     upstreams: Box<[Arc<Member>]>,
+    connections: Arc<Connections>,
 }
 
 /// What only a new configuration changes, shared by all snapshots of one.
@@ -46,11 +47,12 @@ impl Member {
         backends: Vec<model::Backend>,
         process: &model::Process,
         previous: Option<&Arc<Upstream>>,
+        connections: &Arc<Connections>,
         metrics: &Metrics,
     ) -> Self {
         let counters = backends.iter().map(|backend| metrics.backend(&upstream.name, &backend.id)).collect();
         Self {
-            upstream: Upstream::build(upstream, backends, process, previous),
+            upstream: Upstream::build_with(upstream, backends, process, previous, connections.clone()),
             metrics: metrics.upstream(&upstream.name),
             backends: counters,
         }
@@ -104,9 +106,11 @@ impl Snapshot {
             .flat_map(|previous| previous.upstreams.iter())
             .map(|member| (&member.upstream.name, &member.upstream))
             .collect();
+        let connections = previous.map(|previous| previous.connections.clone()).unwrap_or_default();
         let member = |upstream: &model::Upstream| {
             let previous = before.get(&upstream.name).copied();
-            Arc::new(Member::build(upstream, backends(upstream), &model.process, previous, metrics))
+            let backends = backends(upstream);
+            Arc::new(Member::build(upstream, backends, &model.process, previous, &connections, metrics))
         };
         let places: HashMap<&Name, usize> = model.upstreams.keys().enumerate().map(|(at, name)| (name, at)).collect();
         let rules = Rules {
@@ -115,7 +119,8 @@ impl Snapshot {
             trusted: TrustedProxies::new(&model.trusted_proxies),
             via: model.via.as_ref().and_then(|name| Via::new(name.as_str())),
         };
-        Self { rules: Arc::new(rules), upstreams: model.upstreams.values().map(member).collect() }
+        let upstreams = model.upstreams.values().map(member).collect();
+        Self { rules: Arc::new(rules), upstreams, connections }
     }
 
     /// The same configuration with another list of backends for one upstream. Costs a pointer for each other upstream.
@@ -131,9 +136,16 @@ impl Snapshot {
                 return member.clone();
             }
             let previous = Some(&member.upstream);
-            Arc::new(Member::build(upstream, backends.clone(), process, previous, metrics))
+            let connections = &self.connections;
+            Arc::new(Member::build(upstream, backends.clone(), process, previous, connections, metrics))
         };
-        Self { rules: self.rules.clone(), upstreams: self.upstreams.iter().map(rebuilt).collect() }
+        let upstreams = self.upstreams.iter().map(rebuilt).collect();
+        Self { rules: self.rules.clone(), upstreams, connections: self.connections.clone() }
+    }
+
+    /// The sockets to all backends, of all snapshots.
+    pub fn connections(&self) -> &Connections {
+        &self.connections
     }
 
     /// Peers whose forwarding fields are believed.

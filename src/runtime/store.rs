@@ -3,14 +3,15 @@
 //! hears of it; one that fails on the way has changed nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use super::{
+    connections::Retired,
     journal::{Journal, Overrides, SaveError},
-    membership::{Conflict, Declared, Entry, Membership, Outcome, Override, Refusal, Spec},
+    membership::{Conflict, Declared, Entry, Membership, Outcome, Refusal, Spec},
     snapshot::Snapshot,
     upstream::Upstream,
 };
@@ -23,10 +24,16 @@ use crate::{
     types::{Name, Source},
 };
 
-/// How long a backend whose lease ran out, and requests of one that was removed by discovery, may take.
-pub const LEASE_DRAIN: u64 = 30_000;
+mod compare;
 
-/// Makes a snapshot visible: to the workers, the health checks, the resolver.
+use compare::{Merged, forget_metrics, lasts_alike, merged};
+
+/// How long requests to a backend whose lease ran out may take, in milliseconds.
+pub const LEASE_DRAIN: u64 = 30_000;
+/// When what could not be kept is tried again, in milliseconds.
+const KEEP_AGAIN: u64 = 5_000;
+
+/// Makes a snapshot visible: to the workers, the health checks, the resolver. Must not call the store.
 pub type Publish = Box<dyn Fn(&Arc<Snapshot>) + Send + Sync>;
 
 /// Owner of the running configuration.
@@ -43,6 +50,12 @@ struct Running {
     members: BTreeMap<Name, Membership>,
     snapshot: Arc<Snapshot>,
     publish: Option<Publish>,
+    /// Backends that are gone while their connections are not.
+    retired: Retired,
+    /// What the last reload has made of overrides: as they were, and as it left them.
+    merged: Vec<Merged>,
+    /// When the journal was found not to be writable by what nobody waits for.
+    not_kept: Option<u64>,
 }
 
 /// Another configuration, built and not in place.
@@ -95,7 +108,8 @@ pub enum ChangeError {
 }
 
 impl Store {
-    /// Builds the first snapshot of `model` with what the journal kept (`restored`).
+    /// Builds the first snapshot of `model` with what the journal kept (`restored`, as loaded at 0 on [`Store::now`]'s
+    /// clock).
     pub fn new(
         model: Arc<Model>,
         restored: Overrides,
@@ -105,9 +119,10 @@ impl Store {
     ) -> Self {
         let mut members: BTreeMap<Name, Membership> =
             restored.into_iter().map(|(name, overrides)| (name, Membership::restored(overrides))).collect();
-        declare(&model, &mut members);
-        let snapshot = build(&model, &members, None, &metrics);
-        let running = Running { model, members, snapshot: Arc::new(snapshot), publish: None };
+        tell_conflicts(declare(&model, &mut members));
+        let snapshot = Arc::new(build(&model, &members, None, &metrics));
+        let (retired, merged, not_kept) = (Retired::default(), Vec::new(), None);
+        let running = Running { model, members, snapshot, publish: None, retired, merged, not_kept };
         Self { running: Mutex::new(running), journal, metrics, events, epoch: Instant::now() }
     }
 
@@ -183,8 +198,9 @@ impl Store {
         let mut after = before.clone();
         let outcome = change(&mut after, now)?;
         needs_sni(config, &after)?;
-        if lasting(before.overrides()) != lasting(after.overrides()) {
+        if !lasts_alike(before.overrides(), after.overrides()) {
             self.keep(&running, Some((upstream, &after)))?;
+            running.not_kept = None;
         }
         let version = after.version();
         running.members.insert(upstream.clone(), after);
@@ -213,22 +229,39 @@ impl Store {
     /// As [`Store::reload`], with what was learned of staged backends; `prepare` is called before the new snapshot is made
     /// visible, and no other is between.
     pub fn reload_with(&self, staged: Staged, prepare: impl FnOnce()) -> Vec<(Name, Conflict)> {
-        let Staged { model, snapshot, from } = staged;
+        self.load(&mut self.lock(), staged, false, prepare)
+    }
+
+    /// Goes back to the configuration before the last reload, else as [`Store::reload_with`]. What was said at run time and
+    /// that one made needless, or took over, holds again, unless something else was said since.
+    pub fn revert_with(&self, staged: Staged, prepare: impl FnOnce()) -> Vec<(Name, Conflict)> {
         let mut running = self.lock();
+        let merged = std::mem::take(&mut running.merged);
+        let taken_back = !merged.is_empty();
+        for (upstream, id, before, after) in merged {
+            running.members.entry(upstream).or_default().take_back(&id, &before, after.as_ref());
+        }
+        self.load(&mut running, staged, taken_back, prepare)
+    }
+
+    fn load(&self, running: &mut Running, staged: Staged, keep: bool, prepare: impl FnOnce()) -> Vec<(Name, Conflict)> {
+        let Staged { model, snapshot, from } = staged;
         // Where something has changed meanwhile, staged backends begin anew: what is known of others counts more.
         let previous = if Arc::ptr_eq(&from, &running.snapshot) { snapshot } else { running.snapshot.clone() };
+        let before = overrides(&running.members);
         let conflicts = declare(&model, &mut running.members);
+        running.merged = merged(before, &running.members);
         running
             .members
             .retain(|name, membership| model.upstreams.contains_key(name) || !membership.overrides().is_empty());
         let snapshot = build(&model, &running.members, Some(&previous), &self.metrics);
         running.model = model;
-        if let Err(error) = self.keep(&running, None) {
+        if keep || !running.merged.is_empty() {
             // What was kept is merged again at the next start, with the same result.
-            log::error!("{error}");
+            self.keep_soon(running);
         }
         prepare();
-        self.put_in_place(&mut running, snapshot);
+        self.put_in_place(running, snapshot);
         conflicts
     }
 
@@ -251,12 +284,15 @@ impl Store {
         self.tell_difference(upstream, &before, &after);
     }
 
-    /// Does what is due: leases that ran out, backends whose requests are done.
+    /// Does what is due: leases that ran out, backends whose requests are done, connections that nothing will use. To be
+    /// called several times a second.
     pub fn sweep(&self) {
         let now = self.now();
         let mut running = self.lock();
         let model = running.model.clone();
         let snapshot = running.snapshot.clone();
+        // What was retired before this sweep: every worker has the new snapshot since.
+        running.retired.close_idle(&snapshot);
         let mut told = Vec::new();
         for member in snapshot.members() {
             let name = &member.upstream.name;
@@ -264,11 +300,9 @@ impl Store {
             if !membership.any_leaving() && membership.next_due().is_none_or(|due| due > now) {
                 continue;
             }
-            let in_flight = |id: &Name| {
-                let found = member.upstream.backends().iter().find(|backend| backend.id == *id);
-                found.map_or(0, |backend| backend.in_flight())
-            };
-            let changed = membership.sweep(now, LEASE_DRAIN, in_flight);
+            let backends = member.upstream.backends().iter();
+            let counts: HashMap<&Name, u32> = backends.map(|backend| (&backend.id, backend.in_flight())).collect();
+            let changed = membership.sweep(now, LEASE_DRAIN, |id| counts.get(id).copied().unwrap_or(0));
             if changed.is_empty() {
                 continue;
             }
@@ -277,10 +311,8 @@ impl Store {
             }
             told.extend(changed.into_iter().map(|(id, outcome)| (name.clone(), id, outcome)));
         }
-        if !told.is_empty()
-            && let Err(error) = self.keep(&running, None)
-        {
-            log::error!("{error}");
+        if !told.is_empty() || running.not_kept.is_some_and(|since| since.saturating_add(KEEP_AGAIN) <= now) {
+            self.keep_soon(&mut running);
         }
         drop(running);
         for (upstream, backend, outcome) in told {
@@ -306,12 +338,20 @@ impl Store {
     }
 
     fn tell_difference(&self, upstream: &Name, before: &[Entry], after: &[Entry]) {
-        let has = |entries: &[Entry], id: &Name| entries.iter().any(|entry| entry.id == *id);
-        for entry in after.iter().filter(|entry| !has(before, &entry.id)) {
-            let what = format!("added at {}", entry.spec.address);
-            self.tell("backend.added", upstream, &entry.id, entry.source.as_str(), &what, "");
+        let was: HashMap<&Name, &Entry> = before.iter().map(|entry| (&entry.id, entry)).collect();
+        let is: HashSet<&Name> = after.iter().map(|entry| &entry.id).collect();
+        for Entry { id, spec: Spec { address, weight }, source, .. } in after {
+            let (kind, what) = match was.get(id).map(|entry| &entry.spec) {
+                None => ("backend.added", format!("added at {address}")),
+                Some(old) if old.address != *address => ("backend.changed", format!("{} -> {address}", old.address)),
+                Some(old) if old.weight != *weight => {
+                    ("backend.changed", format!("weight {} -> {}", old.weight.value(), weight.value()))
+                }
+                Some(_) => continue,
+            };
+            self.tell(kind, upstream, id, source.as_str(), &what, "");
         }
-        for entry in before.iter().filter(|entry| !has(after, &entry.id)) {
+        for entry in before.iter().filter(|entry| !is.contains(&entry.id)) {
             self.tell("backend.removed", upstream, &entry.id, entry.source.as_str(), "not found any more", "");
         }
     }
@@ -326,6 +366,23 @@ impl Store {
         journal.save(&all, self.now())
     }
 
+    /// Writes the journal where nobody waits for it; later, where it cannot be written now.
+    fn keep_soon(&self, running: &mut Running) {
+        let kept = self.keep(running, None);
+        let first = running.not_kept.is_none();
+        running.not_kept = match kept {
+            Ok(()) => None,
+            // It is the successor's now, which merges the same.
+            Err(SaveError::Sealed(_)) => None,
+            Err(error) => {
+                if first {
+                    log::error!("{error}; it is tried again every {} s", KEEP_AGAIN / 1000);
+                }
+                Some(self.now())
+            }
+        };
+    }
+
     fn rebuild(&self, running: &mut Running, config: &model::Upstream) {
         let backends = backends(config, running.members.get(&config.name));
         let snapshot = running.snapshot.with_backends(config, backends, &running.model.process, &self.metrics);
@@ -337,7 +394,9 @@ impl Store {
         if let Some(publish) = &running.publish {
             publish(&running.snapshot);
         }
-        retire(&before, &running.snapshot);
+        let after = running.snapshot.clone();
+        running.retired.note(&before, &after);
+        forget_metrics(&before, &after, &self.metrics);
     }
 
     fn lock(&self) -> MutexGuard<'_, Running> {
@@ -348,6 +407,12 @@ impl Store {
 /// Logs where a declaration and what was said at run time disagree.
 pub fn tell_conflicts(conflicts: impl IntoIterator<Item = (Name, Conflict)>) {
     for (upstream, Conflict { id, field, declared, kept }) in conflicts {
+        if field == "taken" {
+            log::warn!(
+                "upstream {upstream}, backend {id}: its address {declared} is that of backend {kept}, so it is left out"
+            );
+            continue;
+        }
         log::warn!(
             "upstream {upstream}, backend {id}: {field} is {declared} where it is declared, and {kept} by a change at run time, \
              which holds; forget it with `rrlb backend forget {upstream} {id}`"
@@ -364,11 +429,11 @@ fn declare(model: &Model, members: &mut BTreeMap<Name, Membership>) -> Vec<(Name
             source: Source::File,
         };
         let membership = members.entry(name.clone()).or_default();
+        let file = upstream.backends.iter().map(declared).collect();
+        conflicts.extend(membership.declare_file(file).into_iter().map(|one| (name.clone(), one)));
         if upstream.discover.is_none() {
             conflicts.extend(membership.declare_found(Vec::new()).into_iter().map(|one| (name.clone(), one)));
         }
-        let file = upstream.backends.iter().map(declared).collect();
-        conflicts.extend(membership.declare_file(file).into_iter().map(|one| (name.clone(), one)));
     }
     conflicts
 }
@@ -397,15 +462,6 @@ fn overrides(members: &BTreeMap<Name, Membership>) -> Overrides {
     members.iter().filter_map(said).collect()
 }
 
-/// What the journal keeps of overrides: not when a lease is due, which every renewal moves.
-fn lasting(overrides: &BTreeMap<Name, Override>) -> BTreeMap<&Name, Override> {
-    let still = |over: &Override| {
-        let lease = over.lease.map(|lease| super::membership::Lease { due: 0, ..lease });
-        Override { lease, ..over.clone() }
-    };
-    overrides.iter().filter(|(_, over)| !over.transient).map(|(id, over)| (id, still(over))).collect()
-}
-
 fn needs_sni(upstream: &model::Upstream, membership: &Membership) -> Result<(), ChangeError> {
     if upstream.tls.as_ref().is_none_or(|tls| tls.sni.is_some()) {
         return Ok(());
@@ -417,7 +473,5 @@ fn needs_sni(upstream: &model::Upstream, membership: &Membership) -> Result<(), 
     }
 }
 
-/// Closes idle connections to backends that are gone.
-fn retire(before: &Snapshot, after: &Snapshot) {
-    let _ = (before, after);
-}
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,7 @@ use pingora_load_balancing::{Backend, Backends, Extensions, LoadBalancer, discov
 use super::{
     backend::{BackendState, Generation, Picked},
     connect::Connector,
+    connections::Connections,
     peer::{self, TlsProfile},
     selection::{Pool, Selection, SelectionConfig},
 };
@@ -56,6 +57,7 @@ pub struct Upstream {
     pool: Arc<Pool>,
     generation: Generation,
     opened: Arc<AtomicU64>,
+    connections: Arc<Connections>,
 }
 
 /// Why no backend can be used.
@@ -80,10 +82,23 @@ impl Upstream {
         process: &model::Process,
         previous: Option<&Arc<Self>>,
     ) -> Arc<Self> {
+        let connections = previous.map(|previous| previous.connections.clone()).unwrap_or_default();
+        Self::build_with(model, backends, process, previous, connections)
+    }
+
+    /// As [`Upstream::build`]; its connections are recorded in `connections`.
+    pub fn build_with(
+        model: &model::Upstream,
+        backends: Vec<model::Backend>,
+        process: &model::Process,
+        previous: Option<&Arc<Self>>,
+        connections: Arc<Connections>,
+    ) -> Arc<Self> {
         let opened = previous.map(|previous| previous.opened.clone()).unwrap_or_default();
         let generation = previous.map(|previous| previous.generation.clone()).unwrap_or_default();
         let tls_profile = TlsProfile::new(model.tls.as_ref(), process);
-        let connector = Arc::new(Connector::new(model.timeouts.connect, model.timeouts.write, process, opened.clone()));
+        let connector = Connector::new(model.timeouts.connect, model.timeouts.write, process, opened.clone());
+        let connector = Arc::new(connector.recorded(connections.clone()));
         let backends = members(model, backends, &tls_profile, &connector, &generation, previous);
         let start = previous.map(|previous| previous.pool.position()).unwrap_or_default();
         let config = Arc::new(SelectionConfig::new(model.balance, generation.clone(), start));
@@ -107,6 +122,7 @@ impl Upstream {
             balancer,
             generation,
             opened,
+            connections,
         })
     }
 

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::running::Running;
+use super::{reload::Way, running::Running};
 use crate::{
     config::model::Model,
     proxy::Proxies,
@@ -149,7 +149,7 @@ impl Running {
             (pending, why)
         };
         let taken = self.ledger().generation;
-        match self.replace(pending.before, &pending.proxies) {
+        match self.replace(pending.before, Way::Back(&pending.proxies)) {
             Ok(()) => {
                 let generation = self.count();
                 self.ledger().last_error = format!("configuration {taken} was taken back: {why}");

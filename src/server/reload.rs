@@ -56,6 +56,15 @@ enum Step {
     Kept,
 }
 
+/// Whether another configuration is new, or the one before.
+#[derive(Clone, Copy)]
+pub(super) enum Way<'a> {
+    /// The one before, with the proxies it had, worker for worker: they are used again where they fit.
+    Back(&'a [Arc<Proxies>]),
+    /// A new one.
+    Onward,
+}
+
 impl Running {
     /// Reads the file again and runs with it, or only says what that would change.
     ///
@@ -115,7 +124,7 @@ impl Running {
         let before = self.store.model();
         let changes = changes(&before, &loaded.model);
         let proxies = self.crew.current().map(|current| current.proxies().clone()).collect();
-        self.replace(Arc::new(runnable(&before, loaded.model)), &[]).map_err(|error| {
+        self.replace(Arc::new(runnable(&before, loaded.model)), Way::Onward).map_err(|error| {
             let text = error.to_string();
             (OperatorError::Reload(text.clone()), text)
         })?;
@@ -147,13 +156,14 @@ impl Running {
         })
     }
 
-    /// Runs with another model. Proxies of `kept`, worker for worker, are used again where they fit, as are those in use.
+    /// Runs with another model. Proxies in use are used again where they fit.
     ///
     /// # Errors
     /// An address cannot be bound, a file cannot be opened. Nothing has changed then.
-    pub(super) fn replace(&self, model: Arc<Model>, kept: &[Arc<Proxies>]) -> Result<(), StartError> {
+    pub(super) fn replace(&self, model: Arc<Model>, way: Way<'_>) -> Result<(), StartError> {
+        let kept = if let Way::Back(kept) = way { kept } else { &[] };
         let plan = self.plan(&model, kept).inspect_err(|_| self.forget_metrics_but(&self.store.model()))?;
-        self.put_in_place(plan, model);
+        self.put_in_place(plan, model, way);
         Ok(())
     }
 
@@ -218,7 +228,7 @@ impl Running {
         })
     }
 
-    fn put_in_place(&self, plan: Plan, model: Arc<Model>) {
+    fn put_in_place(&self, plan: Plan, model: Arc<Model>, way: Way<'_>) {
         let Plan { listeners, gone, operations, log, tools, bound } = plan;
         bound.keep();
         let handles = self.crew.current().filter_map(|current| current.log().map(|log| Arc::downgrade(&log.handle)));
@@ -226,7 +236,10 @@ impl Running {
         let staged = self.store.stage(model.clone());
         self.get_to_know(staged.snapshot());
         let prepare = || *self.tools.lock().unwrap_or_else(PoisonError::into_inner) = Some(tools);
-        tell_conflicts(self.store.reload_with(staged, prepare));
+        tell_conflicts(match way {
+            Way::Back(_) => self.store.revert_with(staged, prepare),
+            Way::Onward => self.store.reload_with(staged, prepare),
+        });
         self.configs.send_replace(model.clone());
         self.logs.replace(log, users);
         let mut held = Vec::with_capacity(listeners.len());

@@ -97,6 +97,12 @@ impl Metrics {
         Arc::clone(self.write().discoveries.entry(upstream.clone()).or_default())
     }
 
+    /// The handle of a backend, where there is one: what is told late of one that is gone does not make it again.
+    pub fn known_backend(&self, upstream: &Name, backend: &Name) -> Option<Arc<BackendMetrics>> {
+        let named = self.named.read().unwrap_or_else(PoisonError::into_inner);
+        named.backends.get(&(upstream.clone(), backend.clone())).cloned()
+    }
+
     /// Forgets what a new configuration no longer names; handles still held go on counting, unseen.
     pub fn retain(
         &self,

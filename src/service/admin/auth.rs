@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     fn token(text: &str) -> Token {
-        Token(text.as_bytes().into())
+        Token { path: "token".into(), secret: text.as_bytes().into() }
     }
 
     fn ask(tokens: &Tokens, value: &str) -> Option<&'static str> {

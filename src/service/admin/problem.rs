@@ -215,6 +215,10 @@ impl From<ChangeError> for Problem {
                 Self::new(Kind::NotKept, format!("{detail}; nothing was changed"))
                     .hint("make it writable, or change it for this process alone with persist=false")
             }
+            ChangeError::NotKept(SaveError::Sealed(_)) => {
+                Self::new(Kind::NotKept, format!("{detail}; nothing was changed"))
+                    .hint("ask again: a new process answers then")
+            }
             ChangeError::Refused(refusal) => refusal.into(),
             ChangeError::Stale { current } => Self { version: Some(current), ..Self::new(Kind::Stale, detail) }
                 .hint("read the upstream again, and send its ETag in If-Match"),

@@ -141,5 +141,7 @@ fn a_new_configuration_forgets_what_it_no_longer_names() {
     metrics.retain(|_| true, |name| name.as_str() == "app", |_, _| false);
     let text = metrics.encode();
     assert!(!text.contains("old") && !text.contains("app-1"));
+    assert!(metrics.known_backend(&"app".into(), &"app-1".into()).is_none());
+    assert!(!metrics.encode().contains("app-1"), "asking does not make it again");
     assert_eq!(value(&text, r#"rrlb_requests_total{upstream="app",status="2xx"}"#), Some(1.0));
 }
