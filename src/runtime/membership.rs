@@ -39,6 +39,13 @@ impl Membership {
         Self { file: Vec::new(), found: Vec::new(), overrides }
     }
 
+    /// These overrides hold in place of those there are.
+    pub fn resume(&mut self, overrides: BTreeMap<Name, Override>) -> Vec<Conflict> {
+        let before = self.hidden();
+        self.overrides = overrides;
+        self.merge(&before)
+    }
+
     /// Everything said at run time, by id; also what has no effect.
     pub fn overrides(&self) -> &BTreeMap<Name, Override> {
         &self.overrides

@@ -3,7 +3,7 @@
 //! hears of it; one that fails on the way has changed nothing.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -156,6 +156,30 @@ impl Store {
     /// The journal, where one is kept.
     pub fn journal(&self) -> Option<&Journal> {
         self.journal.as_ref()
+    }
+
+    /// The process before this one has written its last. What it kept since this one read the journal holds here too, and
+    /// the journal is this one's from now on.
+    pub fn take_over(&self) {
+        let Some(journal) = &self.journal else { return };
+        journal.unseal();
+        let mut running = self.lock();
+        let mut kept = match journal.load(self.now()) {
+            Ok(kept) => kept,
+            Err(error) => return log::error!("{error}; what was changed during the upgrade may be lost"),
+        };
+        let mut names: BTreeSet<Name> = running.members.keys().cloned().collect();
+        names.extend(kept.keys().cloned());
+        let model = running.model.clone();
+        for name in names {
+            let overrides = kept.remove(&name).unwrap_or_default();
+            let membership = running.members.entry(name.clone()).or_default();
+            let before = membership.entries();
+            tell_conflicts(membership.resume(overrides).into_iter().map(|conflict| (name.clone(), conflict)));
+            if let Some(config) = model.upstreams.get(&name).filter(|_| before != running.members[&name].entries()) {
+                self.rebuild(&mut running, config);
+            }
+        }
     }
 
     /// Milliseconds on the clock of leases and drains.

@@ -56,7 +56,7 @@ use crate::{
         upstream::Upstream,
     },
     service::{
-        admin::operator::{Operator, Parts},
+        admin::operator::{Answering, Operator, Parts},
         discover::Discovery,
         health::HealthChecks,
         operations::{Operations, Readiness},
@@ -174,7 +174,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
 
     // Who belongs to the upstreams, and what the workers serve by.
     let events = Arc::new(Events::default());
-    let (journal, restored) = journal(model);
+    let (journal, restored) = journal(model, start.upgrade);
     let store = Arc::new(Store::new(Arc::new(model.clone()), restored, journal, metrics.clone(), events.clone()));
     let snapshot = store.snapshot();
     if let Some(handed) = inherited.as_ref().and_then(Inherited::state) {
@@ -256,7 +256,13 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let operator: Arc<dyn Operator> = Arc::new(Desk::new(running.clone(), successors.clone(), to_control));
 
     server.add_service(background_service("upkeep", Upkeep { running, gate: open.clone() }));
-    admin.serve(&mut server, Parts { store: store.clone(), operator: operator.clone(), metrics }, open, closing);
+    let answering = Answering::default();
+    admin.serve(
+        &mut server,
+        Parts { store: store.clone(), operator: operator.clone(), metrics, answering: answering.clone() },
+        open,
+        closing,
+    );
 
     let pid_file = process.pid_file.as_ref().map(|path| PidFile::open(path, account)).transpose()?;
     if let Some(account) = account {
@@ -265,6 +271,12 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     }
     assembly::check_background(model, daemon)?;
     let failed = Arc::new(Mutex::new(None));
+    let (sealing, taking) = (store.clone(), store.clone());
+    let hooks = Hooks {
+        on_upgraded: Arc::new(move || sealing.journal().into_iter().for_each(Journal::seal)),
+        on_taken_over: Arc::new(move || taking.take_over()),
+        answering: Arc::new(move || answering.any()),
+    };
     let control = Control {
         started,
         workers: process.threads,
@@ -287,7 +299,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         own_log,
         process: process.clone(),
         commands: Mutex::new(Some(commands)),
-        hooks: Hooks::default(),
+        hooks,
     };
     bound.keep();
     server.run(RunArgs { shutdown_signal: Box::new(control) });
@@ -296,7 +308,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
 }
 
 /// The journal, and what it kept. What cannot be read does not stop the start: the configuration is there.
-fn journal(model: &Model) -> (Option<Journal>, Overrides) {
+fn journal(model: &Model, successor: bool) -> (Option<Journal>, Overrides) {
     let Some(path) = &model.state_file else { return (None, Overrides::new()) };
     let journal = Journal::new(path);
     // The store's clock begins now.
@@ -310,6 +322,10 @@ fn journal(model: &Model) -> (Option<Journal>, Overrides) {
         }
         Overrides::new()
     });
+    if successor {
+        // It is the other process's until that has drained.
+        journal.seal();
+    }
     (Some(journal), restored)
 }
 

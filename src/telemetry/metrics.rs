@@ -5,20 +5,18 @@
 
 use std::{
     collections::BTreeMap,
-    ops::Deref,
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use self::upstream::CLASSES;
+pub use self::upstream::{AttemptInFlight, BackendMetrics, ConnectionUse, RequestInFlight, UpstreamMetrics};
 pub use super::cell::{Counter, Gauge};
-use super::{
-    cell::{Durations, PerWorker},
-    failures::Failures,
-    log_writer::LogCounts,
-};
-use crate::types::{AttemptFailure, Name, Reason};
+use super::{failures::Failures, log_writer::LogCounts};
+use crate::types::{Name, Reason};
 
 mod text;
+mod upstream;
 
 /// The `upstream` label of requests that no upstream was asked for. No upstream can have this name.
 const NO_UPSTREAM: &str = "-";
@@ -367,167 +365,6 @@ pub struct DiscoveryMetrics {
     pub found: Counter,
     /// Lookups without an answer or with an empty one, lists that could not be used.
     pub failed: Counter,
-}
-
-/// Whether an upstream connection had served a request before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectionUse {
-    /// Made for this request.
-    Fresh,
-    /// From the pool.
-    Reused,
-}
-
-/// Counts of one upstream.
-#[derive(Debug)]
-pub struct UpstreamMetrics {
-    per_worker: PerWorker<UpstreamCounts>,
-    retries: [Counter; AttemptFailure::ALL.len()],
-    /// Retries that the budget did not allow.
-    pub retry_budget_exhausted: Counter,
-}
-
-#[derive(Debug, Default)]
-struct UpstreamCounts {
-    /// Of statuses 1xx to 5xx; the last counts requests without an answer.
-    by_class: [Counter; CLASSES.len()],
-    durations: Durations,
-    in_flight: Gauge,
-    connections_fresh: Counter,
-    connections_reused: Counter,
-}
-
-/// The label `status`.
-const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
-
-impl UpstreamMetrics {
-    fn new(workers: usize) -> Self {
-        Self {
-            per_worker: PerWorker::new(workers),
-            retries: Default::default(),
-            retry_budget_exhausted: Counter::default(),
-        }
-    }
-
-    /// Counts a request as in flight on `worker` until the guard is dropped.
-    pub fn begin(self: &Arc<Self>, worker: usize) -> RequestInFlight {
-        self.per_worker.of(worker).in_flight.increment();
-        RequestInFlight { upstream: Arc::clone(self), worker }
-    }
-
-    /// Counts a finished request. `status`: what the client got, 0 where it got none.
-    pub fn finished(&self, worker: usize, status: u16, duration: Duration) {
-        let counts = self.per_worker.of(worker);
-        let class = match status {
-            100..=599 => usize::from(status / 100 - 1),
-            _ => CLASSES.len() - 1,
-        };
-        if let Some(counter) = counts.by_class.get(class) {
-            counter.increment();
-        }
-        counts.durations.observe(duration);
-    }
-
-    /// Counts a connection that a request was sent on.
-    pub fn connection(&self, worker: usize, used: ConnectionUse) {
-        let counts = self.per_worker.of(worker);
-        match used {
-            ConnectionUse::Fresh => counts.connections_fresh.increment(),
-            ConnectionUse::Reused => counts.connections_reused.increment(),
-        }
-    }
-
-    /// Counts a retry by the failure that called for it.
-    pub fn retried(&self, failure: AttemptFailure) {
-        if let Some(counter) = self.retries.get(failure.index()) {
-            counter.increment();
-        }
-    }
-
-    fn sum(&self, part: impl Fn(&UpstreamCounts) -> &Counter) -> u64 {
-        self.per_worker.iter().map(|counts| part(counts).value()).sum()
-    }
-}
-
-/// A request in flight; counted until it is dropped.
-#[derive(Debug)]
-pub struct RequestInFlight {
-    upstream: Arc<UpstreamMetrics>,
-    worker: usize,
-}
-
-impl Deref for RequestInFlight {
-    type Target = UpstreamMetrics;
-
-    fn deref(&self) -> &UpstreamMetrics {
-        &self.upstream
-    }
-}
-
-impl Drop for RequestInFlight {
-    fn drop(&mut self) {
-        self.upstream.per_worker.of(self.worker).in_flight.decrement();
-    }
-}
-
-/// Counts of one backend. `in_flight` is the number that balancing reads too.
-#[derive(Debug, Default)]
-#[repr(align(128))] // written by every worker; neighbours are read while balancing
-pub struct BackendMetrics {
-    in_flight: Gauge,
-    requests: Counter,
-    up: Gauge,
-    checks_ok: Counter,
-    checks_failed: Counter,
-    flips_up: Counter,
-    flips_down: Counter,
-}
-
-impl BackendMetrics {
-    /// Counts an attempt at this backend, and as in flight until the guard is dropped.
-    pub fn begin(self: &Arc<Self>) -> AttemptInFlight {
-        self.requests.increment();
-        self.in_flight.increment();
-        AttemptInFlight(Arc::clone(self))
-    }
-
-    /// Attempts in flight now, over all workers.
-    pub fn in_flight(&self) -> usize {
-        usize::try_from(self.in_flight.value()).unwrap_or(0)
-    }
-
-    /// Tells whether the backend gets traffic.
-    pub fn set_up(&self, up: bool) {
-        self.up.set(up.into());
-    }
-
-    /// Counts a probe.
-    pub fn checked(&self, success: bool) {
-        if success { &self.checks_ok } else { &self.checks_failed }.increment();
-    }
-
-    /// Counts a change of the verdict, to up or to down.
-    pub fn flipped(&self, up: bool) {
-        if up { &self.flips_up } else { &self.flips_down }.increment();
-    }
-}
-
-/// An attempt in flight; counted until it is dropped.
-#[derive(Debug)]
-pub struct AttemptInFlight(Arc<BackendMetrics>);
-
-impl Deref for AttemptInFlight {
-    type Target = BackendMetrics;
-
-    fn deref(&self) -> &BackendMetrics {
-        &self.0
-    }
-}
-
-impl Drop for AttemptInFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.decrement();
-    }
 }
 
 #[cfg(test)]

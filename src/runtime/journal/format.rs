@@ -1,13 +1,14 @@
 //! The journal's text: JSON with a version. Times are kept as what is left of them, since clocks begin anew.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::Overrides;
 use crate::{
+    config::parse_backend_address,
     runtime::membership::{Lease, Note, Override, Spec},
-    types::{AdminState, BackendAddress, HostPort, Name, Source, Weight},
+    types::{AdminState, Name, Source, Weight},
 };
 
 const FORMAT: &str = "rrlb-state";
@@ -123,7 +124,9 @@ impl Said {
 
     fn read(self, now: u64) -> Result<Override, String> {
         let spec = match (self.address, self.weight) {
-            (Some(text), Some(number)) => Some(Spec { address: address(&text)?, weight: weight(number)? }),
+            (Some(text), Some(number)) => {
+                Some(Spec { address: parse_backend_address(&text)?, weight: weight(number)? })
+            }
             (None, None) => None,
             _ => return Err("`address` and `weight` need each other".into()),
         };
@@ -131,7 +134,7 @@ impl Said {
             None => None,
             Some(Base { address: text, weight: number, source }) => {
                 let known = source.parse::<Source>().map_err(|_| format!("`source` cannot be {source:.40?}"))?;
-                let spec = Spec { address: address(&text)?, weight: weight(number)? };
+                let spec = Spec { address: parse_backend_address(&text)?, weight: weight(number)? };
                 Some((spec, known))
             }
         };
@@ -161,22 +164,4 @@ fn name(text: &str) -> Result<Name, String> {
 
 fn weight(number: u16) -> Result<Weight, String> {
     Weight::new(number).ok_or_else(|| format!("a weight of {number} is over {}", Weight::MAX))
-}
-
-/// An address as [`BackendAddress`] is displayed.
-fn address(text: &str) -> Result<BackendAddress, String> {
-    let wrong = || format!("{text:.80?} is not an address");
-    if let Some(path) = text.strip_prefix("unix:") {
-        return if path.starts_with('/') { Ok(BackendAddress::Unix(path.into())) } else { Err(wrong()) };
-    }
-    if let Ok(inet) = text.parse::<SocketAddr>() {
-        return if inet.port() > 0 { Ok(BackendAddress::Inet(inet)) } else { Err(wrong()) };
-    }
-    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-    let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(wrong)?;
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    if host.is_empty() || host.len() > 253 || !host.bytes().all(allowed) {
-        return Err(wrong());
-    }
-    Ok(BackendAddress::Host(HostPort { host: host.to_ascii_lowercase(), port }))
 }

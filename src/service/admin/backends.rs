@@ -131,7 +131,7 @@ fn answer(shared: &Shared, upstream: &Name, id: &Name, status: StatusCode) -> Re
 
 /// What a `PUT` asks for.
 fn put_of(fields: &Fields<'_>, ttl: Option<u64>, transient: bool) -> Result<Put, Problem> {
-    let address = upstreams::parse_backend_address(fields.needed("address")?)
+    let address = config::parse_backend_address(fields.needed("address")?)
         .map_err(|detail| Problem::value(fields.path("address"), detail))?;
     Ok(Put { address, weight: fields.weight("weight")?, ttl, transient })
 }

@@ -25,6 +25,7 @@ pub(super) struct Shared {
     pub(super) store: Arc<Store>,
     pub(super) operator: Arc<dyn Operator>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) answering: super::operator::Answering,
     /// Of the TCP listener; `None` where there is none.
     pub(super) tokens: Option<Tokens>,
     /// Places for readers of events.

@@ -107,7 +107,7 @@ impl AdminApi {
     }
 
     async fn run(&mut self) -> io::Result<()> {
-        let Some(Parts { store, operator, metrics }) = self.parts.take() else { return Ok(()) };
+        let Some(Parts { store, operator, metrics, answering }) = self.parts.take() else { return Ok(()) };
         let (tcp, tokens) = match self.tcp.take() {
             Some((listener, tls, tokens)) => (Some((listener, tls)), Some(tokens)),
             None => (None, None),
@@ -116,6 +116,7 @@ impl AdminApi {
             store,
             operator,
             metrics,
+            answering,
             tokens,
             streams: Arc::new(Semaphore::new(self.limits.streams)),
             limits: self.limits,
@@ -245,7 +246,10 @@ where
     let mut closing = shared.closing.clone();
     let answer = service_fn(move |request: Request<Incoming>| {
         let (shared, place) = (shared.clone(), place.clone());
-        async move { Ok::<_, Infallible>(serve::answer(&shared, peer, &place, request).await) }
+        async move {
+            let _under_way = shared.answering.one();
+            Ok::<_, Infallible>(serve::answer(&shared, peer, &place, request).await)
+        }
     });
     let stream = TokioIo::new(Impatient::new(stream, limits.write));
     let connection = http1::Builder::new()

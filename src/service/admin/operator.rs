@@ -1,6 +1,12 @@
 //! What the admin API asks of the process as a whole. The process implements it; a test double does too.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -162,6 +168,35 @@ pub struct Parts {
     pub operator: Arc<dyn Operator>,
     /// For `/v1/status` and `/v1/upstreams`.
     pub metrics: Arc<crate::telemetry::metrics::Metrics>,
+    /// Answers under way.
+    pub answering: Answering,
+}
+
+/// Counts the answers under way, for who must not end the process before they are out.
+#[derive(Clone, Debug, Default)]
+pub struct Answering(Arc<AtomicUsize>);
+
+/// One answer, until this is dropped.
+#[derive(Debug)]
+pub struct OneAnswer(Answering);
+
+impl Answering {
+    /// Another answer is under way.
+    pub fn one(&self) -> OneAnswer {
+        self.0.fetch_add(1, Ordering::AcqRel);
+        OneAnswer(self.clone())
+    }
+
+    /// Whether there are any.
+    pub fn any(&self) -> bool {
+        self.0.load(Ordering::Acquire) > 0
+    }
+}
+
+impl Drop for OneAnswer {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Reads `5xx > 2%`.

@@ -1,6 +1,6 @@
 //! What was changed at run time, as the API shows it.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -10,8 +10,8 @@ use super::{
     upstreams::seconds_until,
 };
 use crate::{
-    runtime::{membership::Override, store::Store},
-    types::{AdminState, Name},
+    runtime::{self, membership::Override},
+    types::Name,
 };
 
 /// What was said at run time about one backend.
@@ -67,7 +67,7 @@ pub(super) fn state(shared: &Shared, _: &Call) -> Result<Answer, Problem> {
 
 /// `GET /v1/state/patch`
 pub(super) fn patch(shared: &Shared, _: &Call) -> Result<Answer, Problem> {
-    Ok(Answer::yaml(store_patch(&shared.store)))
+    Ok(Answer::yaml(runtime::patch::patch(&shared.store.model(), &shared.store.overrides())))
 }
 
 fn show(over: &Override, dormant: bool, now: u64) -> Shown {
@@ -89,31 +89,4 @@ fn show(over: &Override, dormant: bool, now: u64) -> Shown {
             source: source.as_str(),
         }),
     }
-}
-
-/// What was changed at run time, as comments in YAML.
-fn store_patch(store: &Store) -> String {
-    let mut text = String::new();
-    for (name, overrides) in store.overrides() {
-        let _ = writeln!(text, "# upstreams.{}.backends:", quoted(&name));
-        for (id, over) in overrides {
-            let _ = write!(text, "#   - id: {}", quoted(&id));
-            if let Some(spec) = &over.spec {
-                let _ = write!(text, ", address: {}, weight: {}", spec.address, spec.weight.value());
-            }
-            if over.removed {
-                text.push_str("   (taken out)");
-            }
-            if over.admin != AdminState::Ready {
-                let _ = write!(text, "   ({})", over.admin);
-            }
-            text.push('\n');
-        }
-    }
-    if text.is_empty() { "# nothing was changed at run time\n".to_owned() } else { text }
-}
-
-/// One line, whatever the name has in it.
-fn quoted(name: &Name) -> String {
-    serde_json::to_string(name.as_str()).unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 //! Upstreams and their backends as the API shows them.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use http::StatusCode;
 use serde::Serialize;
@@ -17,7 +17,7 @@ use crate::{
         membership::{Entry, Membership},
         store::View,
     },
-    types::{AdminState, BackendAddress, HostPort, Name},
+    types::{AdminState, Name},
 };
 
 /// An upstream.
@@ -244,32 +244,4 @@ fn balance(balance: Balance) -> &'static str {
         Balance::Random => "random",
         Balance::RoundRobin => "round_robin",
     }
-}
-
-/// Reads an address as the configuration does.
-pub(super) fn parse_backend_address(text: &str) -> Result<BackendAddress, String> {
-    const FORM: &str = "write 10.0.0.11:3000, [fd00::11]:3000, app.internal:3000 or unix:/run/app.sock";
-    let wrong = || format!("`{}` is not an address; {FORM}", super::problem::shown(text));
-    if let Some(path) = text.strip_prefix("unix:") {
-        let fits = path.starts_with('/') && path.len() <= 107 && !path.contains('\0');
-        return if fits { Ok(BackendAddress::Unix(PathBuf::from(path))) } else { Err(wrong()) };
-    }
-    if let Ok(address) = text.parse::<std::net::SocketAddr>() {
-        return if address.port() > 0 { Ok(BackendAddress::Inet(address)) } else { Err(wrong()) };
-    }
-    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-    let digits = port.bytes().all(|byte| byte.is_ascii_digit());
-    let port = port.parse::<u16>().ok().filter(|port| digits && *port > 0).ok_or_else(wrong)?;
-    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    let numeric = host.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
-    if host.len() > 253 || !host.split('.').all(label) || numeric {
-        return Err(wrong());
-    }
-    Ok(BackendAddress::Host(HostPort { host, port }))
 }

@@ -1,8 +1,9 @@
 //! What a scrape holds before and after traffic.
 
-use std::{collections::HashSet, io};
+use std::{collections::HashSet, io, time::Duration};
 
 use super::*;
+use crate::types::AttemptFailure;
 
 fn value(text: &str, sample: &str) -> Option<f64> {
     let line = text.lines().find(|line| line.strip_prefix(sample).is_some_and(|rest| rest.starts_with(' ')))?;

@@ -204,7 +204,12 @@ impl Bench {
         let tokens = Tokens::new(&token("secret"), Some(&token("looker")));
         let (gate, open) = watch::channel(true);
         let (close, closing) = watch::channel(false);
-        let parts = Parts { store: store.clone(), operator: operator.clone(), metrics: metrics.clone() };
+        let parts = Parts {
+            store: store.clone(),
+            operator: operator.clone(),
+            metrics: metrics.clone(),
+            answering: Default::default(),
+        };
         let mut api = AdminApi::new(parts, Some(unix), Some((listener, tls, tokens)), open, closing);
         api.limits = limits;
         let served = tokio::spawn(async move { api.run().await.expect("it serves") });
