@@ -168,7 +168,7 @@ mod tests {
     fn the_socket_is_for_user_and_group_and_a_dead_one_is_replaced() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let upgrade_sock = folder.path().join("upgrade.sock");
-        let path = folder.path().join("admin.sock");
+        let path = folder.path().join("upgrade.admin.sock");
         drop(UnixListener::bind(&path).expect("a process before"));
         let tickets = Arc::new(TicketKeys::new().expect("keys"));
         let open =

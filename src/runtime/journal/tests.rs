@@ -105,7 +105,7 @@ fn what_is_wrong_is_said_with_its_place() {
         (r#"{"format":"rrlb-state","version":2,"backends":[]}"#.into(), "its `version` is 2; this rrlb reads 1"),
         (one("{}") + "}", "trailing characters"),
         (one(r#"{"address":"10.0.0.1:80"}"#), r#""app", "a": `address` and `weight` need each other"#),
-        (one(r#"{"address":"10.0.0.1","weight":1}"#), r#""10.0.0.1" is not an address"#),
+        (one(r#"{"address":"10.0.0.1","weight":1}"#), "`10.0.0.1` is not an address"),
         (one(r#"{"address":"10.0.0.1:80","weight":1001}"#), "a weight of 1001 is over 1000"),
         (one(r#"{"weight":-1}"#), "line 1 column"),
         (one(r#"{"admin":"off"}"#), r#"`admin` cannot be "off""#),

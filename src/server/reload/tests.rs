@@ -147,7 +147,7 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
     process.write(&(app("10.0.0.2:80") + "threads: 7\n"));
     let report = process.reload(&Reload { dry_run: true, ..Reload::default() }).expect("a good file");
     let needs: Vec<_> = report.changes.iter().map(|change| change.needs_upgrade).collect();
-    assert_eq!((report.generation, needs), (1, vec![true, false]));
+    assert_eq!((report.generation, needs), (1, vec![true, false, false]));
     assert_eq!(process.backends(), ["10.0.0.1:80"]);
     assert!(process.told().is_empty());
     process.write("upstreams: 7\n");
