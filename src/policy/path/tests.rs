@@ -145,6 +145,7 @@ fn readings_are_what_other_servers_see() {
         ("/a%3Bv/b", &["/a/b"]),
         ("/%2Fa", &["/a"]),
         ("/a;b%2Fc", &["/a", "/a;b/c", "/a/c"]),
+        ("/;a%2Fb/c%2Fd", &["/c%2Fd", "/;a/b/c/d", "/c/d", "/b/c/d"]),
         ("/%C1%A1", &["/a"]),
         ("/%C0%AF%E1%80%AF", &["/%E1%80%AF"]),
     ] {
