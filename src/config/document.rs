@@ -19,7 +19,7 @@ use super::{
     upstream,
 };
 use crate::{
-    policy::{headers::HeaderEdits, route::RouteMatch},
+    policy::{headers::HeaderEdits, path::SentPath, route::RouteMatch},
     types::{ListenAddress, Name, Weight},
 };
 
@@ -255,6 +255,7 @@ fn catch_all(upstream: &Name) -> Route {
         action: RouteAction::Proxy(super::model::ProxyAction {
             upstreams: vec![(upstream.clone(), Weight::default())],
             strip_prefix: None,
+            path: SentPath::default(),
         }),
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),

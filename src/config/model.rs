@@ -7,7 +7,10 @@ use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
 
 use crate::{
-    policy::{balance::Balance, headers::HeaderEdits, health::Thresholds, retry::RetryPolicy, route::RouteMatch},
+    policy::{
+        balance::Balance, headers::HeaderEdits, health::Thresholds, path::SentPath, retry::RetryPolicy,
+        route::RouteMatch,
+    },
     types::{AdminState, BackendAddress, ByteSize, ListenAddress, Name, Weight},
 };
 
@@ -410,6 +413,8 @@ pub struct ProxyAction {
     pub upstreams: Vec<(Name, Weight)>,
     /// A path prefix that is taken off before the request is sent; on a segment border, without trailing slash.
     pub strip_prefix: Option<String>,
+    /// What the backend is sent of the path; default as it came.
+    pub path: SentPath,
 }
 
 /// Answer with a redirect.

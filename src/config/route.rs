@@ -12,6 +12,7 @@ use super::{
 use crate::{
     policy::{
         headers::{HeaderEdits, valid_host},
+        path::{self, SentPath},
         route::{HostPattern, PathPattern, RouteMatch},
     },
     types::{Name, Weight},
@@ -24,6 +25,7 @@ pub(super) const ROUTE: Table = Table {
         table("match", "everything", &MATCH),
         value("upstream", "one of upstream, redirect, respond"),
         value("strip_prefix", "nothing"),
+        value("path", "raw"),
         table("redirect", "one of upstream, redirect, respond", &REDIRECT),
         table("respond", "one of upstream, redirect, respond", &RESPOND),
         table("request_headers", "no edits", &EDITS),
@@ -117,12 +119,12 @@ fn matches(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<RouteMatch> {
             d.error_at(exact.node.head(), &exact.path, "two-paths", message, "keep one of the two");
             None
         }
-        (Some(prefix), None) => path_text(d, &prefix, false).map(|path| match path.strip_suffix('/') {
+        (Some(prefix), None) => pattern(d, &prefix).map(|path| match path.strip_suffix('/') {
             Some("") => PathPattern::Any,
             Some(path) => PathPattern::Prefix(path.to_owned()),
             None => PathPattern::Prefix(path),
         }),
-        (None, Some(exact)) => path_text(d, &exact, false).map(PathPattern::Exact),
+        (None, Some(exact)) => pattern(d, &exact).map(PathPattern::Exact),
         (None, None) => Some(PathPattern::Any),
     };
     let methods = fields.get("method").map_or(Some(Vec::new()), |item| {
@@ -171,6 +173,27 @@ pub(super) fn path_text(d: &mut Decoder<'_>, item: &Item<'_>, query: bool) -> Op
     None
 }
 
+/// A path that requests are compared with: only in the one spelling by which every request is decided.
+fn pattern(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<String> {
+    let text = path_text(d, item, false)?;
+    let shown = item.node.shown();
+    match path::pattern(&text) {
+        Ok(canonical) if canonical == text => return Some(text),
+        Ok(canonical) => {
+            // What came by a variable is not shown.
+            let canonical = if shown == text { canonical } else { "it in its canonical form".to_owned() };
+            let message = format!("`{shown}` is not in canonical form, by which requests are matched");
+            d.error(item, "not-canonical", message, &format!("write {canonical}"));
+        }
+        Err(path::Ambiguous) => {
+            let message = format!("`{shown}` is not the same path to all backends, so no route can depend on it");
+            let help = "write it without `;`, `..`, backslashes, %2F, %5C, %3B, control characters, and stray `%`";
+            d.error(item, "ambiguous-path", message, help);
+        }
+    }
+    None
+}
+
 fn method(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Method> {
     let text = d.scalar(item, "a method")?.value;
     let upper = text.to_ascii_uppercase();
@@ -204,6 +227,13 @@ fn action(d: &mut Decoder<'_>, fields: &Fields<'_>, upstreams: &BTreeSet<Name>) 
         let message = "`strip_prefix` needs `upstream`: no request is sent on";
         d.error_at(item.node.head(), &item.path, "not-a-proxy-route", message, "take it out");
     }
+    let forms = [("normalized", SentPath::Normalized), ("raw", SentPath::Raw)];
+    let path = fields.get("path").map_or(Some(SentPath::default()), |item| d.choice(&item, &forms));
+    if let (Some(item), None) = (fields.get("path"), fields.get("upstream")) {
+        let message = "`path` needs `upstream`: no request is sent on";
+        let help = "to match by a path, put it under `match`";
+        d.error_at(item.node.head(), &item.path, "not-a-proxy-route", message, help);
+    }
     let upstream = fields.get("upstream").map(|item| split(d, &item, upstreams));
     let redirect = fields.get("redirect").map(|item| redirect(d, &item));
     let respond = fields.get("respond").map(|item| respond(d, &item));
@@ -223,7 +253,8 @@ fn action(d: &mut Decoder<'_>, fields: &Fields<'_>, upstreams: &BTreeSet<Name>) 
         }
         _ => match (upstream, redirect, respond) {
             (Some(upstreams), ..) => {
-                Some(RouteAction::Proxy(ProxyAction { upstreams: upstreams?, strip_prefix: strip_prefix? }))
+                let (upstreams, strip_prefix, path) = (upstreams?, strip_prefix?, path?);
+                Some(RouteAction::Proxy(ProxyAction { upstreams, strip_prefix, path }))
             }
             (_, Some(redirect), _) => redirect.map(RouteAction::Redirect),
             (.., respond) => respond.flatten().map(RouteAction::Respond),
@@ -273,7 +304,7 @@ fn known_upstream(
 }
 
 fn strip_prefix(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<String> {
-    let path = path_text(d, item, false)?;
+    let path = pattern(d, item)?;
     let prefix = path.strip_suffix('/').unwrap_or(&path);
     if prefix.is_empty() {
         d.error(item, "bad-path", "there is nothing to strip", "write a prefix such as /site");

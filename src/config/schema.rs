@@ -154,6 +154,11 @@ const KEYS: &[(&str, Kind, &str)] = &[
     ("routes[].match.method", OneOrMore(&Pattern("^[^a-z]+$")), "GET, POST, ..."),
     ("routes[].match.header", Fields, "Fields that must have exactly these values."),
     ("routes[].upstream", Shares, "An upstream, or upstreams with weights."),
+    (
+        "routes[].path",
+        Words(&["raw", "normalized"]),
+        "What of the path the backend is sent: as it came, or in its canonical form.",
+    ),
     ("routes[].strip_prefix", ABSOLUTE_PATH, "Taken off the path before the request is sent."),
     ("routes[].redirect", TABLE, "Answer with a redirect."),
     ("routes[].redirect.to", Text, "A path or a URL."),

@@ -5,5 +5,6 @@ pub mod budget;
 pub mod forwarded;
 pub mod headers;
 pub mod health;
+pub mod path;
 pub mod retry;
 pub mod route;

@@ -1,10 +1,12 @@
 //! Which route a request takes: the first whose parts all match. Routes are indexed by host and path, so that a
-//! request pays for its own labels and segments and not for the number of routes. What a route does is not decided here.
+//! request pays for its own labels and segments and not for the number of routes. A request that another reader of its
+//! path would give to another route is refused. What a route does is not decided here.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{collections::HashMap, io::Write as _, net::Ipv6Addr};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
+use super::path::{Ambiguous, Canonical, canonical, is_below};
 use crate::types::Weight;
 
 /// A longer host is no DNS name (RFC 1035 §2.3.4) and takes only routes that name no host.
@@ -19,7 +21,7 @@ pub struct RouteMatch {
     pub path: PathPattern,
     /// Any of these.
     pub methods: Vec<Method>,
-    /// All of these fields, with exactly these values.
+    /// All of these fields, with exactly these values. `Host` is `:authority` where a request has only that.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -32,7 +34,7 @@ pub enum HostPattern {
     Wildcard(String),
 }
 
-/// A path to match, without the query.
+/// A path to match, without the query; in the spelling of [`super::path::pattern`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum PathPattern {
     /// Every path.
@@ -48,14 +50,23 @@ pub enum PathPattern {
 /// What of a request decides its route.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestView<'a> {
-    /// `Host` or `:authority` as sent; case, port and a trailing dot do not matter.
+    /// `Host` or `:authority` as sent; case, port, a trailing dot and the spelling of an IPv6 address do not matter.
     pub host: &'a str,
-    /// The path as sent, without the query.
+    /// The path as sent, without the query; its spelling does not matter.
     pub path: &'a str,
     /// The method.
     pub method: &'a Method,
     /// The fields.
     pub headers: &'a HeaderMap,
+}
+
+/// What was decided of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found<'a> {
+    /// The first route that takes it.
+    pub route: Option<usize>,
+    /// The path by which it was found.
+    pub form: Canonical<'a>,
 }
 
 impl RouteMatch {
@@ -73,7 +84,10 @@ impl RouteMatch {
 
     fn conditions_hold(&self, request: &RequestView<'_>) -> bool {
         (self.methods.is_empty() || self.methods.contains(request.method))
-            && self.headers.iter().all(|(name, value)| request.headers.get_all(name).iter().any(|sent| sent == value))
+            && self.headers.iter().all(|(name, value)| {
+                request.headers.get_all(name).iter().any(|sent| sent == value)
+                    || (*name == header::HOST && !request.headers.contains_key(name) && value == request.host)
+            })
     }
 
     fn is_unconditional(&self) -> bool {
@@ -146,16 +160,37 @@ impl Router {
         router
     }
 
-    /// The first route that takes the request. Cost: one hash per host label and path segment that any route could
-    /// name, and one comparison per candidate with a method or a field.
-    pub fn find(&self, request: &RequestView<'_>) -> Option<usize> {
+    /// The first route that takes the request. Cost: one scan of the path, one hash per host label and path segment that
+    /// any route could name, and one comparison per candidate with a method or a field; where a path has encoded slashes
+    /// or parameters, the same again for each way to read it, at most fifteen.
+    ///
+    /// # Errors
+    /// The path is ambiguous by itself, or a backend could read it as one that another route takes. Or the host has
+    /// percent-encoded parts, which no name needs; or the target is `*` and the method not OPTIONS (RFC 9112 §3.2.4).
+    pub fn find<'a>(&self, request: &RequestView<'a>) -> Result<Found<'a>, Ambiguous> {
+        let form = canonical(request.path)?;
+        if request.host.contains('%') || (form.path == "*" && *request.method != Method::OPTIONS) {
+            return Err(Ambiguous);
+        }
+        let key = form.key();
+        let route = self.first(&RequestView { path: &key, ..*request });
+        for reading in form.readings()? {
+            if self.first(&RequestView { path: &reading, ..*request }) != route {
+                return Err(Ambiguous);
+            }
+        }
+        drop(key);
+        Ok(Found { route, form })
+    }
+
+    fn first(&self, request: &RequestView<'_>) -> Option<usize> {
         let mut best = None;
         self.search(&self.any_host, request, &mut best);
         if self.exact_hosts.is_empty() && self.wildcard_hosts.is_empty() {
             return best;
         }
         let mut buffer = [0; LONGEST_HOST];
-        let Some(host) = lower_case_host(request.host, &mut buffer) else { return best };
+        let Some(host) = canonical_host(request.host, &mut buffer) else { return best };
         if let Some(paths) = self.exact_hosts.get(host) {
             self.search(paths, request, &mut best);
         }
@@ -260,37 +295,27 @@ pub fn without_port(host: &str) -> &str {
     }
 }
 
-fn lower_case_host<'a>(host: &str, buffer: &'a mut [u8; LONGEST_HOST]) -> Option<&'a str> {
+/// `host` as patterns are written: lower case, without port and without one trailing dot, an IPv6 address in its shortest
+/// form (RFC 5952).
+fn canonical_host<'a>(host: &str, buffer: &'a mut [u8; LONGEST_HOST]) -> Option<&'a str> {
     let name = without_port(host);
     let name = name.strip_suffix('.').unwrap_or(name);
-    let copy = buffer.get_mut(..name.len())?;
-    copy.copy_from_slice(name.as_bytes());
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+    let length = match address.and_then(|address| address.parse::<Ipv6Addr>().ok()) {
+        Some(address) => {
+            let mut rest = &mut buffer[..];
+            write!(rest, "[{address}]").ok()?;
+            let left = rest.len();
+            LONGEST_HOST - left
+        }
+        None => {
+            buffer.get_mut(..name.len())?.copy_from_slice(name.as_bytes());
+            name.len()
+        }
+    };
+    let copy = buffer.get_mut(..length)?;
     copy.make_ascii_lowercase();
     std::str::from_utf8(copy).ok()
-}
-
-/// Whether `path` is `prefix` or below it, on a segment border.
-fn is_below(path: &str, prefix: &str) -> bool {
-    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// Whether a segment of `path` is `.` or `..`, also percent-encoded (RFC 3986 §5.2.4, §6.2.2.2).
-pub fn has_dot_segment(path: &str) -> bool {
-    // Nearly no path has a dot or an encoded one at the beginning of a segment.
-    (path.contains('.') || path.contains('%')) && path.split('/').any(is_dot_segment)
-}
-
-fn is_dot_segment(segment: &str) -> bool {
-    let mut rest = segment.as_bytes();
-    let mut dots = 0;
-    while !rest.is_empty() {
-        rest = match rest {
-            [b'.', rest @ ..] | [b'%', b'2', b'e' | b'E', rest @ ..] if dots < 2 => rest,
-            _ => return false,
-        };
-        dots += 1;
-    }
-    dots > 0
 }
 
 /// Which of `shares` takes a request, by weight. `random` is evenly spread over all of `u64`. 0 where all weights are 0.
@@ -305,21 +330,6 @@ pub fn pick_split<T>(shares: &[(T, Weight)], random: u64) -> usize {
         left -= weight;
     }
     0
-}
-
-/// Takes `prefix` (on a segment border, without a trailing slash) off a path with its query. What is left begins with
-/// exactly one slash, so that no backend reads it as `//authority`. Without the prefix the path stays as it is.
-pub fn strip_prefix<'a>(path_and_query: &'a str, prefix: &str) -> Cow<'a, str> {
-    let Some(rest) = path_and_query.strip_prefix(prefix) else { return Cow::Borrowed(path_and_query) };
-    match rest.as_bytes().first() {
-        None => Cow::Borrowed("/"),
-        Some(b'/') => {
-            let slashes = rest.len() - rest.trim_start_matches('/').len();
-            Cow::Borrowed(rest.get(slashes.saturating_sub(1)..).unwrap_or("/"))
-        }
-        Some(b'?') => Cow::Owned(["/", rest].concat()),
-        Some(_) => Cow::Borrowed(path_and_query),
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, Version, header};
+use http::{HeaderValue, StatusCode, Version, header, uri::PathAndQuery};
 use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
@@ -18,9 +18,10 @@ use crate::{
     policy::{
         forwarded::ClientIdentity,
         headers::{RequestId, is_websocket, valid_request_id},
-        route::{RequestView, has_dot_segment, without_port},
+        path::{Ambiguous, split_target},
+        route::{RequestView, without_port},
     },
-    runtime::snapshot::{Action, choose},
+    runtime::snapshot::{Action, Snapshot, choose},
     types::Reason,
 };
 
@@ -84,29 +85,17 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
     if ctx.info().is_some_and(|info| info.redirect_https()) {
         return redirect_https(session, ctx).await;
     }
-    let request = session.req_header();
-    if has_dot_segment(request.uri.path()) {
-        // A backend that resolves them would see another path than the routes did.
-        ctx.reason = Some(Reason::BadRequest);
-        let (head, body) = reject::failure(ctx, StatusCode::BAD_REQUEST, Reason::BadRequest)?;
-        return respond(session, ctx, head, body).await;
-    }
-    let view = RequestView {
-        host: host(request).unwrap_or_default(),
-        path: request.uri.path(),
-        method: &request.method,
-        headers: &request.headers,
-    };
     let Some(current) = ctx.current().cloned() else {
         ctx.reason = Some(Reason::Internal);
         return Ok(reject::answer(session, ctx, Reason::Internal).await > 0);
     };
-    let Some(index) = current.find(&view) else {
-        ctx.reason = Some(Reason::NoRoute);
-        let (head, body) = reject::failure(ctx, StatusCode::NOT_FOUND, Reason::NoRoute)?;
-        return respond(session, ctx, head, body).await;
+    let (index, target) = match decide(&current, session.req_header()) {
+        Ok(Some(decided)) => decided,
+        Ok(None) => return refuse(session, ctx, Reason::NoRoute).await,
+        Err(Ambiguous) => return refuse(session, ctx, Reason::AmbiguousPath).await,
     };
     ctx.route = Some(index);
+    ctx.target = target;
     match &current.route(index).action {
         Action::Proxy { upstreams, .. } => {
             let seed = ctx.start.as_ref().map_or(0, |start| start.seed);
@@ -135,9 +124,41 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
     }
 }
 
+/// The position of a request's route, and what its backend is asked for where that is not the target as it came.
+fn decide(snapshot: &Snapshot, request: &RequestHeader) -> Result<Option<(usize, Option<PathAndQuery>)>, Ambiguous> {
+    let mut target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    if request.raw_path().len() != target.len() {
+        // Of an absolute form Pingora keeps only a part in the URI.
+        target = std::str::from_utf8(request.raw_path()).map_err(|_| Ambiguous)?;
+    }
+    let (path, query) = split_target(&request.method, target);
+    let host = host(request).unwrap_or_default();
+    let found = snapshot.find(&RequestView { host, path, method: &request.method, headers: &request.headers })?;
+    let Some(index) = found.route else { return Ok(None) };
+    let Action::Proxy { path: how, strip_prefix, .. } = &snapshot.route(index).action else {
+        return Ok(Some((index, None)));
+    };
+    let sent = found.form.sent(path, *how, strip_prefix.as_deref())?;
+    if sent == path && path.len() + query.len() == target.len() {
+        return Ok(Some((index, None)));
+    }
+    let sent = Bytes::from([sent, query].concat());
+    let sent = PathAndQuery::from_maybe_shared(sent).map_err(|_| Ambiguous)?;
+    Ok(Some((index, Some(sent))))
+}
+
+/// Answers a request that no route takes.
+async fn refuse(session: &mut Session, ctx: &mut RequestCtx, reason: Reason) -> Result<bool> {
+    ctx.reason = Some(reason);
+    let status = reject::status(reason).unwrap_or(StatusCode::BAD_REQUEST);
+    let (head, body) = reject::failure(ctx, status, reason)?;
+    respond(session, ctx, head, body).await
+}
+
 async fn redirect_https(session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
     let request = session.req_header();
-    let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+    // As it came: it will be decided of there. `*` stands for no path at all.
+    let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str).trim_start_matches('*');
     // Without a host there is nowhere to send the client; only HTTP/1.0 comes this far without one.
     let Some(host) = host(request).filter(|host| !host.is_empty()) else {
         ctx.reason = Some(Reason::BadRequest);

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::HeaderValue;
+use http::{HeaderValue, uri::PathAndQuery};
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_http::ResponseHeader;
 use rustls::ProtocolVersion;
@@ -264,6 +264,8 @@ pub struct RequestCtx {
     pub(super) start: Option<RequestStart>,
     pub(super) route: Option<usize>,
     pub(super) upstream: Option<usize>,
+    /// What backends are asked for, where that is not the target as it came.
+    pub(super) target: Option<PathAndQuery>,
     pub(super) client: Option<IpAddr>,
     pub(super) peer_trusted: bool,
     pub(super) scheme: Scheme,
@@ -308,6 +310,7 @@ impl RequestCtx {
             start: None,
             route: None,
             upstream: None,
+            target: None,
             client: None,
             peer_trusted: false,
             scheme: Scheme::Http,

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
-use pingora_core::Result;
+use pingora_core::{ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
@@ -14,9 +14,7 @@ use crate::{
             self, Hop, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, is_forwarding_field, write_x_forwarded_for,
         },
         headers::{HOP_BY_HOP, HeaderEdits, nominated_by_connection},
-        route::strip_prefix,
     },
-    runtime::snapshot::Action,
 };
 
 /// Makes the backend's request out of the client's. Pingora has taken the hop-by-hop fields out.
@@ -25,14 +23,12 @@ use crate::{
 /// A value that is no value, which validation has ruled out.
 pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
     let client = session.req_header();
-    if let Some(Action::Proxy { strip_prefix: Some(prefix), .. }) = ctx.route().map(|route| &route.action) {
-        let target = upstream.uri.path_and_query().map_or("/", |target| target.as_str());
-        let stripped = strip_prefix(target, prefix).into_owned();
+    if let Some(target) = &ctx.target {
         let mut parts = upstream.uri.clone().into_parts();
-        parts.path_and_query = stripped.parse().ok();
-        if let Ok(uri) = http::Uri::from_parts(parts) {
-            upstream.set_uri(uri);
-        }
+        parts.path_and_query = Some(target.clone());
+        // Another path than the one decided on must not be sent.
+        let uri = http::Uri::from_parts(parts).or_err(ErrorType::InvalidHTTPHeader, "a target of our own")?;
+        upstream.set_uri(uri);
     }
     let via = ctx.current().and_then(|current| current.via(client.version));
     edit_request(upstream, |fields, version| {

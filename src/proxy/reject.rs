@@ -19,7 +19,7 @@ pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-i
 pub(super) fn status(reason: Reason) -> Option<StatusCode> {
     Some(match reason {
         Reason::ClientAborted => return None,
-        Reason::AmbiguousFraming | Reason::BadRequest => StatusCode::BAD_REQUEST,
+        Reason::AmbiguousFraming | Reason::AmbiguousPath | Reason::BadRequest => StatusCode::BAD_REQUEST,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Reason::ClientTimeout | Reason::HeaderTimeout => StatusCode::REQUEST_TIMEOUT,

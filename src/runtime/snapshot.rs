@@ -10,7 +10,8 @@ use crate::{
     policy::{
         forwarded::TrustedProxies,
         headers::HeaderEdits,
-        route::{RequestView, Router, pick_split},
+        path::{Ambiguous, SentPath, split_target},
+        route::{Found, RequestView, Router, pick_split},
     },
     telemetry::metrics::{BackendMetrics, Metrics, UpstreamMetrics},
     types::{Name, Weight},
@@ -79,6 +80,8 @@ pub enum Action {
         upstreams: Box<[(usize, Weight)]>,
         /// Taken off the path.
         strip_prefix: Option<String>,
+        /// What is sent of the path.
+        path: SentPath,
     },
     /// Answer with a redirect.
     Redirect(Redirect),
@@ -154,7 +157,10 @@ impl Snapshot {
     }
 
     /// The first route that takes a request.
-    pub fn find(&self, request: &RequestView<'_>) -> Option<usize> {
+    ///
+    /// # Errors
+    /// It is not beyond doubt which one that is.
+    pub fn find<'a>(&self, request: &RequestView<'a>) -> Result<Found<'a>, Ambiguous> {
         self.rules.router.find(request)
     }
 
@@ -180,7 +186,8 @@ impl Snapshot {
         profiles.filter(move |profile| **profile != default)
     }
 
-    /// The upstream that a request will go to, if it goes to any; `seed` decides where a split sends it.
+    /// The upstream that a request will go to, if it goes to any; `target` is that of the request line or `:path`, and
+    /// `seed` decides where a split sends it.
     pub fn upstream_for(
         &self,
         method: &Method,
@@ -190,10 +197,9 @@ impl Snapshot {
         seed: u64,
     ) -> Option<&Upstream> {
         let host = authority.or_else(|| headers.get(header::HOST).and_then(|host| host.to_str().ok()));
-        let uri: http::Uri = target.parse().ok()?;
-        let host = uri.authority().map(http::uri::Authority::as_str).or(host);
-        let view = RequestView { host: host.unwrap_or_default(), path: uri.path(), method, headers };
-        match &self.route(self.find(&view)?).action {
+        let (path, _) = split_target(method, target);
+        let view = RequestView { host: host.unwrap_or_default(), path, method, headers };
+        match &self.route(self.find(&view).ok()?.route?).action {
             Action::Proxy { upstreams, .. } => Some(&self.member(choose(upstreams, seed)).upstream),
             Action::Redirect(_) | Action::Respond(_) => None,
         }
@@ -228,6 +234,7 @@ impl Route {
                     .filter_map(|(name, weight)| Some((*places.get(name)?, *weight)))
                     .collect(),
                 strip_prefix: proxy.strip_prefix.clone(),
+                path: proxy.path,
             },
             model::RouteAction::Redirect(redirect) => Action::Redirect(redirect.clone()),
             model::RouteAction::Respond(respond) => Action::Respond(respond.clone()),

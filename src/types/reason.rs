@@ -35,6 +35,8 @@ macro_rules! reasons {
 reasons! {
     /// `Content-Length` with `Transfer-Encoding`, or several that differ.
     AmbiguousFraming "ambiguous_framing" Some("http_request_error");
+    /// The path (or host) could be understood in more than one way by who decides and who serves.
+    AmbiguousPath "ambiguous_path" Some("http_request_error");
     /// A request that is not HTTP, or not one rrlb takes.
     BadRequest "bad_request" Some("http_request_error");
     /// The backend's answer was not HTTP.

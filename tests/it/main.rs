@@ -20,6 +20,7 @@ mod informational;
 mod layering;
 mod listeners;
 mod metrics;
+mod normalisation;
 mod regressions;
 mod regressions_lifecycle;
 mod reload;

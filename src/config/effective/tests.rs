@@ -105,7 +105,7 @@ upstreams:
   "7": { backends: [e:1] }
   "off": { backends: [f:1] }
 routes:
-  - { name: "1.5", upstream: "null", strip_prefix: /a//, match: { path: /a//, header: { X-A: "1", x-a: "2", X-a: "\"3\\" } } }
+  - { name: "1.5", upstream: "null", path: normalized, strip_prefix: /a/, match: { path: /a/, header: { X-A: "1", x-a: "2", X-a: "\"3\\" } } }
   - { upstream: { a: 0, "7": 9, "off": 1 }, match: { host: ["[::1]", 10.0.0.1, "*.b.c"], method: [GET, M-SEARCH], path_exact: "/${TOKEN}$${x" } }
   - { upstream: { b: 1 }, match: { path: // }, request_headers: { set: { Host: a.b }, add: { X-A: "", x-a: "a, {b}: #c" }, remove: [x-b, "null"] } }
   - { upstream: { c: 5 }, match: { path: /c, host: c } }
@@ -237,6 +237,7 @@ routes:
     match:
       path: /
     upstream: app
+    path: raw
     request_headers:
       remove: []
       set: {}

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     policy::{
         headers::HeaderEdits,
+        path::SentPath,
         route::{HostPattern, PathPattern, RouteMatch},
     },
     types::Weight,
@@ -21,7 +22,7 @@ pub(super) fn route(route: &Route) -> (Cow<'_, str>, Part<'_>) {
     let Route { name, matches, action, request_headers, response_headers } = route;
     let mut out = vec![entry("name", text(name.as_str())), entry("match", route_match(matches))];
     match action {
-        RouteAction::Proxy(ProxyAction { upstreams, strip_prefix }) => {
+        RouteAction::Proxy(ProxyAction { upstreams, strip_prefix, path }) => {
             let upstream = match &upstreams[..] {
                 [(name, weight)] if *weight == Weight::default() => text(name.as_str()),
                 shares => Part::Map(
@@ -29,6 +30,8 @@ pub(super) fn route(route: &Route) -> (Cow<'_, str>, Part<'_>) {
                 ),
             };
             out.push(entry("upstream", upstream));
+            let sent = if *path == SentPath::Raw { "raw" } else { "normalized" };
+            out.push(entry("path", bare(sent)));
             // One slash at the end is not kept; a second one would be.
             let end = |prefix: &str| if prefix.ends_with('/') { "/" } else { "" };
             out.extend(

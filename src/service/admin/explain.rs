@@ -16,7 +16,7 @@ use crate::{
     policy::{
         balance::Balance,
         headers::valid_host,
-        route::{RequestView, has_dot_segment, without_port},
+        route::{RequestView, without_port},
     },
     runtime::{
         backend::BackendState,
@@ -177,29 +177,33 @@ fn answer(question: &Question, model: &Model, snapshot: &Snapshot) -> Explanatio
         explanation.detail = "405 method_not_allowed: CONNECT is not served".into();
         return explanation;
     }
-    if has_dot_segment(&question.path) {
-        explanation.detail = "400 bad_request: a segment of the path is `.` or `..`".into();
-        return explanation;
-    }
     let view = RequestView {
         host: &question.host,
         path: &question.path,
         method: &question.method,
         headers: &question.headers,
     };
-    let Some(index) = snapshot.find(&view) else {
+    let Ok(found) = snapshot.find(&view) else {
+        explanation.detail = "400 ambiguous_path: two readers could understand the path as two".into();
+        return explanation;
+    };
+    let Some(index) = found.route else {
         explanation.detail = "404 no_route: no route matches".into();
         return explanation;
     };
     let route = snapshot.route(index);
     explanation.route = Some(RouteTaken { name: route.name.to_string(), index });
     match &route.action {
-        Action::Proxy { upstreams, strip_prefix } => {
+        Action::Proxy { upstreams, strip_prefix, path } => {
             explanation.action = "proxy";
             explanation.upstreams = shares(upstreams, question, model, snapshot);
-            if let Some(prefix) = strip_prefix {
-                let path = crate::policy::route::strip_prefix(&question.path_and_query, prefix);
-                explanation.detail = format!("sent as {path}");
+            match found.form.sent(&question.path, *path, strip_prefix.as_deref()) {
+                Ok(sent) if sent != question.path => explanation.detail = format!("sent as {sent}"),
+                Ok(_) => {}
+                Err(error) => {
+                    explanation.detail = format!("400 ambiguous_path: {error}");
+                    return explanation;
+                }
             }
             if explanation.upstreams.iter().all(|share| share.backends.iter().all(|backend| !backend.eligible)) {
                 explanation.detail = "503 no_backend: no backend may be used".into();

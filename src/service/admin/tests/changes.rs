@@ -63,7 +63,10 @@ async fn an_override_shows_in_the_state_and_is_forgotten() {
     let over = &state["upstreams"]["app"]["app-1"];
     assert_eq!((&over["weight"], &over["base"]["weight"], &over["persist"]), (&7.into(), &2.into(), &false.into()));
     let patch = bench.ask("GET", "/v1/state/patch", "").await;
-    assert!(String::from_utf8_lossy(&patch.body).contains("No change"), "what ends with the process is not for the file");
+    assert!(
+        String::from_utf8_lossy(&patch.body).contains("No change"),
+        "what ends with the process is not for the file"
+    );
     let back = bench.expect(200, "DELETE", &format!("{APP}/backends/app-1/override"), "").await;
     assert_eq!((&back["weight"], &back["overridden"]), (&2.into(), &false.into()));
     assert_eq!(bench.events().last().map(|event| event.kind), Some("backend.forgotten"));
