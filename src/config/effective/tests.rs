@@ -106,8 +106,8 @@ upstreams:
   "off": { backends: [f:1] }
 routes:
   - { name: "1.5", upstream: "null", path: normalized, strip_prefix: /a/, match: { path: /a/, header: { X-A: "1", x-a: "2", X-a: "\"3\\" } } }
-  - { upstream: { a: 0, "7": 9, "off": 1 }, match: { host: ["[::1]", 10.0.0.1, "*.b.c"], method: [GET, M-SEARCH], path_exact: "/${TOKEN}$${x" } }
-  - { upstream: { b: 1 }, match: { path: // }, request_headers: { set: { Host: a.b }, add: { X-A: "", x-a: "a, {b}: #c" }, remove: [x-b, "null"] } }
+  - { upstream: { a: 0, "7": 9, "off": 1 }, match: { host: ["[::1]", 10.0.0.1, "*.b.c"], method: [GET, M-SEARCH], path_exact: "/${TOKEN}$$x" } }
+  - { upstream: { b: 1 }, match: { path: / }, request_headers: { set: { Host: a.b }, add: { X-A: "", x-a: "a, {b}: #c" }, remove: [x-b, "null"] } }
   - { upstream: { c: 5 }, match: { path: /c, host: c } }
   - { match: { path: /d }, redirect: { to: "https://a.b/?c=$${d}&e=#f" }, request_headers: { remove: x-y } }
   - { match: { path: /e }, respond: { status: 599, body: "\0\t\e\x7f\r\n  $${A} \u2028 \ufeff \U0001F600 'x' \"y\" \\ \u65e5\u672c: -\n" }, response_headers: { set: { a: b } } }
