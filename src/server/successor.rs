@@ -73,8 +73,7 @@ impl Successors {
             let busy = Busy(&inner.busy);
             let outcome = inner.run(how).await;
             drop(busy);
-            if let Err(error) = &outcome {
-                log::error!("{error}");
+            if outcome.is_err() {
                 notify::status("serving; the last upgrade failed");
             }
             outcome

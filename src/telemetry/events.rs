@@ -75,7 +75,9 @@ impl Events {
             (false, false) => format!(" {upstream}/{backend}"),
         };
         let because = if why.is_empty() { String::new() } else { format!(" ({why:?})") };
-        log::info!("{kind}{place}: {what}, by {who}{because}");
+        let bad = kind.ends_with("failed") || kind.ends_with("reverted");
+        let level = if bad { log::Level::Warn } else { log::Level::Info };
+        log::log!(level, "{kind}{place}: {what}, by {who}{because}");
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let mut kept = self.lock();

@@ -209,7 +209,11 @@ async fn a_lease_ends_in_silence() {
 async fn backends_that_register_and_die_at_random_cost_no_request() {
     let seconds = std::env::var("RRLB_TEST_LEASES").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
     let stable = Origin::echo("stable").await;
-    let (proxy, api) = start(&[&stable]).await;
+    let more = "    retry: { attempts: 5 }\n    health_check: { type: tcp, interval: 100ms, timeout: 1s, rise: 1, fall: 1, initial: up }\n";
+    let backends =
+        format!("upstreams:\n  app:\n    backends: [{{ id: stable, address: \"{}\" }}]\n{more}", stable.address);
+    let proxy = Config::new(&("admin: { socket: <dir>/admin.sock }\n".to_owned() + &backends)).start().await;
+    let api = Api::of(&proxy);
     let load = Load::on(proxy.listen);
     let end = tokio::time::Instant::now() + Duration::from_secs(seconds);
     let (local, mut lives) = (tokio::task::LocalSet::new(), tokio::task::JoinSet::new());
