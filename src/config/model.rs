@@ -6,8 +6,15 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
 
+mod guard;
+
+pub use guard::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret};
+
 use crate::{
-    policy::{balance::Balance, headers::HeaderEdits, health::Thresholds, retry::RetryPolicy, route::RouteMatch},
+    policy::{
+        access::Access, balance::Balance, headers::HeaderEdits, health::Thresholds, retry::RetryPolicy,
+        route::RouteMatch,
+    },
     types::{AdminState, BackendAddress, ByteSize, ListenAddress, Name, Weight},
 };
 
@@ -149,6 +156,8 @@ pub struct Listener {
     pub redirect_https: bool,
     /// Deadlines and sizes.
     pub limits: ListenerLimits,
+    /// Whose requests are taken, by the connection's peer; `None` is everybody's.
+    pub access: Option<Arc<Access>>,
 }
 
 /// TLS of a listener.
@@ -384,6 +393,8 @@ pub struct Route {
     pub name: Name,
     /// All given parts must match.
     pub matches: RouteMatch,
+    /// What a request must pass first.
+    pub guards: Guards,
     /// What is done with the request.
     pub action: RouteAction,
     /// Edits of the request towards the backend.
