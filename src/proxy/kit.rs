@@ -13,7 +13,9 @@ use bytes::Bytes;
 
 use super::{
     ctx::{ConnInfo, Unserved},
-    finish, reject,
+    finish,
+    guard::Asking,
+    reject,
 };
 use crate::{
     config::model::LogFormat,
@@ -37,6 +39,7 @@ pub struct Kit {
     epoch: Instant,
     /// The second of the last warnings, and how many there were in it.
     warned: (AtomicU64, AtomicU64),
+    asking: Asking,
 }
 
 /// Warnings of a worker in one second; what goes wrong for every request must not fill the disk.
@@ -61,6 +64,7 @@ impl Kit {
             index,
             epoch,
             warned: Default::default(),
+            asking: Asking::default(),
         }
     }
 
@@ -132,6 +136,11 @@ impl Kit {
     /// Logs and counts a request that came to no phase.
     pub fn log_unserved(&self, info: &ConnInfo, unserved: Unserved) {
         finish::unserved(self, info, &unserved);
+    }
+
+    /// For those who must show who they are.
+    pub(super) fn asking(&self) -> &Asking {
+        &self.asking
     }
 
     pub(super) fn log(&self) -> Option<&(LogHandle, LogFormat)> {

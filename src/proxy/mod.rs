@@ -5,6 +5,7 @@ mod admit;
 mod ctx;
 mod edit;
 mod finish;
+mod guard;
 mod kit;
 mod reject;
 mod retry;
@@ -172,6 +173,8 @@ impl ProxyHttp for App {
             ctx.reason = Some(reason);
         }
         ctx.deadline = None;
+        // What the request held is free for the next one, which may be on its way already.
+        ctx.admitted = None;
         if !session.as_mut().is_body_done()
             && let Some(info) = ctx.info()
             && info.afterwards() == Afterwards::Drop

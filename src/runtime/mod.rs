@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod connect;
 pub mod deadlines;
+pub mod guards;
 pub mod journal;
 pub mod membership;
 pub mod peer;
