@@ -73,7 +73,7 @@ pub(super) async fn admit(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
     }
     ctx.admitted = Some(admitted);
     if let Some(basic) = &guards.basic {
-        match kit.asking().passwords.ask(basic, headers).await {
+        match kit.asking().passwords.ask(basic, ctx.client, headers).await {
             Asked::Good => {}
             Asked::No => {
                 let challenge = (header::WWW_AUTHENTICATE, basic.challenge.clone());

@@ -2,6 +2,7 @@
 //! change at run time forgives nobody.
 
 use std::{
+    fmt::Write as _,
     hash::RandomState,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -55,6 +56,8 @@ impl Guards {
 /// Rate limits that a request must all keep within.
 pub struct RateLimits {
     limits: Box<[Arc<RateLimit>]>,
+    /// What they are called in fields.
+    names: Box<[String]>,
     /// `RateLimit-Policy`, the same for all answers.
     pub policy: HeaderValue,
 }
@@ -92,10 +95,11 @@ impl RateLimits {
             };
             limits.push(same.map_or_else(fresh, |at| before.swap_remove(at)));
         }
-        let names = limits.iter().enumerate().map(|(at, limit)| (name(&limits, at), limit.table.rate()));
-        let items: Vec<String> = names.map(|(name, rate)| policy(&name, rate)).collect();
+        let names: Box<[String]> = (0..limits.len()).map(|at| name(&limits, at)).collect();
+        let items: Vec<String> =
+            names.iter().zip(&limits).map(|(name, limit)| policy(name, limit.table.rate())).collect();
         let policy = HeaderValue::try_from(items.join(", ")).expect("words and numbers are a value");
-        Some(Self { limits: limits.into(), policy })
+        Some(Self { limits: limits.into(), names, policy })
     }
 
     /// Decides about a request at `now`. One that exceeds any of the limits counts for none, so that a client beyond its
@@ -129,7 +133,7 @@ impl RateLimits {
         });
         let retry_after = longest.max();
         let mut text = String::with_capacity(32 * verdicts.len());
-        for (at, verdict) in verdicts.iter().enumerate() {
+        for (name, verdict) in self.names.iter().zip(verdicts) {
             let (remaining, reset) = match verdict {
                 Verdict::Exceeded { retry_after } => (0, *retry_after),
                 Verdict::Pass { remaining, reset } if retry_after.is_none() => (*remaining, *reset),
@@ -137,10 +141,7 @@ impl RateLimits {
             };
             let comma = if text.is_empty() { "" } else { ", " };
             // Writing to memory cannot fail.
-            let _ = std::fmt::Write::write_fmt(
-                &mut text,
-                format_args!("{comma}\"{}\";r={remaining};t={}", name(&self.limits, at), seconds(reset)),
-            );
+            let _ = write!(text, "{comma}\"{name}\";r={remaining};t={}", seconds(reset));
         }
         Rated { field: HeaderValue::try_from(text).ok(), retry_after }
     }
@@ -152,10 +153,10 @@ fn seconds(duration: std::time::Duration) -> u64 {
 }
 
 /// What a limit is called in fields: its key's word, with a number from the second of a kind on.
-fn name(limits: &[Arc<RateLimit>], at: usize) -> std::borrow::Cow<'static, str> {
+fn name(limits: &[Arc<RateLimit>], at: usize) -> String {
     let word = limits.get(at).map_or("", |limit| limit.key.as_str());
     let nth = limits.iter().take(at).filter(|before| before.key.as_str() == word).count() + 1;
-    if nth > 1 { format!("{word}-{nth}").into() } else { word.into() }
+    if nth > 1 { format!("{word}-{nth}") } else { word.to_owned() }
 }
 
 /// `"client_ip";q=100;w=2`: so many in so many seconds. The burst, where it takes a second or more to be there again; else
@@ -223,11 +224,6 @@ impl BasicAuth {
         let tag = verdicts.tag(credentials);
         let verdict = verdicts.get(&tag, now);
         (tag, verdict)
-    }
-
-    /// What the cache knows of a tag.
-    pub fn verdict(&self, tag: &Tag, now: Instant) -> Option<bool> {
-        self.verdicts().get(tag, now)
     }
 
     /// Verifies and keeps the verdict. Slow on purpose: not for a thread that serves requests.

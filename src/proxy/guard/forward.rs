@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
@@ -194,7 +194,9 @@ async fn answer(
     let answer = client.request(question).await.map_err(|error| causes(&error))?;
     let (head, body) = answer.into_parts();
     if head.status.is_success() {
-        tokio::spawn(finish(body, service.timeout));
+        if !body.is_end_stream() {
+            tokio::spawn(finish(body, service.timeout));
+        }
         let copied = |name: &HeaderName| {
             let name = name.clone();
             head.headers.get_all(&name).iter().cloned().map(move |value| (name.clone(), value)).collect::<Vec<_>>()
