@@ -252,6 +252,7 @@ fn catch_all(upstream: &Name) -> Route {
     Route {
         name: "route-1".into(),
         matches: RouteMatch::default(),
+        guards: super::model::Guards::default(),
         action: RouteAction::Proxy(super::model::ProxyAction {
             upstreams: vec![(upstream.clone(), Weight::default())],
             strip_prefix: None,

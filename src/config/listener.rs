@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::{
     certificate::Certificates,
     decode::{Decoder, Fields, Item, Table, table, value},
+    guard,
     model::{Alpn, Certificate, Listener, ListenerLimits, ListenerTls, TlsVersion},
 };
-use crate::types::ByteSize;
+use crate::types::{ByteSize, ListenAddress};
 
 pub(super) const LISTENER: Table = Table {
     what: "a listener",
@@ -17,6 +18,8 @@ pub(super) const LISTENER: Table = Table {
         value("h2c", "false"),
         value("redirect_https", "false"),
         table("limits", "see there", &LIMITS),
+        guard::ALLOW,
+        guard::DENY,
     ],
 };
 
@@ -48,6 +51,7 @@ pub(super) fn decode<'t>(
     let h2c = fields.get("h2c").map_or(Some(false), |item| d.boolean(&item));
     let redirect_https = fields.get("redirect_https").map_or(Some(false), |item| d.boolean(&item));
     let limits = limits(d, fields.get("limits"));
+    let access = guard::access(d, &fields);
 
     if let (Some(_), Some(true), Some(item)) = (fields.get("tls"), h2c, fields.get("h2c")) {
         let help = "take one out; on TLS, HTTP/2 is `alpn: [h2, http/1.1]`";
@@ -58,8 +62,21 @@ pub(super) fn decode<'t>(
         let help = "write `redirect_https` on the listener for port 80";
         d.error_at(item.node.head(), &item.path, "redirect-with-tls", message, help);
     }
-    let listener =
-        Listener { address: address?, tls: tls?, h2c: h2c?, redirect_https: redirect_https?, limits: limits? };
+    if let Some(ListenAddress::Unix(_)) = &address {
+        for item in ["allow", "deny"].into_iter().filter_map(|name| fields.get(name)) {
+            let message = "clients of a unix socket have no addresses";
+            let help = "take it out; the mode of the socket's folder says who may connect";
+            d.error_at(item.node.head(), &item.path, "access-without-address", message, help);
+        }
+    }
+    let listener = Listener {
+        address: address?,
+        tls: tls?,
+        h2c: h2c?,
+        redirect_https: redirect_https?,
+        limits: limits?,
+        access: access?,
+    };
     Some((listener, address_item?))
 }
 

@@ -13,6 +13,7 @@ mod difference;
 mod discover;
 mod document;
 mod effective;
+mod guard;
 mod listener;
 pub mod model;
 mod outline;

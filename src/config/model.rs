@@ -6,9 +6,13 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
 
+mod guard;
+
+pub use guard::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret};
+
 use crate::{
     policy::{
-        balance::Balance, headers::HeaderEdits, health::Thresholds, path::SentPath, retry::RetryPolicy,
+        access::Access, balance::Balance, headers::HeaderEdits, health::Thresholds, path::SentPath, retry::RetryPolicy,
         route::RouteMatch,
     },
     types::{AdminState, BackendAddress, ByteSize, ListenAddress, Name, Weight},
@@ -152,6 +156,8 @@ pub struct Listener {
     pub redirect_https: bool,
     /// Deadlines and sizes.
     pub limits: ListenerLimits,
+    /// Whose requests are taken, by the connection's peer; `None` is everybody's.
+    pub access: Option<Arc<Access>>,
 }
 
 /// TLS of a listener.
@@ -387,6 +393,8 @@ pub struct Route {
     pub name: Name,
     /// All given parts must match.
     pub matches: RouteMatch,
+    /// What a request must pass first.
+    pub guards: Guards,
     /// What is done with the request.
     pub action: RouteAction,
     /// Edits of the request towards the backend.

@@ -23,6 +23,7 @@ use crate::{
     types::Name,
 };
 
+mod guard;
 mod route;
 
 /// A key of the top level.
@@ -172,7 +173,7 @@ fn listeners(all: &[Listener]) -> Part<'_> {
 }
 
 fn listener(listener: &Listener) -> Part<'_> {
-    let Listener { address, tls, h2c, redirect_https, limits } = listener;
+    let Listener { address, tls, h2c, redirect_https, limits, access } = listener;
     let ListenerLimits { handshake_timeout, header_timeout, idle_timeout, max_header_size } = limits;
     let mut out = vec![entry("address", shown(address))];
     out.extend(tls.as_ref().map(|tls| entry("tls", listener_tls(tls, true))));
@@ -189,6 +190,7 @@ fn listener(listener: &Listener) -> Part<'_> {
             ]),
         ),
     ]);
+    guard::access(access.as_deref(), &mut out);
     Part::Map(out)
 }
 

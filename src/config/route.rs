@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use super::{
     address::dns_name,
     decode::{Decoder, Fields, Item, Table, table, value},
+    guard,
     model::{ProxyAction, Redirect, Respond, Route, RouteAction},
 };
 use crate::{
@@ -23,6 +24,12 @@ pub(super) const ROUTE: Table = Table {
     keys: &[
         value("name", "route-N, from 1"),
         table("match", "everything", &MATCH),
+        guard::ALLOW,
+        guard::DENY,
+        guard::RATE_LIMIT,
+        guard::CONCURRENCY,
+        guard::BASIC_AUTH,
+        guard::FORWARD_AUTH,
         value("upstream", "one of upstream, redirect, respond"),
         value("strip_prefix", "nothing"),
         value("path", "raw"),
@@ -89,6 +96,7 @@ pub(super) fn decode<'t>(
             d.error_at(span, &item.path, "duplicate-name", message, "give each route a name of its own");
         }
         let matches = fields.get("match").map_or(Some(RouteMatch::default()), |item| matches(d, &item));
+        let guards = guard::guards(d, &fields);
         let action = action(d, &fields, upstreams);
         let request_headers = edits(d, fields.get("request_headers"), Head::Request);
         let response_headers = edits(d, fields.get("response_headers"), Head::Response);
@@ -99,6 +107,7 @@ pub(super) fn decode<'t>(
         let route = Route {
             name: name?,
             matches: matches?,
+            guards: guards?,
             action: action?,
             request_headers: request_headers?,
             response_headers: response_headers?,
@@ -402,7 +411,7 @@ fn editable(d: &mut Decoder<'_>, item: &Item<'_>, host: bool) -> Option<Vec<(Hea
 }
 
 /// Why a field may not be edited, and what to do instead.
-fn untouchable(name: &HeaderName, host: bool) -> Option<(String, &'static str)> {
+pub(super) fn untouchable(name: &HeaderName, host: bool) -> Option<(String, &'static str)> {
     if FRAMING.contains(name) {
         return Some((
             format!("`{name}` is the proxy's own business"),

@@ -9,8 +9,8 @@ use super::{
 };
 
 use Kind::{
-    Boolean, Duration, DurationOr, Fields, Integer, List, Name, Nested, NestedOr, Nullable, Numbers, OneOrMore,
-    Pattern, Percent, Shares, Size, Text, Words,
+    Boolean, Duration, DurationOr, Fields, Integer, List, Name, Nested, NestedOne, NestedOr, Nullable, Numbers,
+    OneOrMore, Pattern, Percent, Shares, Size, Text, Words,
 };
 
 #[cfg(test)]
@@ -30,6 +30,8 @@ enum Kind {
     Name,
     /// What the readers' table says; of a mapping, the words that may stand in its place.
     Nested(&'static [&'static str]),
+    /// As `Nested`, of a list; a single item may stand in its place.
+    NestedOne,
     /// As `Nested`, of a list whose items may be short.
     NestedOr(&'static Self),
     Nullable(&'static Self),
@@ -53,6 +55,8 @@ const STATUS: Kind = Integer(200, 599);
 const ABSOLUTE_PATH: Kind = Pattern("^/[!-~]*$");
 const FILE: Kind = Text;
 const TABLE: Kind = Nested(&[]);
+const NETWORKS: Kind = OneOrMore(&Text);
+const LIMIT_KEY: Kind = Nested(&["client_ip", "route"]);
 
 /// Types and descriptions by path. What is inherited stands here once, under `defaults`; edits of answers are those of
 /// requests, the TLS of the admin API that of listeners.
@@ -98,6 +102,8 @@ const KEYS: &[(&str, Kind, &str)] = &[
     ("listeners[].limits.header_timeout", Duration, "A request's whole head, not each read."),
     ("listeners[].limits.idle_timeout", Duration, "Between requests."),
     ("listeners[].limits.max_header_size", Size, "Request line and fields, 1KiB to 1MiB."),
+    ("listeners[].allow", NETWORKS, "Whose connections are served; the longest prefix decides, 403 to all others."),
+    ("listeners[].deny", NETWORKS, "Whose connections are not; wins over the same prefix in allow."),
     ("defaults", TABLE, "Inherited field by field by every upstream."),
     ("defaults.timeouts", TABLE, "Deadlines towards backends."),
     ("defaults.timeouts.connect", Duration, "The TCP connection."),
@@ -153,6 +159,24 @@ const KEYS: &[(&str, Kind, &str)] = &[
     ("routes[].match.path_exact", ABSOLUTE_PATH, "Exactly this path."),
     ("routes[].match.method", OneOrMore(&Pattern("^[^a-z]+$")), "GET, POST, ..."),
     ("routes[].match.header", Fields, "Fields that must have exactly these values."),
+    ("routes[].allow", NETWORKS, "Which clients may use it; the longest prefix decides, 403 to all others."),
+    ("routes[].deny", NETWORKS, "Which clients may not; wins over the same prefix in allow."),
+    ("routes[].rate_limit", NestedOne, "How often requests may come; 429 to those beyond. One limit or several."),
+    ("routes[].rate_limit[].key", LIMIT_KEY, "By what requests are counted together."),
+    ("routes[].rate_limit[].key.header", Text, "The values of this field."),
+    ("routes[].rate_limit[].key.cookie", Text, "The value of this cookie."),
+    ("routes[].rate_limit[].rate", Pattern("^[0-9]+/([0-9]+ms|([0-9]+)?[smhd])$"), "50/s, 100/m, 10/30s."),
+    ("routes[].rate_limit[].burst", Integer(1, 1_000_000), "How many may come at once."),
+    ("routes[].concurrency", TABLE, "How many requests may be in flight; 429 to those beyond."),
+    ("routes[].concurrency.limit", Integer(1, 1_000_000), "In flight for each key."),
+    ("routes[].basic_auth", TABLE, "User and password by an htpasswd file; 401 without."),
+    ("routes[].basic_auth.file", FILE, "Lines of user:hash, bcrypt or argon2."),
+    ("routes[].basic_auth.realm", Text, "What people are asked for."),
+    ("routes[].basic_auth.keep", Boolean, "Send Authorization on to the backend."),
+    ("routes[].forward_auth", TABLE, "A service that is asked about each request; what is not 2xx goes to the client."),
+    ("routes[].forward_auth.url", Pattern("^http://.+$"), "What is asked, by GET."),
+    ("routes[].forward_auth.timeout", Duration, "For the whole question; 503 beyond."),
+    ("routes[].forward_auth.copy_headers", OneOrMore(&Text), "Fields of its answer that the backend gets."),
     ("routes[].upstream", Shares, "An upstream, or upstreams with weights."),
     (
         "routes[].path",
@@ -260,7 +284,11 @@ fn property(key: &Key, path: &str) -> Value {
                 Some(NestedOr(short)) => json!({ "anyOf": [of_kind(short), item] }),
                 _ => item,
             };
-            json!({ "type": "array", "items": item })
+            let list = json!({ "type": "array", "items": item });
+            match kind {
+                Some(NestedOne) => json!({ "anyOf": [item, list] }),
+                _ => list,
+            }
         }
         Below::Map(table) => json!({
             "type": "object",
@@ -287,6 +315,7 @@ fn described(path: &str) -> Option<(&'static Kind, &'static str)> {
         ("upstreams.*.retry", "defaults.retry"),
         ("upstreams.*.health_check", "defaults.health_check"),
         ("routes[].response_headers.", "routes[].request_headers."),
+        ("routes[].concurrency.key", "routes[].rate_limit[].key"),
         ("admin.tls.", "listeners[].tls."),
     ];
     let found = moved.iter().find_map(|(from, to)| path.strip_prefix(from).map(|rest| format!("{to}{rest}")));
@@ -305,7 +334,7 @@ fn of_kind(kind: &Kind) -> Value {
         Integer(from, to) => or_variable(json!({ "type": "integer", "minimum": from, "maximum": to })),
         List(kind) => json!({ "type": "array", "items": of_kind(kind) }),
         Name => reference("name"),
-        Nested(_) | NestedOr(_) => json!({}),
+        Nested(_) | NestedOne | NestedOr(_) => json!({}),
         Nullable(kind) => any(&[of_kind(kind), json!({ "type": "null" })]),
         Numbers(numbers) => or_variable(json!({ "enum": numbers })),
         OneOrMore(kind) => any(&[of_kind(kind), json!({ "type": "array", "items": of_kind(kind) })]),

@@ -1,10 +1,15 @@
 //! Decisions: pure functions and values. No Pingora, no tokio, no clock reads; time and randomness come in as arguments.
 
+pub mod access;
 pub mod balance;
 pub mod budget;
+pub mod concurrency;
 pub mod forwarded;
 pub mod headers;
 pub mod health;
+pub mod limit_key;
+pub mod password;
 pub mod path;
+pub mod rate;
 pub mod retry;
 pub mod route;

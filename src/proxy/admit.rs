@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, Version, header, uri::PathAndQuery};
+use http::{HeaderName, HeaderValue, StatusCode, Version, header, uri::PathAndQuery};
 use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use super::{
     ctx::{RequestCtx, RequestStart},
-    edit,
+    edit, guard,
     kit::Kit,
     reject,
 };
@@ -82,6 +82,9 @@ fn request_id(kit: &Kit, request: &RequestHeader) -> HeaderValue {
 /// # Errors
 /// The answer could not be sent.
 pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+    if ctx.info().is_some_and(|info| !info.is_admitted()) {
+        return refuse(session, ctx, Reason::Denied, None).await;
+    }
     if ctx.info().is_some_and(|info| info.redirect_https()) {
         return redirect_https(session, ctx).await;
     }
@@ -91,12 +94,18 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
     };
     let (index, target) = match decide(&current, session.req_header()) {
         Ok(Some(decided)) => decided,
-        Ok(None) => return refuse(session, ctx, Reason::NoRoute).await,
-        Err(Ambiguous) => return refuse(session, ctx, Reason::AmbiguousPath).await,
+        Ok(None) => return refuse(session, ctx, Reason::NoRoute, None).await,
+        Err(Ambiguous) => return refuse(session, ctx, Reason::AmbiguousPath, None).await,
     };
     ctx.route = Some(index);
     ctx.target = target;
-    match &current.route(index).action {
+    let route = current.route(index);
+    if let Some(guards) = &route.guards
+        && Box::pin(guard::admit(kit, session, ctx, guards)).await?
+    {
+        return Ok(true);
+    }
+    match &route.action {
         Action::Proxy { upstreams, .. } => {
             let seed = ctx.start.as_ref().map_or(0, |start| start.seed);
             let upstream = choose(upstreams, seed);
@@ -147,14 +156,6 @@ fn decide(snapshot: &Snapshot, request: &RequestHeader) -> Result<Option<(usize,
     Ok(Some((index, Some(sent))))
 }
 
-/// Answers a request that no route takes.
-async fn refuse(session: &mut Session, ctx: &mut RequestCtx, reason: Reason) -> Result<bool> {
-    ctx.reason = Some(reason);
-    let status = reject::status(reason).unwrap_or(StatusCode::BAD_REQUEST);
-    let (head, body) = reject::failure(ctx, status, reason)?;
-    respond(session, ctx, head, body).await
-}
-
 async fn redirect_https(session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
     let request = session.req_header();
     // As it came: it will be decided of there. `*` stands for no path at all.
@@ -171,7 +172,30 @@ async fn redirect_https(session: &mut Session, ctx: &mut RequestCtx) -> Result<b
     respond(session, ctx, head, Bytes::new()).await
 }
 
-async fn respond(session: &mut Session, ctx: &RequestCtx, mut head: ResponseHeader, body: Bytes) -> Result<bool> {
+/// Answers a request that is not let in, or that no route takes; with one field more.
+pub(super) async fn refuse(
+    session: &mut Session,
+    ctx: &mut RequestCtx,
+    reason: Reason,
+    field: Option<(HeaderName, HeaderValue)>,
+) -> Result<bool> {
+    ctx.reason = Some(reason);
+    let status = reject::status(reason).unwrap_or(StatusCode::FORBIDDEN);
+    let (mut head, body) = reject::failure(ctx, status, reason)?;
+    if let Some((name, value)) = field {
+        head.insert_header(name, value)?;
+    }
+    respond(session, ctx, head, body).await
+}
+
+/// Sends an answer of our own.
+pub(super) async fn respond(
+    session: &mut Session,
+    ctx: &RequestCtx,
+    head: ResponseHeader,
+    body: Bytes,
+) -> Result<bool> {
+    let mut head = reject::with_rate(ctx, head)?;
     if let Some(route) = ctx.route() {
         edit::apply_response(&mut head, &route.response_headers)?;
     }

@@ -16,10 +16,10 @@ use pingora_http::ResponseHeader;
 use rustls::ProtocolVersion;
 use tokio::sync::Notify;
 
-use super::current::Current;
+use super::{current::Current, guard::Admitted};
 use crate::{
     config::model::{self, Alpn},
-    policy::forwarded::Scheme,
+    policy::{access::Access, forwarded::Scheme},
     runtime::{
         backend::{BackendState, Picked},
         deadlines::Deadline,
@@ -36,6 +36,7 @@ pub struct ConnInfo {
     tls: Option<TlsInfo>,
     redirect_https: bool,
     keep_alive: Duration,
+    access: Option<Arc<Access>>,
     logged: AtomicBool,
     afterwards: AtomicU8,
     malformed: AtomicBool,
@@ -72,6 +73,7 @@ impl ConnInfo {
             tls,
             redirect_https: listener.redirect_https,
             keep_alive: listener.limits.idle_timeout,
+            access: listener.access.clone(),
             logged: AtomicBool::new(false),
             afterwards: AtomicU8::new(Afterwards::Drop as u8),
             malformed: AtomicBool::new(false),
@@ -83,6 +85,11 @@ impl ConnInfo {
     /// The peer's address; `None` for a unix socket.
     pub fn peer(&self) -> Option<IpAddr> {
         self.client.map(|client| client.ip())
+    }
+
+    /// Whether the listener serves this peer.
+    pub(super) fn is_admitted(&self) -> bool {
+        self.access.as_ref().is_none_or(|access| access.allows(self.peer()))
     }
 
     /// `None` on plain text.
@@ -270,6 +277,8 @@ pub struct RequestCtx {
     pub(super) peer_trusted: bool,
     pub(super) scheme: Scheme,
     pub(super) request_id: Option<HeaderValue>,
+    /// What the route's guards left with it.
+    pub(super) admitted: Option<Box<Admitted>>,
     pub(super) attempts: u32,
     /// Positions of backends that failed this request.
     pub(super) tried: Vec<usize>,
@@ -315,6 +324,7 @@ impl RequestCtx {
             peer_trusted: false,
             scheme: Scheme::Http,
             request_id: None,
+            admitted: None,
             attempts: 0,
             tried: Vec::new(),
             picked: None,

@@ -6,7 +6,7 @@ use pingora_core::{ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
-use super::{admit, ctx::RequestCtx, reject::X_REQUEST_ID};
+use super::{admit, ctx::RequestCtx, guard, reject::X_REQUEST_ID};
 use crate::{
     config::model::HostHeader,
     policy::{
@@ -34,6 +34,7 @@ pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &Req
     edit_request(upstream, |fields, version| {
         fields.reserve(8);
         forwarding(client, fields, ctx);
+        guard::towards_backend(fields, ctx);
         if client.version == Version::HTTP_2 && version != Version::HTTP_2 {
             join_cookies(fields);
         }
@@ -170,7 +171,7 @@ fn value(text: bytes::Bytes) -> HeaderValue {
 }
 
 /// HTTP/2 may split `Cookie`; HTTP/1.1 may not (RFC 9113 §8.2.3).
-fn join_cookies(upstream: &mut HeaderMap) {
+pub(super) fn join_cookies(upstream: &mut HeaderMap) {
     let mut crumbs = upstream.get_all(header::COOKIE).iter();
     let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else { return };
     let mut joined = BytesMut::from(first.as_bytes());
@@ -211,6 +212,9 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
     let via = ctx.current().and_then(|current| current.via(answer.version));
     edit_response(answer, |fields| {
         fields.reserve(4);
+        for (name, value) in guard::rate_fields(ctx) {
+            fields.append(name, value);
+        }
         if let Some(via) = via {
             fields.append(header::VIA, via.clone());
         }

@@ -13,7 +13,9 @@ use bytes::Bytes;
 use super::{
     ctx::{ConnInfo, Unserved},
     current::Current,
-    finish, reject,
+    finish,
+    guard::Asking,
+    reject,
 };
 use crate::{runtime::deadlines::Deadlines, telemetry::metrics::Metrics, types::Reason};
 
@@ -27,6 +29,7 @@ pub struct Kit {
     epoch: Instant,
     /// The second of the last warnings, and how many there were in it.
     warned: (AtomicU64, AtomicU64),
+    asking: Asking,
 }
 
 /// Warnings of a worker in one second; what goes wrong for every request must not fill the disk.
@@ -43,6 +46,7 @@ impl Kit {
             index,
             epoch,
             warned: Default::default(),
+            asking: Asking::default(),
         }
     }
 
@@ -104,5 +108,10 @@ impl Kit {
     /// Logs and counts a request that came to no phase.
     pub fn log_unserved(&self, current: &Current, info: &ConnInfo, unserved: Unserved) {
         finish::unserved(self, current, info, &unserved);
+    }
+
+    /// For those who must show who they are.
+    pub(super) fn asking(&self) -> &Asking {
+        &self.asking
     }
 }

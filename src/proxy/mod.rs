@@ -6,6 +6,7 @@ mod ctx;
 mod current;
 mod edit;
 mod finish;
+mod guard;
 mod kit;
 mod profile;
 mod reject;
@@ -176,6 +177,8 @@ impl ProxyHttp for App {
             ctx.reason = Some(reason);
         }
         ctx.deadline = None;
+        // What the request held is free for the next one, which may be on its way already.
+        ctx.admitted = None;
         if !session.as_mut().is_body_done()
             && let Some(info) = ctx.info()
             && info.afterwards() == Afterwards::Drop

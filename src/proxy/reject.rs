@@ -7,7 +7,10 @@ use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::ctx::{Afterwards, RequestCtx};
+use super::{
+    ctx::{Afterwards, RequestCtx},
+    guard,
+};
 use crate::types::Reason;
 
 /// `Proxy-Status` (RFC 9209).
@@ -20,11 +23,14 @@ pub(super) fn status(reason: Reason) -> Option<StatusCode> {
     Some(match reason {
         Reason::ClientAborted => return None,
         Reason::AmbiguousFraming | Reason::AmbiguousPath | Reason::BadRequest => StatusCode::BAD_REQUEST,
+        Reason::Unauthorized => StatusCode::UNAUTHORIZED,
+        Reason::Denied => StatusCode::FORBIDDEN,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Reason::ClientTimeout | Reason::HeaderTimeout => StatusCode::REQUEST_TIMEOUT,
         Reason::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-        Reason::NoBackend => StatusCode::SERVICE_UNAVAILABLE,
+        Reason::RateLimited | Reason::TooManyConcurrent => StatusCode::TOO_MANY_REQUESTS,
+        Reason::AuthUnavailable | Reason::NoBackend => StatusCode::SERVICE_UNAVAILABLE,
         Reason::ConnectTimeout
         | Reason::FirstByteTimeout
         | Reason::ReadTimeout
@@ -62,7 +68,7 @@ pub(super) async fn answer(session: &mut Session, ctx: &RequestCtx, reason: Reas
         // What is left of the request is not read; the next one could not be told from it.
         session.set_keepalive(None);
     }
-    match failure(ctx, status, reason) {
+    match failure(ctx, status, reason).and_then(|(head, body)| Ok((with_rate(ctx, head)?, body))) {
         Ok((head, body)) => match send(session, head, body).await {
             Ok(()) => {
                 if let Some(info) = ctx.info() {
@@ -81,6 +87,14 @@ pub(super) async fn answer(session: &mut Session, ctx: &RequestCtx, reason: Reas
             0
         }
     }
+}
+
+/// What rate limits say of a request that came within them, or did not.
+pub(super) fn with_rate(ctx: &RequestCtx, mut head: ResponseHeader) -> Result<ResponseHeader> {
+    for (name, value) in guard::rate_fields(ctx) {
+        head.append_header(name, value)?;
+    }
+    Ok(head)
 }
 
 /// An answer for a failure.

@@ -4,6 +4,7 @@ pub mod backend;
 pub mod connect;
 pub mod connections;
 pub mod deadlines;
+pub mod guards;
 pub mod journal;
 pub mod membership;
 pub mod patch;

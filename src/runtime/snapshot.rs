@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 
-use super::{connections::Connections, peer::TlsProfile, upstream::Upstream};
+use super::{connections::Connections, guards::Guards, peer::TlsProfile, upstream::Upstream};
 use crate::{
     config::model::{self, Model, Redirect, Respond},
     policy::{
@@ -64,6 +64,8 @@ impl Member {
 pub struct Route {
     /// For logs.
     pub name: Name,
+    /// What a request must pass first; `None` where everything passes.
+    pub guards: Option<Guards>,
     /// What is done.
     pub action: Action,
     /// Edits of the request.
@@ -116,9 +118,16 @@ impl Snapshot {
             Arc::new(Member::build(upstream, backends, &model.process, previous, &connections, metrics))
         };
         let places: HashMap<&Name, usize> = model.upstreams.keys().enumerate().map(|(at, name)| (name, at)).collect();
+        let routes_before: HashMap<&Name, &Route> = previous
+            .iter()
+            .flat_map(|previous| previous.rules.routes.iter())
+            .filter(|route| route.guards.is_some())
+            .map(|route| (&route.name, route))
+            .collect();
+        let route = |route: &model::Route| Route::build(route, &places, routes_before.get(&route.name).copied());
         let rules = Rules {
             router: Router::new(model.routes.iter().map(|route| &route.matches)),
-            routes: model.routes.iter().map(|route| Route::build(route, &places)).collect(),
+            routes: model.routes.iter().map(route).collect(),
             trusted: TrustedProxies::new(&model.trusted_proxies),
             via: model.via.as_ref().and_then(|name| Via::new(name.as_str())),
         };
@@ -224,7 +233,7 @@ pub fn choose(upstreams: &[(usize, Weight)], seed: u64) -> usize {
 }
 
 impl Route {
-    fn build(route: &model::Route, places: &HashMap<&Name, usize>) -> Self {
+    fn build(route: &model::Route, places: &HashMap<&Name, usize>, previous: Option<&Self>) -> Self {
         let action = match &route.action {
             model::RouteAction::Proxy(proxy) => Action::Proxy {
                 // Validation has seen to it that every name exists.
@@ -241,6 +250,7 @@ impl Route {
         };
         Self {
             name: route.name.clone(),
+            guards: Guards::build(&route.guards, previous.and_then(|before| before.guards.as_ref())),
             action,
             request_headers: route.request_headers.clone(),
             response_headers: route.response_headers.clone(),

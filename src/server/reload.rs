@@ -379,11 +379,12 @@ fn runnable(before: &Model, loaded: Model) -> Model {
 
 /// Whether connections to both listeners are served alike; else what is behind the socket is made anew.
 fn same(one: &Listener, other: &Listener) -> bool {
-    let Listener { address, tls, h2c, redirect_https, limits } = one;
+    let Listener { address, tls, h2c, redirect_https, limits, access } = one;
     *address == other.address
         && *h2c == other.h2c
         && *redirect_https == other.redirect_https
         && *limits == other.limits
+        && *access == other.access
         && match (tls, &other.tls) {
             (None, None) => true,
             (Some(one), Some(other)) => same_tls(one, other),

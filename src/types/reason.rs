@@ -37,6 +37,8 @@ reasons! {
     AmbiguousFraming "ambiguous_framing" Some("http_request_error");
     /// The path (or host) could be understood in more than one way by who decides and who serves.
     AmbiguousPath "ambiguous_path" Some("http_request_error");
+    /// Nobody could say whether the client may: the service or the queue for passwords did not answer.
+    AuthUnavailable "auth_unavailable" Some("proxy_internal_error");
     /// A request that is not HTTP, or not one rrlb takes.
     BadRequest "bad_request" Some("http_request_error");
     /// The backend's answer was not HTTP.
@@ -51,6 +53,8 @@ reasons! {
     ConnectRefused "connect_refused" Some("connection_refused");
     /// The connection to the backend was not made in time.
     ConnectTimeout "connect_timeout" Some("connection_timeout");
+    /// The client's address is not allowed.
+    Denied "denied" Some("http_request_denied");
     /// The backend's host name has no address yet.
     DnsFailure "dns_failure" Some("dns_error");
     /// The answer's first byte did not come in time.
@@ -71,6 +75,8 @@ reasons! {
     NoRoute "no_route" Some("destination_not_found");
     /// Passed on and answered.
     Ok "ok" None;
+    /// Requests came more often than a route's `rate_limit`.
+    RateLimited "rate_limited" Some("http_request_denied");
     /// The backend was silent for too long within its answer.
     ReadTimeout "read_timeout" Some("connection_read_timeout");
     /// Answered by a route's `redirect`.
@@ -91,8 +97,12 @@ reasons! {
     TlsUntrusted "tls_untrusted" Some("tls_certificate_error");
     /// The backend's certificate is for another name.
     TlsWrongName "tls_wrong_name" Some("tls_certificate_error");
+    /// More requests in flight than a route's `concurrency`.
+    TooManyConcurrent "too_many_concurrent" Some("http_request_denied");
     /// The request as a whole took longer than `total`.
     TotalTimeout "total_timeout" Some("http_response_timeout");
+    /// The client has not shown who it is, or may not.
+    Unauthorized "unauthorized" Some("http_request_denied");
     /// The backend did not take the upgrade it was asked for.
     UpgradeFailed "upgrade_failed" Some("http_upgrade_failed");
     /// The backend did not take the request's bytes in time.

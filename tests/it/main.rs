@@ -4,6 +4,7 @@
 mod support;
 
 mod access_log;
+mod admission;
 mod balancing;
 mod cli;
 mod config;

@@ -256,3 +256,32 @@ fn large_configurations_are_compared_quickly() {
     assert_eq!(difference(&old, &new).len(), 10_000);
     assert!(before.elapsed() < Duration::from_secs(10), "{:?}", before.elapsed());
 }
+
+#[test]
+fn another_password_file_is_told_without_what_it_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("users");
+    let with = |password: &str| {
+        let hash = bcrypt::hash(password, 4).expect("a hash");
+        std::fs::write(&file, format!("a:{hash}\n")).expect("written");
+        let guard = format!("{{ name: rest, basic_auth: {{ file: {} }},", file.display());
+        read(&BASE.replace("{ name: rest,", &guard))
+    };
+    let path = "routes.rest.basic_auth.file";
+    assert_eq!(lines(&with("x"), &with("y")), [format!("~ {path}: other contents")]);
+    assert_eq!(lines(&read(BASE), &with("y")), ["+ routes.rest.basic_auth"]);
+}
+
+#[test]
+fn a_changed_limit_is_told_with_what_it_was() {
+    let with = |guards: &str| read(&BASE.replace("{ name: rest,", &format!("{{ name: rest, {guards},")));
+    let (old, new) = (with("rate_limit: { rate: 5/s }, deny: 10.0.0.1"), with("rate_limit: { rate: 6/s, burst: 5 }"));
+    let rate = |rate: &str| format!("[{{ key: client_ip, rate: {rate}, burst: 5 }}]");
+    assert_eq!(
+        lines(&old, &new),
+        [
+            "- routes.rest.deny: [10.0.0.1/32]".to_owned(),
+            format!("~ routes.rest.rate_limit: {} -> {}", rate("5/s"), rate("6/s")),
+        ]
+    );
+}

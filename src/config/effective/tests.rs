@@ -86,6 +86,7 @@ client_bind_to_ipv6: ["fd00::5"]
 listeners:
   - { address: 127.0.0.1:0, h2c: true, limits: { handshake_timeout: 1500ms, header_timeout: 90s, idle_timeout: 2d1h, max_header_size: 1025B } }
   - { address: 127.0.0.1:0 }
+  - { address: "[::1]:0", allow: "::1", deny: ["::2/128", 1.2.3.4] }
   - address: "unix:run/l\xe4rm \u00a0.sock"
 upstreams:
   a:
@@ -109,6 +110,10 @@ routes:
   - { upstream: { a: 0, "7": 9, "off": 1 }, match: { host: ["[::1]", 10.0.0.1, "*.b.c"], method: [GET, M-SEARCH], path_exact: "/${TOKEN}$$x" } }
   - { upstream: { b: 1 }, match: { path: / }, request_headers: { set: { Host: a.b }, add: { X-A: "", x-a: "a, {b}: #c" }, remove: [x-b, "null"] } }
   - { upstream: { c: 5 }, match: { path: /c, host: c } }
+  - { upstream: a, match: { path: /f }, allow: [10.0.0.0/8, "fd00::/8"], deny: 10.0.0.1, rate_limit: { rate: 90/60s }, concurrency: { limit: 7, key: { cookie: "null" } } }
+  - { upstream: a, match: { path: /g }, deny: "::/0", rate_limit: [{ rate: 1/m, key: route, burst: 1000000 }, { rate: 7/90s, key: { header: X-Key } }, { rate: 5/1500ms }, { rate: 3/7d }] }
+  - { upstream: a, match: { path: /h }, basic_auth: { file: ROOT/conf/users.htpasswd, realm: "it's: #1", keep: true } }
+  - { upstream: a, match: { path: /i }, forward_auth: { url: "http://[::1]:9091/a?b=$${c}&d", timeout: 1500ms, copy_headers: X-User } }
   - { match: { path: /d }, redirect: { to: "https://a.b/?c=$${d}&e=#f" }, request_headers: { remove: x-y } }
   - { match: { path: /e }, respond: { status: 599, body: "\0\t\e\x7f\r\n  $${A} \u2028 \ufeff \U0001F600 'x' \"y\" \\ \u65e5\u672c: -\n" }, response_headers: { set: { a: b } } }
   - { respond: {} }
@@ -129,7 +134,7 @@ admin: {}
 ",
     ];
     for text in texts {
-        let model = good(text);
+        let model = good(&text.replace("ROOT", ROOT));
         survives(&model);
     }
 }

@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::{
     super::model::{ProxyAction, Redirect, Respond, Route, RouteAction},
-    Part, bare, entry, list, text, value,
+    Part, bare, entry, guard, list, text, value,
 };
 use crate::{
     policy::{
@@ -19,8 +19,9 @@ use crate::{
 
 /// A route under its name.
 pub(super) fn route(route: &Route) -> (Cow<'_, str>, Part<'_>) {
-    let Route { name, matches, action, request_headers, response_headers } = route;
+    let Route { name, matches, guards, action, request_headers, response_headers } = route;
     let mut out = vec![entry("name", text(name.as_str())), entry("match", route_match(matches))];
+    guard::guards(guards, &mut out);
     match action {
         RouteAction::Proxy(ProxyAction { upstreams, strip_prefix, path }) => {
             let upstream = match &upstreams[..] {

@@ -1,0 +1,114 @@
+//! What a request must pass before its route does anything with it, in this order: addresses, rates, concurrency, a
+//! password, another service's word. Who is refused is decided in `policy/`; here it is asked and answered.
+
+mod basic;
+mod forward;
+
+use std::time::Instant;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use pingora_core::Result;
+use pingora_proxy::Session;
+
+use self::{basic::Verifier, forward::AuthClient};
+use super::{admit::refuse, ctx::RequestCtx, kit::Kit};
+use crate::{policy::concurrency::Permit, runtime::guards::Guards, types::Reason};
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+/// When a place may be free again, nobody knows.
+const TOO_MANY_RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// What a worker needs to ask who somebody is.
+#[derive(Default)]
+pub(super) struct Asking {
+    passwords: Verifier,
+    services: AuthClient,
+}
+
+/// What a request has from its guards, until it ends.
+#[derive(Default)]
+pub(super) struct Admitted {
+    /// `RateLimit` of the answer.
+    rate: Option<HeaderValue>,
+    /// Counts it as in flight.
+    permit: Option<Permit>,
+    /// What the service that was asked tells the backend.
+    identity: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// Whether somebody is who they say.
+enum Asked {
+    Good,
+    No,
+    Unavailable,
+}
+
+/// Asks all guards. Returns whether the request was refused, and so answered.
+///
+/// # Errors
+/// The answer could not be sent.
+pub(super) async fn admit(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, guards: &Guards) -> Result<bool> {
+    if guards.access.as_ref().is_some_and(|access| !access.allows(ctx.client)) {
+        return refuse(session, ctx, Reason::Denied, None).await;
+    }
+    let mut admitted = Box::<Admitted>::default();
+    let headers = &session.req_header().headers;
+    if let Some(limits) = &guards.rate {
+        let rated = limits.decide(ctx.client, headers, Instant::now());
+        admitted.rate = rated.field;
+        if let Some(seconds) = rated.retry_after {
+            ctx.admitted = Some(admitted);
+            let retry_after = (header::RETRY_AFTER, HeaderValue::from(seconds));
+            return refuse(session, ctx, Reason::RateLimited, Some(retry_after)).await;
+        }
+    }
+    if let Some(limit) = &guards.concurrency {
+        admitted.permit = limit.enter(ctx.client, headers);
+        if admitted.permit.is_none() {
+            ctx.admitted = Some(admitted);
+            let retry_after = (header::RETRY_AFTER, TOO_MANY_RETRY_AFTER);
+            return refuse(session, ctx, Reason::TooManyConcurrent, Some(retry_after)).await;
+        }
+    }
+    ctx.admitted = Some(admitted);
+    if let Some(basic) = &guards.basic {
+        match kit.asking().passwords.ask(basic, ctx.client, headers).await {
+            Asked::Good => {}
+            Asked::No => {
+                let challenge = (header::WWW_AUTHENTICATE, basic.challenge.clone());
+                return refuse(session, ctx, Reason::Unauthorized, Some(challenge)).await;
+            }
+            Asked::Unavailable => return refuse(session, ctx, Reason::AuthUnavailable, None).await,
+        }
+    }
+    match &guards.forward {
+        Some(forward) => forward::ask(kit, session, ctx, forward).await,
+        None => Ok(false),
+    }
+}
+
+/// Rate limits of an answer (draft-ietf-httpapi-ratelimit-headers-10), to be added to those that a backend may have.
+pub(super) fn rate_fields(ctx: &RequestCtx) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    let rate = ctx.admitted.as_ref().and_then(|admitted| admitted.rate.clone());
+    let guards = rate.is_some().then(|| ctx.route().and_then(|route| route.guards.as_ref())).flatten();
+    let policy = guards.and_then(|guards| guards.rate.as_ref()).map(|limits| limits.policy.clone());
+    policy.map(|policy| (RATE_LIMIT_POLICY, policy)).into_iter().chain(rate.map(|rate| (RATE_LIMIT, rate)))
+}
+
+/// What a backend is told of who is asking, and not by the client itself.
+pub(super) fn towards_backend(upstream: &mut HeaderMap, ctx: &RequestCtx) {
+    let Some(guards) = ctx.route().and_then(|route| route.guards.as_ref()) else { return };
+    if guards.basic.as_ref().is_some_and(|basic| !basic.keep) {
+        upstream.remove(header::AUTHORIZATION);
+    }
+    let Some(forward) = &guards.forward else { return };
+    let told = |name: &HeaderName| forward.copy_headers.iter().any(|copied| forward::is_like(name, copied));
+    let spoofed: Vec<HeaderName> = upstream.keys().filter(|name| told(name)).cloned().collect();
+    for name in &spoofed {
+        upstream.remove(name);
+    }
+    for (name, value) in ctx.admitted.iter().flat_map(|admitted| &admitted.identity) {
+        upstream.append(name.clone(), value.clone());
+    }
+}

@@ -1,0 +1,181 @@
+//! Basic authentication: passwords are verified off the thread that serves requests, a few at a time, and each once for all
+//! requests that bring it.
+
+use std::{
+    collections::HashMap,
+    hash::RandomState,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use http::HeaderMap;
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+
+use super::Asked;
+use crate::{
+    policy::{
+        concurrency::{InFlight, Permit},
+        limit_key::LimitKey,
+        password::{Credentials, Tag},
+    },
+    runtime::guards::BasicAuth,
+};
+
+/// Verifications of a worker at a time; each takes a whole core.
+const AT_ONCE: usize = 2;
+/// Credentials of a worker that are verified or wait for it. More would wait longer than people do.
+const MOST_PENDING: usize = 64;
+/// As many of them may come from one address, so that who guesses keeps nobody else out.
+const MOST_PER_CLIENT: u32 = 16;
+/// How long a request waits.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Verifies passwords for one worker.
+pub(super) struct Verifier {
+    places: Arc<Semaphore>,
+    pending: Arc<Pending>,
+    clients: Arc<InFlight>,
+    seed: RandomState,
+}
+
+impl Default for Verifier {
+    fn default() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(AT_ONCE)),
+            pending: Arc::default(),
+            clients: Arc::default(),
+            seed: RandomState::new(),
+        }
+    }
+}
+
+impl Verifier {
+    /// Whether the client has shown a user's password.
+    pub(super) async fn ask(&self, basic: &Arc<BasicAuth>, client: Option<IpAddr>, headers: &HeaderMap) -> Asked {
+        let Some(credentials) = Credentials::of(headers) else { return Asked::No };
+        let (tag, known) = basic.known(&credentials, Instant::now());
+        let verdict = match known {
+            Some(good) => Some(good),
+            None => {
+                let key = LimitKey::ClientIp.of(client, headers, &self.seed);
+                let Some(mut verdict) = self.verdict(basic, credentials, tag, key) else { return Asked::Unavailable };
+                let wait = timeout(PATIENCE, verdict.wait_for(Option::is_some)).await;
+                wait.ok().and_then(Result::ok).and_then(|verdict| *verdict)
+            }
+        };
+        match verdict {
+            Some(true) => Asked::Good,
+            Some(false) => Asked::No,
+            None => Asked::Unavailable,
+        }
+    }
+
+    /// Where the verdict will be: that of others with the same credentials, or a new one. `None` where too many wait.
+    fn verdict(
+        &self,
+        basic: &Arc<BasicAuth>,
+        credentials: Credentials,
+        tag: Tag,
+        client: u64,
+    ) -> Option<watch::Receiver<Option<bool>>> {
+        let place = match self.pending.join(tag, || self.clients.enter(client, MOST_PER_CLIENT)) {
+            Join::Found(verdict) => return Some(verdict),
+            Join::Full => return None,
+            Join::New(place) => place,
+        };
+        let (verdict, basic, places) = (place.tell.subscribe(), basic.clone(), self.places.clone());
+        // A task of its own: a client that goes away takes the verdict from nobody else.
+        tokio::spawn(async move {
+            let Ok(core) = places.acquire_owned().await else { return };
+            let work = move || {
+                place.tell.send_replace(Some(basic.verify(&credentials, tag)));
+                drop((core, place));
+            };
+            let _ = tokio::task::spawn_blocking(work).await;
+        });
+        Some(verdict)
+    }
+}
+
+/// Credentials that are verified or wait for it, and where their verdict will be.
+#[derive(Default)]
+struct Pending(Mutex<HashMap<Tag, watch::Receiver<Option<bool>>>>);
+
+enum Join {
+    Found(watch::Receiver<Option<bool>>),
+    Full,
+    New(Place),
+}
+
+/// A place among the pending, until it is dropped.
+struct Place {
+    pending: Arc<Pending>,
+    tag: Tag,
+    tell: watch::Sender<Option<bool>>,
+    _client: Permit,
+}
+
+impl Pending {
+    fn join(self: &Arc<Self>, tag: Tag, enter: impl FnOnce() -> Option<Permit>) -> Join {
+        let mut all = self.lock();
+        if let Some(found) = all.get(&tag) {
+            return Join::Found(found.clone());
+        }
+        let Some(client) = (all.len() < MOST_PENDING).then(enter).flatten() else { return Join::Full };
+        let (tell, verdict) = watch::channel(None);
+        all.insert(tag, verdict);
+        Join::New(Place { pending: self.clone(), tag, tell, _client: client })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Tag, watch::Receiver<Option<bool>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.pending.lock().remove(&self.tag);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag(number: usize) -> Tag {
+        let mut tag = Tag::default();
+        tag[..8].copy_from_slice(&number.to_be_bytes());
+        tag
+    }
+
+    #[test]
+    fn the_same_credentials_wait_for_the_same_verdict() {
+        let (pending, clients) = (Arc::<Pending>::default(), Arc::<InFlight>::default());
+        let enter = || clients.enter(1, MOST_PER_CLIENT);
+        let Join::New(place) = pending.join(tag(1), enter) else { panic!("the first") };
+        let Join::Found(verdict) = pending.join(tag(1), enter) else { panic!("the second") };
+        place.tell.send_replace(Some(true));
+        assert_eq!(*verdict.borrow(), Some(true));
+        drop(place);
+        assert!(matches!(pending.join(tag(1), enter), Join::New(_)));
+        assert_eq!((pending.lock().len(), clients.keys()), (0, 0));
+    }
+
+    #[test]
+    fn one_client_cannot_fill_the_queue_and_all_together_cannot_overfill_it() {
+        let (pending, clients) = (Arc::<Pending>::default(), Arc::<InFlight>::default());
+        let join =
+            |number: usize, client: u64| match pending.join(tag(number), || clients.enter(client, MOST_PER_CLIENT)) {
+                Join::New(place) => Some(place),
+                Join::Found(_) | Join::Full => None,
+            };
+        let one: Vec<Place> = (0..100).filter_map(|number| join(number, 1)).collect();
+        assert_eq!(one.len(), MOST_PER_CLIENT as usize);
+        let others: Vec<Place> = (100..300).filter_map(|number| join(number, number as u64)).collect();
+        assert_eq!(one.len() + others.len(), MOST_PENDING);
+    }
+}

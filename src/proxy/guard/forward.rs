@@ -1,0 +1,252 @@
+//! Forward authentication: a service is asked about each request. What it does not answer with 2xx goes to the client; where
+//! it does not answer, nobody gets in.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::{Body as _, Incoming};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use pingora_core::Result;
+use pingora_http::RequestHeader;
+use pingora_proxy::Session;
+use tokio::time::timeout;
+
+use crate::{
+    config::model::ForwardAuth,
+    policy::{
+        forwarded::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, is_forwarding_field},
+        headers::{HOP_BY_HOP, nominated_by_connection},
+    },
+    proxy::{
+        admit::{self, refuse},
+        ctx::RequestCtx,
+        edit,
+        kit::Kit,
+        reject,
+    },
+    types::{Reason, write_address},
+};
+
+const X_FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
+const X_FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
+/// Marks a question, so that a service behind its own guard is not asked about itself without end.
+const ASKING: HeaderName = HeaderName::from_static("x-rrlb-forward-auth");
+
+/// An answer's body beyond this is none that a client should get.
+const LONGEST_BODY: usize = 64 << 10;
+/// Idle connections of a worker to one service.
+const IDLE: usize = 16;
+/// How long they are kept.
+const IDLE_TIME: Duration = Duration::from_secs(30);
+
+/// Fields of a refusal that the client gets.
+const TO_CLIENT: [HeaderName; 4] =
+    [header::CONTENT_TYPE, header::LOCATION, header::SET_COOKIE, header::WWW_AUTHENTICATE];
+/// Fields that are about the body, which stays here, or would change the answer into one that cannot be passed on.
+const NOT_ASKED: [HeaderName; 12] = [
+    header::ACCEPT_ENCODING,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::EXPECT,
+    header::HOST,
+    header::IF_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_NONE_MATCH,
+    header::IF_RANGE,
+    header::IF_UNMODIFIED_SINCE,
+    header::RANGE,
+    header::TRAILER,
+];
+
+/// A worker's client, with a pool of its own.
+pub(super) struct AuthClient(Client<HttpConnector, Empty<Bytes>>);
+
+impl Default for AuthClient {
+    fn default() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIME).pool_max_idle_per_host(IDLE);
+        Self(builder.build(connector))
+    }
+}
+
+/// What the service said.
+enum Answer {
+    Pass(Vec<(HeaderName, HeaderValue)>),
+    Refusal(StatusCode, HeaderMap, Bytes),
+}
+
+/// Asks the service. Returns whether the request was refused, and so answered.
+///
+/// # Errors
+/// The answer could not be sent.
+pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, service: &ForwardAuth) -> Result<bool> {
+    let client = &kit.asking().services.0;
+    let answer = match question(session.req_header(), ctx, service) {
+        Ok(question) => match timeout(service.timeout, answer(client, question, service)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer within {:?}", service.timeout)),
+        },
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok(Answer::Pass(identity)) => {
+            ctx.admitted.get_or_insert_default().identity = identity;
+            Ok(false)
+        }
+        Ok(Answer::Refusal(status, fields, body)) => {
+            let reason = if status.is_server_error() { Reason::AuthUnavailable } else { Reason::Unauthorized };
+            ctx.reason = Some(reason);
+            let (mut head, _) = reject::failure(ctx, status, reason)?;
+            head.remove_header(&header::CONTENT_TYPE);
+            for name in TO_CLIENT {
+                for value in fields.get_all(&name) {
+                    head.append_header(name.clone(), value.clone())?;
+                }
+            }
+            admit::respond(session, ctx, head, body).await
+        }
+        Err(error) => {
+            if kit.may_warn(Instant::now()) {
+                log::warn!("forward_auth {}: {error}", service.url);
+            }
+            refuse(session, ctx, Reason::AuthUnavailable, None).await
+        }
+    }
+}
+
+/// The question about a request: its fields without its body, and what it is as `X-Forwarded-*`.
+fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> Result<Request<Empty<Bytes>>, String> {
+    if client.headers.contains_key(ASKING) {
+        return Err("the service is behind a route that asks it; let its own route have no forward_auth".to_owned());
+    }
+    let mut question = Request::new(Empty::new());
+    *question.uri_mut() = service.url.clone();
+    let nominated: Vec<&[u8]> = nominated_by_connection(&client.headers).collect();
+    let passes = |name: &HeaderName| {
+        !HOP_BY_HOP.contains(name)
+            && !NOT_ASKED.contains(name)
+            && !says_what_is_asked(name)
+            && !nominated.iter().any(|nominated| nominated.eq_ignore_ascii_case(name.as_str().as_bytes()))
+    };
+    let fields = question.headers_mut();
+    fields.reserve(client.headers.len() + 8);
+    for (name, value) in client.headers.iter().filter(|(name, _)| passes(name)) {
+        fields.append(name.clone(), value.clone());
+    }
+    if client.version == Version::HTTP_2 {
+        edit::join_cookies(fields);
+    }
+    fields.insert(header::HOST, service.host.clone());
+    fields.insert(ASKING, HeaderValue::from_static("1"));
+    fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(ctx.scheme.as_str()));
+    let method = HeaderValue::from_str(client.method.as_str());
+    let target = HeaderValue::from_str(client.uri.path_and_query().map_or("/", |target| target.as_str()));
+    let (Ok(method), Ok(target)) = (method, target) else {
+        return Err("a method or target that is no field value".to_owned());
+    };
+    fields.insert(X_FORWARDED_METHOD, method);
+    fields.insert(X_FORWARDED_URI, target);
+    if let Some(host) = admit::host(client).and_then(|host| HeaderValue::from_str(host).ok()) {
+        fields.insert(X_FORWARDED_HOST, host);
+    }
+    if let Some(address) = ctx.client {
+        let mut text = BytesMut::with_capacity(48);
+        write_address(address, &mut text);
+        fields.extend(HeaderValue::from_maybe_shared(text.freeze()).ok().map(|client| (X_FORWARDED_FOR, client)));
+    }
+    fields.extend(ctx.request_id.clone().map(|id| (reject::X_REQUEST_ID, id)));
+    Ok(question)
+}
+
+/// Whether services take a field for what the question is about; from a client it would be a lie. Some take `_` for `-`.
+fn says_what_is_asked(name: &HeaderName) -> bool {
+    const ORIGINAL: &str = "x-original-";
+    if !name.as_str().contains('_') {
+        return is_forwarding_field(name) || name.as_str().starts_with(ORIGINAL);
+    }
+    let dashed = name.as_str().replace('_', "-");
+    dashed.starts_with(ORIGINAL)
+        || HeaderName::from_bytes(dashed.as_bytes()).is_ok_and(|name| is_forwarding_field(&name))
+}
+
+/// Whether a backend may take one name for the other: CGI and its heirs make `_` of `-`.
+pub(super) fn is_like(name: &HeaderName, other: &HeaderName) -> bool {
+    let dashed = |name: &HeaderName| name.as_str().bytes().map(|byte| if byte == b'_' { b'-' } else { byte }).collect();
+    name == other
+        || (name.as_str().len() == other.as_str().len() && {
+            let (name, other): (Vec<u8>, Vec<u8>) = (dashed(name), dashed(other));
+            name == other
+        })
+}
+
+async fn answer(
+    client: &Client<HttpConnector, Empty<Bytes>>,
+    question: Request<Empty<Bytes>>,
+    service: &ForwardAuth,
+) -> Result<Answer, String> {
+    let answer = client.request(question).await.map_err(|error| causes(&error))?;
+    let (head, body) = answer.into_parts();
+    if head.status.is_success() {
+        if !body.is_end_stream() {
+            tokio::spawn(finish(body, service.timeout));
+        }
+        let copied = |name: &HeaderName| {
+            let name = name.clone();
+            head.headers.get_all(&name).iter().cloned().map(move |value| (name.clone(), value)).collect::<Vec<_>>()
+        };
+        return Ok(Answer::Pass(service.copy_headers.iter().flat_map(copied).collect()));
+    }
+    if head.status.is_informational() {
+        return Err(format!("it answered {}", head.status));
+    }
+    let body = Limited::new(body, LONGEST_BODY).collect().await.map_err(|error| format!("its body: {error}"))?;
+    Ok(Answer::Refusal(head.status, head.headers, body.to_bytes()))
+}
+
+/// Reads the rest of an answer that needs no more reading, so that its connection can be used again.
+async fn finish(body: Incoming, patience: Duration) {
+    let _ = timeout(patience, Limited::new(body, LONGEST_BODY).collect()).await;
+}
+
+/// An error with its causes, which hyper keeps to itself.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_cannot_say_what_is_asked() {
+        for name in
+            ["x-forwarded-uri", "x_forwarded_uri", "x-original-url", "x_original-method", "forwarded", "x_real_ip"]
+        {
+            assert!(says_what_is_asked(&HeaderName::from_static(name)), "{name}");
+        }
+        for name in ["authorization", "cookie", "x-user", "x_user", "original", "x-forward"] {
+            assert!(!says_what_is_asked(&HeaderName::from_static(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_a_backend_may_mix_up_are_alike() {
+        let like = |a, b| is_like(&HeaderName::from_static(a), &HeaderName::from_static(b));
+        assert!(like("x-user", "x-user") && like("x_user", "x-user") && like("x-user_id", "x_user-id"));
+        assert!(!like("xuser", "x-user") && !like("x-users", "x-user") && !like("x-usex", "x-user"));
+    }
+}

@@ -1,0 +1,242 @@
+//! A route's guards with their counters. What counts goes on where a new configuration says the same of it: a reload or a
+//! change at run time forgives nobody.
+
+use std::{
+    fmt::Write as _,
+    hash::RandomState,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use http::{HeaderMap, HeaderValue};
+
+use crate::{
+    config::model::{self, ForwardAuth, Secret},
+    policy::{
+        access::Access,
+        concurrency::{InFlight, Permit},
+        limit_key::LimitKey,
+        password::{Credentials, Tag, Users, Verdicts},
+        rate::{Rate, RateTable, Verdict},
+    },
+};
+
+/// What a request must pass before a route does anything with it, in this order.
+pub struct Guards {
+    /// By the client's address.
+    pub access: Option<Arc<Access>>,
+    /// How often.
+    pub rate: Option<RateLimits>,
+    /// How many at once.
+    pub concurrency: Option<ConcurrencyLimit>,
+    /// By user and password.
+    pub basic: Option<Arc<BasicAuth>>,
+    /// By another service's word.
+    pub forward: Option<ForwardAuth>,
+}
+
+impl Guards {
+    /// The guards of a route, going on from those it had; `None` where everything passes.
+    pub fn build(model: &model::Guards, previous: Option<&Self>) -> Option<Self> {
+        if model.is_empty() {
+            return None;
+        }
+        let rate = RateLimits::build(&model.rate_limits, previous.and_then(|before| before.rate.as_ref()));
+        let concurrency = model.concurrency.as_ref();
+        let before = previous.and_then(|before| before.concurrency.as_ref());
+        let concurrency = concurrency.map(|model| ConcurrencyLimit::build(model, before));
+        let before = previous.and_then(|before| before.basic.as_ref());
+        let basic = model.basic_auth.as_ref().map(|model| BasicAuth::build(model, before));
+        let forward = model.forward_auth.clone();
+        Some(Self { access: model.access.clone(), rate, concurrency, basic, forward })
+    }
+}
+
+/// Rate limits that a request must all keep within.
+pub struct RateLimits {
+    limits: Box<[Arc<RateLimit>]>,
+    /// What they are called in fields.
+    names: Box<[String]>,
+    /// `RateLimit-Policy`, the same for all answers.
+    pub policy: HeaderValue,
+}
+
+/// One rate limit. Its seed and its clock belong to its counters.
+struct RateLimit {
+    key: LimitKey,
+    table: RateTable,
+    seed: RandomState,
+    epoch: Instant,
+}
+
+/// What rate limits say of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rated {
+    /// `RateLimit`, for the answer.
+    pub field: Option<HeaderValue>,
+    /// Seconds until the request may come again; `None` where it passes.
+    pub retry_after: Option<u64>,
+}
+
+impl RateLimits {
+    fn build(models: &[model::RateLimit], previous: Option<&Self>) -> Option<Self> {
+        if models.is_empty() {
+            return None;
+        }
+        let mut before: Vec<Arc<RateLimit>> = previous.map(|before| before.limits.to_vec()).unwrap_or_default();
+        let mut limits = Vec::with_capacity(models.len());
+        for model::RateLimit { key, rate } in models {
+            // Times of arrival mean nothing at another rate, so such a limit begins anew. Two alike have each their own.
+            let same = before.iter().position(|old| old.key == *key && old.table.rate() == *rate);
+            let fresh = || {
+                let (table, seed) = (RateTable::new(*rate), RandomState::new());
+                Arc::new(RateLimit { key: key.clone(), table, seed, epoch: Instant::now() })
+            };
+            limits.push(same.map_or_else(fresh, |at| before.swap_remove(at)));
+        }
+        let names: Box<[String]> = (0..limits.len()).map(|at| name(&limits, at)).collect();
+        let items: Vec<String> =
+            names.iter().zip(&limits).map(|(name, limit)| policy(name, limit.table.rate())).collect();
+        let policy = HeaderValue::try_from(items.join(", ")).expect("words and numbers are a value");
+        Some(Self { limits: limits.into(), names, policy })
+    }
+
+    /// Decides about a request at `now`. One that exceeds any of the limits counts for none, so that a client beyond its
+    /// own does not use up what all share.
+    pub fn decide(&self, client: Option<IpAddr>, headers: &HeaderMap, now: Instant) -> Rated {
+        let asked = |limit: &RateLimit| {
+            let key = limit.key.of(client, headers, &limit.seed);
+            // A second, because 0 is the time of keys that are not known.
+            let now = now.saturating_duration_since(limit.epoch).as_nanos().saturating_add(1_000_000_000);
+            (key, u64::try_from(now).unwrap_or(u64::MAX))
+        };
+        if let [only] = &*self.limits {
+            let (key, now) = asked(only);
+            return self.told(&[only.table.decide(key, now)]);
+        }
+        let asked: Vec<(&RateLimit, (u64, u64))> = self.limits.iter().map(|limit| (&**limit, asked(limit))).collect();
+        let looked: Vec<Verdict> = asked.iter().map(|(limit, (key, now))| limit.table.look(*key, *now)).collect();
+        if looked.iter().any(|verdict| matches!(verdict, Verdict::Exceeded { .. })) {
+            return self.told(&looked);
+        }
+        // Another thread may have been quicker; then this request counts for some of the limits and is refused.
+        let verdicts: Vec<Verdict> = asked.iter().map(|(limit, (key, now))| limit.table.decide(*key, *now)).collect();
+        self.told(&verdicts)
+    }
+
+    /// The fields of draft-ietf-httpapi-ratelimit-headers-10. Of a refused request only the exceeded limits are told.
+    fn told(&self, verdicts: &[Verdict]) -> Rated {
+        let longest = verdicts.iter().filter_map(|verdict| match verdict {
+            Verdict::Exceeded { retry_after } => Some(seconds(*retry_after)),
+            Verdict::Pass { .. } => None,
+        });
+        let retry_after = longest.max();
+        let mut text = String::with_capacity(32 * verdicts.len());
+        for (name, verdict) in self.names.iter().zip(verdicts) {
+            let (remaining, reset) = match verdict {
+                Verdict::Exceeded { retry_after } => (0, *retry_after),
+                Verdict::Pass { remaining, reset } if retry_after.is_none() => (*remaining, *reset),
+                Verdict::Pass { .. } => continue,
+            };
+            let comma = if text.is_empty() { "" } else { ", " };
+            // Writing to memory cannot fail.
+            let _ = write!(text, "{comma}\"{name}\";r={remaining};t={}", seconds(reset));
+        }
+        Rated { field: HeaderValue::try_from(text).ok(), retry_after }
+    }
+}
+
+/// Whole seconds, rounded up, at least 1.
+fn seconds(duration: std::time::Duration) -> u64 {
+    (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
+}
+
+/// What a limit is called in fields: its key's word, with a number from the second of a kind on.
+fn name(limits: &[Arc<RateLimit>], at: usize) -> String {
+    let word = limits.get(at).map_or("", |limit| limit.key.as_str());
+    let nth = limits.iter().take(at).filter(|before| before.key.as_str() == word).count() + 1;
+    if nth > 1 { format!("{word}-{nth}") } else { word.to_owned() }
+}
+
+/// `"client_ip";q=100;w=2`: so many in so many seconds. The burst, where it takes a second or more to be there again; else
+/// what the rate gives in a second.
+fn policy(name: &str, rate: Rate) -> String {
+    let window = rate.window();
+    let (quota, window) = match window.as_secs() {
+        0 => (u64::from(rate.count()) * 1_000_000_000 / (rate.period().as_nanos() as u64).max(1), 1),
+        _ => (u64::from(rate.burst()), seconds(window)),
+    };
+    format!("\"{name}\";q={};w={window}", quota.max(1))
+}
+
+/// How many requests of one key may be in flight.
+pub struct ConcurrencyLimit {
+    key: LimitKey,
+    limit: u32,
+    table: Arc<InFlight>,
+    seed: RandomState,
+}
+
+impl ConcurrencyLimit {
+    fn build(model: &model::ConcurrencyLimit, previous: Option<&Self>) -> Self {
+        let model::ConcurrencyLimit { key, limit } = model;
+        let (table, seed) = match previous.filter(|before| before.key == *key) {
+            Some(before) => (before.table.clone(), before.seed.clone()),
+            None => Default::default(),
+        };
+        Self { key: key.clone(), limit: *limit, table, seed }
+    }
+
+    /// Counts a request as long as the permit lives; `None` where too many are in flight.
+    pub fn enter(&self, client: Option<IpAddr>, headers: &HeaderMap) -> Option<Permit> {
+        self.table.enter(self.key.of(client, headers, &self.seed), self.limit)
+    }
+}
+
+/// Basic authentication with what was verified lately.
+pub struct BasicAuth {
+    content: Secret,
+    users: Arc<Users>,
+    verdicts: Arc<Mutex<Verdicts>>,
+    /// `WWW-Authenticate`.
+    pub challenge: HeaderValue,
+    /// Whether `Authorization` goes on to the backend.
+    pub keep: bool,
+}
+
+impl BasicAuth {
+    fn build(model: &model::BasicAuth, previous: Option<&Arc<Self>>) -> Arc<Self> {
+        let challenge = format!("Basic realm=\"{}\", charset=\"UTF-8\"", model.realm);
+        let challenge = HeaderValue::try_from(challenge).expect("a realm is visible ASCII");
+        // What was verified holds for the same file only: a password that was changed is asked for at once.
+        let same = previous.filter(|before| before.content == model.content);
+        let (users, verdicts) = match same {
+            Some(before) => (before.users.clone(), before.verdicts.clone()),
+            None => (model.users.clone(), Arc::new(Mutex::new(Verdicts::new(&rand::random())))),
+        };
+        Arc::new(Self { content: model.content.clone(), users, verdicts, challenge, keep: model.keep })
+    }
+
+    /// What stands for credentials in the cache, and what it knows of them.
+    pub fn known(&self, credentials: &Credentials, now: Instant) -> (Tag, Option<bool>) {
+        let verdicts = self.verdicts();
+        let tag = verdicts.tag(credentials);
+        let verdict = verdicts.get(&tag, now);
+        (tag, verdict)
+    }
+
+    /// Verifies and keeps the verdict. Slow on purpose: not for a thread that serves requests.
+    pub fn verify(&self, credentials: &Credentials, tag: Tag) -> bool {
+        let good = self.users.verify(credentials);
+        self.verdicts().put(tag, good, Instant::now());
+        good
+    }
+
+    fn verdicts(&self) -> MutexGuard<'_, Verdicts> {
+        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,529 @@
+//! Who gets in: networks, rates, concurrency, passwords, another service's word; through the real binary.
+
+use std::{net::IpAddr, time::Duration};
+
+use crate::support::{
+    eventually,
+    http1::{Client, Message, get_with, post_once},
+    http2::{Client2, request},
+    origin::{Origin, Peer},
+    proxy::{Config, Proxy},
+    wait_until,
+};
+
+/// One route named `api` with these keys before an origin; HTTP/1.1 and h2c.
+async fn guarded(origin: &Origin, guards: &str, more: &str) -> Proxy {
+    configured(origin, guards, more).start().await
+}
+
+fn configured(origin: &Origin, guards: &str, more: &str) -> Config {
+    let more = if more.contains("listeners:") {
+        more.to_owned()
+    } else {
+        format!("listeners: [{{ address: <listen>, h2c: true }}]\n{more}")
+    };
+    Config::before(&[origin], &format!("{more}\nroutes: [{{ name: api, upstream: app, {guards} }}]\n"))
+}
+
+/// A refusal has its reason in the answer, in the log and in the metrics.
+async fn refused_for(proxy: &Proxy, reply: &Message, status: u16, reason: &str) {
+    assert_eq!(reply.status(), status, "{reply:?}");
+    let proxy_status = reply.field("proxy-status").expect("Proxy-Status");
+    assert!(proxy_status.contains(&format!("details=\"{reason}\"")), "{proxy_status}");
+    proxy.logged_reason(reason).await;
+}
+
+impl Proxy {
+    async fn logged_reason(&self, reason: &str) {
+        let log = self.config.dir().join("access.log");
+        let word = format!("\"{reason}\"");
+        wait_until(&format!("{reason} in the access log"), || {
+            std::fs::read_to_string(&log).is_ok_and(|text| text.contains(&word))
+        })
+        .await;
+        let label = format!("reason=\"{reason}\"");
+        eventually(&format!("{reason} in the metrics"), async || {
+            let scrape = self.scrape().await;
+            scrape.0.lines().any(|line| line.contains(&label) && !line.ends_with(" 0"))
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_listener_serves_only_whom_it_allows_and_keeps_the_connection() {
+    let origin = Origin::echo("a").await;
+    let listeners = "listeners: [{ address: <listen>, allow: 127.0.0.0/8, deny: 127.0.7.0/24, h2c: true }]";
+    let proxy = guarded(&origin, "", listeners).await;
+    assert_eq!(proxy.get("/").await.status(), 200);
+    let from: IpAddr = [127, 0, 7, 1].into();
+    let mut client = Client::connect_from(from, proxy.listen).await;
+    let spoofed = "GET / HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-For: 127.0.0.1\r\n\r\n";
+    let reply = client.ask(spoofed).await;
+    refused_for(&proxy, &reply, 403, "denied").await;
+    assert_eq!(client.ask(spoofed).await.status(), 403, "on the same connection");
+    assert_eq!(origin.total(), 1);
+}
+
+#[tokio::test]
+async fn a_route_looks_at_the_client_behind_trusted_proxies_and_at_no_spoofed_one() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "allow: 203.0.113.0/24", "trusted_proxies: 127.0.9.0/24").await;
+    let ask = "GET / HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n";
+    let reply = proxy.client().await.ask(ask).await;
+    refused_for(&proxy, &reply, 403, "denied").await;
+    let from: IpAddr = [127, 0, 9, 1].into();
+    assert_eq!(Client::connect_from(from, proxy.listen).await.ask(ask).await.status(), 200);
+    assert_eq!(Client2::prior(proxy.listen).await.get("/").await.status, 403);
+    assert_eq!(origin.total(), 1);
+}
+
+#[tokio::test]
+async fn beyond_the_rate_is_429_with_what_a_client_needs_to_know() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "rate_limit: { rate: 2/h }", "").await;
+    let reply = proxy.get("/").await;
+    assert_eq!(reply.field("ratelimit-policy"), Some(r#""client_ip";q=2;w=3600"#));
+    assert!(reply.field("ratelimit").expect("RateLimit").starts_with(r#""client_ip";r=1;t="#), "{reply:?}");
+    assert_eq!(reply.field("retry-after"), None);
+    let second = Client2::prior(proxy.listen).await.get("/").await;
+    assert!(second.field("ratelimit").expect("RateLimit").starts_with(r#""client_ip";r=0;t="#), "{second:?}");
+    let reply = post_once(proxy.listen, "/", "a body that nobody reads").await;
+    refused_for(&proxy, &reply, 429, "rate_limited").await;
+    let after: u64 = reply.field("retry-after").expect("Retry-After").parse().expect("seconds");
+    assert!((1700..=1800).contains(&after), "{after}");
+    assert_eq!(reply.field("ratelimit"), Some(&*format!(r#""client_ip";r=0;t={after}"#)));
+    let refused = Client2::prior(proxy.listen).await.get("/").await;
+    assert_eq!(refused.status, 429);
+    assert!(refused.field("retry-after").is_some());
+    let other: IpAddr = [127, 0, 0, 9].into();
+    assert_eq!(Client::connect_from(other, proxy.listen).await.get("/").await.status(), 200);
+    assert_eq!(origin.total(), 3);
+}
+
+#[tokio::test]
+async fn a_refused_body_is_not_taken_for_a_request() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "rate_limit: { rate: 1/h }", "").await;
+    assert_eq!(proxy.get("/").await.status(), 200);
+    let inner = "GET /smuggled HTTP/1.1\r\nHost: a.test\r\n\r\n";
+    let (length, mut client) = (inner.len(), proxy.client().await);
+    client.send(format!("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {length}\r\n\r\n{inner}")).await;
+    assert_eq!(client.response().await.status(), 429);
+    // The connection may be kept or not; where it is, the next answer is to the next request.
+    let _ = client.try_get("/next").await.map(|reply| assert_eq!(reply.status(), 429));
+    let log = proxy.config.dir().join("access.log");
+    proxy.logged_reason("rate_limited").await;
+    assert!(!std::fs::read_to_string(log).expect("a log").contains("smuggled"));
+    assert_eq!(origin.total(), 1);
+}
+
+#[tokio::test]
+async fn a_websocket_keeps_its_place() {
+    let origin = Origin::script("a", |mut peer| async move {
+        while let Some(request) = peer.request().await {
+            if request.field("upgrade").is_some() {
+                peer.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+                    .await;
+                peer.held().await;
+                return;
+            }
+            peer.reply(200, "", "a").await;
+        }
+    })
+    .await;
+    let proxy = guarded(&origin, "concurrency: { limit: 1 }", "").await;
+    let mut socket = proxy.client().await;
+    let upgrade = "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    socket.send(upgrade).await;
+    assert_eq!(socket.response_head().await.status(), 101);
+    assert_eq!(proxy.get("/").await.status(), 429);
+    drop(socket);
+    eventually("the place to be free", async || proxy.get("/").await.status() == 200).await;
+}
+
+#[tokio::test]
+async fn a_spoofed_address_is_no_new_key_and_an_ipv6_network_is_one() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "rate_limit: { rate: 1/h }", "trusted_proxies: 127.0.9.0/24").await;
+    let ask = async |from: [u8; 4], client: &str| {
+        let mut connection = Client::connect_from(from.into(), proxy.listen).await;
+        let text = format!("GET / HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-For: {client}\r\n\r\n");
+        connection.ask(text).await.status()
+    };
+    assert_eq!(ask([127, 0, 0, 1], "203.0.113.1").await, 200);
+    assert_eq!(ask([127, 0, 0, 1], "203.0.113.2").await, 429);
+    assert_eq!(ask([127, 0, 9, 1], "203.0.113.1").await, 200);
+    assert_eq!(ask([127, 0, 9, 1], "203.0.113.1").await, 429);
+    assert_eq!(ask([127, 0, 9, 1], "2001:db8:1:1::1").await, 200);
+    assert_eq!(ask([127, 0, 9, 1], "2001:db8:1:1:ffff::2").await, 429);
+    assert_eq!(ask([127, 0, 9, 1], "2001:db8:1:2::1").await, 200);
+}
+
+#[tokio::test]
+async fn fields_and_cookies_are_keys_and_requests_without_them_are_one() {
+    let origin = Origin::echo("a").await;
+    let guards = "rate_limit: [{ rate: 2/h, key: { header: X-Key } }, { rate: 1/h, key: { cookie: id } }]";
+    let proxy = guarded(&origin, guards, "").await;
+    let ask = async |fields: &str| get_with(proxy.listen, "/", fields).await.status();
+    assert_eq!(ask("X-Key: a\r\nCookie: x=1; id=1\r\n").await, 200);
+    assert_eq!(ask("X-Key: a\r\nCookie: id=1\r\n").await, 429, "the cookie's");
+    assert_eq!(ask("X-Key: a\r\nCookie: id=2\r\n").await, 200, "the refused one has not counted");
+    assert_eq!(ask("X-Key: a\r\nCookie: id=3\r\n").await, 429, "the field's");
+    assert_eq!(ask("").await, 200);
+    assert_eq!(ask("Cookie: other=1\r\n").await, 429);
+}
+
+#[tokio::test]
+async fn the_workers_count_together() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "rate_limit: { rate: 10/h, key: route }", "threads: 4").await;
+    let mut statuses = Vec::new();
+    for _ in 0..20 {
+        statuses.push(proxy.get("/").await.status());
+    }
+    assert_eq!((statuses.iter().filter(|status| **status == 200).count(), origin.total()), (10, 10), "{statuses:?}");
+}
+
+#[tokio::test]
+async fn too_many_at_once_is_429_and_a_place_comes_back() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "concurrency: { limit: 1 }", "").await;
+    let mut first = proxy.client().await;
+    first.send("GET /hold HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    wait_until("the request at the origin", || origin.total() == 1).await;
+    let reply = proxy.get("/").await;
+    refused_for(&proxy, &reply, 429, "too_many_concurrent").await;
+    assert_eq!(reply.field("retry-after"), Some("1"));
+    assert_eq!(Client2::prior(proxy.listen).await.get("/").await.status, 429);
+    let other: IpAddr = [127, 0, 0, 9].into();
+    assert_eq!(Client::connect_from(other, proxy.listen).await.get("/").await.status(), 200);
+    origin.release();
+    assert_eq!(first.response().await.status(), 200);
+    eventually("the place to be free", async || proxy.get("/").await.status() == 200).await;
+    assert!(origin.total() >= 3);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_gives_its_place_back() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "concurrency: { limit: 1, key: route }", "").await;
+    let mut gone = proxy.client().await;
+    gone.send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 100\r\n\r\nhalf").await;
+    eventually("the place to be taken", async || proxy.get("/").await.status() == 429).await;
+    drop(gone);
+    eventually("the place to be free", async || proxy.get("/").await.status() == 200).await;
+}
+
+/// `a`'s password is `secret`; cost 4 of bcrypt.
+fn htpasswd(config: &Config) {
+    let hash = bcrypt::hash("secret", 4).expect("a hash");
+    std::fs::write(config.dir().join("users"), format!("a:{hash}\n")).expect("written");
+}
+
+const SECRET: &str = "Authorization: Basic YTpzZWNyZXQ=\r\n";
+const WRONG: &str = "Authorization: Basic YTp3cm9uZw==\r\n";
+
+#[tokio::test]
+async fn a_password_is_asked_for_and_does_not_reach_the_origin() {
+    let origin = Origin::echo("a").await;
+    let config = configured(&origin, "basic_auth: { file: users, realm: \"the inside\" }", "");
+    htpasswd(&config);
+    let proxy = config.start().await;
+    let reply = proxy.get("/").await;
+    refused_for(&proxy, &reply, 401, "unauthorized").await;
+    assert_eq!(reply.field("www-authenticate"), Some("Basic realm=\"the inside\", charset=\"UTF-8\""));
+    for fields in [WRONG, "Authorization: Basic bm9ib2R5OnNlY3JldA==\r\n", "Authorization: Bearer x\r\n"] {
+        assert_eq!(get_with(proxy.listen, "/", fields).await.status(), 401, "{fields}");
+    }
+    assert_eq!(get_with(proxy.listen, "/", &format!("{WRONG}{SECRET}")).await.status(), 401, "two of them");
+    assert_eq!(origin.total(), 0);
+    assert_eq!(get_with(proxy.listen, "/", SECRET).await.status(), 200);
+    assert_eq!(origin.only_request().field("authorization"), None);
+    let mut ask = request("GET", "/");
+    ask.headers_mut().insert("authorization", "Basic YTpzZWNyZXQ=".parse().expect("a value"));
+    assert_eq!(Client2::prior(proxy.listen).await.send(ask, vec![], None).await.status, 200);
+    let log = std::fs::read_to_string(proxy.config.dir().join("access.log")).expect("a log");
+    assert!(!log.contains("YTpz") && !log.contains("secret") && !proxy.stderr().contains("secret"));
+}
+
+#[tokio::test]
+async fn a_password_may_go_on_to_the_origin_where_that_is_said() {
+    let origin = Origin::echo("a").await;
+    let config = configured(&origin, "basic_auth: { file: users, keep: true }", "");
+    htpasswd(&config);
+    let proxy = config.start().await;
+    assert_eq!(get_with(proxy.listen, "/", SECRET).await.status(), 200);
+    assert_eq!(origin.only_request().field("authorization"), Some("Basic YTpzZWNyZXQ="));
+}
+
+#[tokio::test]
+async fn a_verified_password_is_not_verified_again() {
+    let origin = Origin::echo("a").await;
+    let config = configured(&origin, "basic_auth: { file: users }", "threads: 1");
+    // About 60 ms for each verification in a release, much more in a debug build.
+    let hash = bcrypt::hash("secret", 10).expect("a hash");
+    std::fs::write(config.dir().join("users"), format!("a:{hash}\n")).expect("written");
+    let proxy = config.start().await;
+    for fields in [SECRET, WRONG] {
+        let expected = if fields == SECRET { 200 } else { 401 };
+        let begun = proxy.cpu();
+        assert_eq!(get_with(proxy.listen, "/", fields).await.status(), expected);
+        let first = proxy.cpu() - begun;
+        let begun = proxy.cpu();
+        for _ in 0..10 {
+            assert_eq!(get_with(proxy.listen, "/", fields).await.status(), expected);
+        }
+        let ten = proxy.cpu() - begun;
+        assert!(ten < first * 5, "{fields}: {first:?} for the first, {ten:?} for ten more");
+    }
+}
+
+#[tokio::test]
+async fn who_guesses_holds_up_nobody_else() {
+    let origin = Origin::echo("a").await;
+    let yaml = "
+        listeners: [{ address: <listen>, h2c: true }]
+        threads: 1
+        routes:
+          - { name: api, match: { path: /in }, upstream: app, basic_auth: { file: users } }
+          - { upstream: app }";
+    let config = Config::before(&[&origin], yaml);
+    let hash = bcrypt::hash("secret", 10).expect("a hash");
+    std::fs::write(config.dir().join("users"), format!("a:{hash}\n")).expect("written");
+    let proxy = config.start().await;
+    let mut guessing = tokio::task::JoinSet::new();
+    for number in 0..80u32 {
+        let to = proxy.listen;
+        guessing.spawn(async move {
+            use base64::Engine as _;
+            let pair = base64::engine::general_purpose::STANDARD.encode(format!("a:{number}"));
+            get_with(to, "/in", &format!("Authorization: Basic {pair}\r\n")).await
+        });
+    }
+    let mut first = guessing.join_next().await.expect("one of them").expect("no panic");
+    while first.status() == 401 {
+        first = guessing.join_next().await.expect("one that is refused for the number of them").expect("no panic");
+    }
+    refused_for(&proxy, &first, 503, "auth_unavailable").await;
+    assert_eq!(proxy.get("/").await.status(), 200, "while guesses are verified");
+    let other: IpAddr = [127, 0, 0, 9].into();
+    let ask = format!("GET /in HTTP/1.1\r\nHost: a.test\r\n{SECRET}\r\n");
+    assert_eq!(Client::connect_from(other, proxy.listen).await.ask(ask).await.status(), 200);
+    guessing.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_hundred_requests_at_once_with_one_password_all_pass() {
+    let origin = Origin::echo("a").await;
+    let config = configured(&origin, "basic_auth: { file: users }", "threads: 1");
+    let hash = bcrypt::hash("secret", 10).expect("a hash");
+    std::fs::write(config.dir().join("users"), format!("a:{hash}\n")).expect("written");
+    let proxy = config.start().await;
+    let client = std::sync::Arc::new(Client2::prior(proxy.listen).await);
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let client = client.clone();
+        asking.spawn(async move {
+            let mut ask = request("GET", "/");
+            ask.headers_mut().insert("authorization", "Basic YTpzZWNyZXQ=".parse().expect("a value"));
+            client.send(ask, vec![], None).await.status
+        });
+    }
+    assert_eq!(asking.join_all().await, [200; 100]);
+}
+
+/// An authentication service; what it says depends on `X-Want`.
+async fn service() -> Origin {
+    Origin::script("auth", |mut peer: Peer| async move {
+        while let Some(request) = peer.request().await {
+            match request.field("x-want") {
+                None => peer.reply(200, "X-User: alice\r\nX-Group: a\r\nX-Group: b\r\nX-Other: 1\r\n", "").await,
+                Some("nobody") => peer.reply(200, "", "in").await,
+                Some("login") => {
+                    let fields =
+                        "Location: https://login.test/\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nX-Inner: 1\r\n";
+                    peer.reply(302, fields, "").await;
+                }
+                Some("no") => {
+                    let fields = "WWW-Authenticate: Bearer realm=\"x\"\r\nContent-Type: application/json\r\n";
+                    peer.reply(401, fields, "{\"no\":1}").await;
+                }
+                Some("broken") => peer.reply(500, "", "oops").await,
+                Some("large") => peer.reply(403, "", &"x".repeat(70_000)).await,
+                Some("slow") => peer.held().await,
+                Some("slow body") => {
+                    peer.send("HTTP/1.1 200 OK\r\nX-User: alice\r\nContent-Length: 5\r\n\r\n").await;
+                    peer.held().await;
+                }
+                Some("slow refusal") => {
+                    peer.send("HTTP/1.1 403 No\r\nContent-Length: 5\r\n\r\n").await;
+                    peer.held().await;
+                }
+                Some("garbage") => peer.send("200 OK\r\n\r\n").await,
+                Some("switch") => peer.send("HTTP/1.1 101 Switching Protocols\r\n\r\n").await,
+                Some(_) => return,
+            }
+        }
+    })
+    .await
+}
+
+async fn forwarding(origin: &Origin, service: &str) -> Proxy {
+    let guards = format!(
+        "forward_auth: {{ url: \"http://{service}/verify?x=1\", timeout: 1s, copy_headers: [X-User, X-Group] }}"
+    );
+    guarded(origin, &guards, "").await
+}
+
+#[tokio::test]
+async fn the_service_is_told_what_is_asked_and_tells_the_origin_who_it_is() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let proxy = forwarding(&origin, &service.address).await;
+    let fields = "X-User: root\r\nX_User: root\r\nX-Group: wheel\r\nConnection: X-User, X-Hop\r\nX-Hop: 1\r\nX-Forwarded-Uri: /free\r\n\
+        X_Forwarded_Method: HEAD\r\nX-Original-URL: /free\r\nX-Forwarded-For: 203.0.113.9\r\nCookie: id=1\r\n\
+        Authorization: Bearer t\r\nAccept-Encoding: gzip\r\nIf-None-Match: \"x\"\r\n";
+    let body = format!("POST /in?a=1 HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\n{fields}\r\nbody");
+    let mut client = proxy.client().await;
+    let reply = client.ask(body).await;
+    assert_eq!((reply.status(), reply.text().as_str()), (200, "body"));
+    let question = service.only_request();
+    assert_eq!((question.method(), question.target(), question.length), ("GET", "/verify?x=1", 0));
+    for (name, value) in [
+        ("host", Some(&*service.address)),
+        ("x-forwarded-method", Some("POST")),
+        ("x-forwarded-uri", Some("/in?a=1")),
+        ("x-forwarded-host", Some("a.test")),
+        ("x-forwarded-proto", Some("http")),
+        ("x-forwarded-for", Some("127.0.0.1")),
+        ("cookie", Some("id=1")),
+        ("authorization", Some("Bearer t")),
+        ("x_forwarded_method", None),
+        ("x-original-url", None),
+        ("x-hop", None),
+        ("content-length", None),
+        ("accept-encoding", None),
+        ("if-none-match", None),
+    ] {
+        assert_eq!(question.field(name), value, "{name}");
+    }
+    let passed = origin.only_request();
+    assert_eq!((passed.field("x-user"), passed.fields("x-group")), (Some("alice"), vec!["a", "b"]));
+    assert_eq!((passed.field("x_user"), passed.field("x-other")), (None, None));
+    assert_eq!(question.field("x-request-id"), passed.field("x-request-id"));
+    assert_eq!(client.get("/again").await.status(), 200);
+    assert_eq!(service.connections(), 1, "its connection is kept");
+}
+
+#[tokio::test]
+async fn what_the_service_does_not_say_nobody_says() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let proxy = forwarding(&origin, &service.address).await;
+    let reply =
+        get_with(proxy.listen, "/", "X-Want: nobody\r\nX-User: root\r\nx-user: root\r\nX_GROUP: wheel\r\n").await;
+    assert_eq!(reply.status(), 200);
+    let passed = origin.only_request();
+    assert_eq!((passed.fields("x-user"), passed.fields("x_group")), (vec![], vec![]), "{passed:?}");
+    let mut ask = request("GET", "/");
+    ask.headers_mut().insert("x-user", "root".parse().expect("a value"));
+    ask.headers_mut().append("cookie", "a=1".parse().expect("a value"));
+    ask.headers_mut().append("cookie", "b=2".parse().expect("a value"));
+    assert_eq!(Client2::prior(proxy.listen).await.send(ask, vec![], None).await.status, 200);
+    assert_eq!(origin.requests()[1].field("x-user"), Some("alice"));
+    assert_eq!(service.requests()[1].field("cookie"), Some("a=1; b=2"));
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_service_goes_to_the_client() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let proxy = forwarding(&origin, &service.address).await;
+    let reply = get_with(proxy.listen, "/", "X-Want: login\r\n").await;
+    refused_for(&proxy, &reply, 302, "unauthorized").await;
+    assert_eq!(
+        (reply.field("location"), reply.fields("set-cookie")),
+        (Some("https://login.test/"), vec!["a=1", "b=2"])
+    );
+    assert_eq!(reply.field("x-inner"), None);
+    let reply = get_with(proxy.listen, "/", "X-Want: no\r\n").await;
+    assert_eq!((reply.status(), reply.text().as_str()), (401, "{\"no\":1}"));
+    assert_eq!(
+        (reply.field("www-authenticate"), reply.field("content-type")),
+        (Some("Bearer realm=\"x\""), Some("application/json"))
+    );
+    let reply = get_with(proxy.listen, "/", "X-Want: broken\r\n").await;
+    refused_for(&proxy, &reply, 500, "auth_unavailable").await;
+    assert_eq!((reply.text().as_str(), origin.total()), ("oops", 0));
+}
+
+#[tokio::test]
+async fn a_service_that_is_slow_silent_or_lying_lets_nobody_in() {
+    let (origin, mut service) = (Origin::echo("a").await, service().await);
+    let proxy = forwarding(&origin, &service.address).await;
+    for want in ["slow", "slow refusal", "garbage", "switch", "close", "large"] {
+        let reply = get_with(proxy.listen, "/", &format!("X-Want: {want}\r\n")).await;
+        assert_eq!(reply.status(), 503, "{want}: {reply:?}");
+        assert!(reply.text().len() < 100, "{want}");
+    }
+    assert_eq!(origin.total(), 0);
+    let reply = get_with(proxy.listen, "/", "X-Want: slow body\r\n").await;
+    assert_eq!((reply.status(), origin.total()), (200, 1), "it has said yes");
+    service.stop().await;
+    let reply = proxy.get("/").await;
+    refused_for(&proxy, &reply, 503, "auth_unavailable").await;
+    assert_eq!(origin.total(), 1);
+    service.restart().await;
+    assert_eq!(proxy.get("/").await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_route_that_asks_itself_ends() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "forward_auth: { url: \"http://<listen>/verify\", timeout: 5s }", "").await;
+    let begun = std::time::Instant::now();
+    assert_eq!(proxy.get("/").await.status(), 503);
+    assert!(begun.elapsed() < Duration::from_secs(4));
+    assert_eq!(origin.total(), 0);
+}
+
+#[tokio::test]
+async fn the_guards_are_asked_in_their_order() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let guards = format!(
+        "deny: 127.0.7.0/24, rate_limit: {{ rate: 3/h, key: route }}, basic_auth: {{ file: users }}, \
+         forward_auth: {{ url: \"http://{}/\" }}",
+        service.address
+    );
+    let config = configured(&origin, &guards, "");
+    htpasswd(&config);
+    let proxy = config.start().await;
+    for _ in 0..5 {
+        let from: IpAddr = [127, 0, 7, 1].into();
+        assert_eq!(Client::connect_from(from, proxy.listen).await.get("/").await.status(), 403);
+    }
+    assert_eq!(proxy.get("/").await.status(), 401, "who is denied does not count for the rate");
+    assert_eq!(service.total(), 0, "who has no password is not asked about");
+    assert_eq!(get_with(proxy.listen, "/", &format!("X-Want: no\r\n{SECRET}")).await.status(), 401);
+    let reply = get_with(proxy.listen, "/", SECRET).await;
+    assert_eq!((reply.status(), origin.total()), (200, 1));
+    assert!(reply.field("ratelimit").expect("RateLimit").starts_with("\"route\";r=0"), "{reply:?}");
+    assert_eq!(get_with(proxy.listen, "/", SECRET).await.status(), 429);
+    assert_eq!(service.total(), 2);
+}
+
+#[tokio::test]
+async fn redirects_and_answers_of_a_route_are_guarded_too() {
+    let yaml = "
+        listeners: [{ address: <listen>, h2c: true }]
+        upstreams: { app: { backends: [] } }
+        admin: {}
+        routes:
+          - { match: { path: /r }, redirect: { to: /x }, rate_limit: { rate: 1/h } }
+          - { match: { path: /s }, respond: { body: secret }, deny: 127.0.0.1 }";
+    let proxy = Config::new(yaml).start().await;
+    let reply = proxy.get("/r").await;
+    assert_eq!((reply.status(), reply.field("ratelimit-policy")), (302, Some("\"client_ip\";q=1;w=3600")));
+    assert_eq!(proxy.get("/r").await.status(), 429);
+    let reply = proxy.get("/s").await;
+    assert_eq!((reply.status(), reply.text().contains("secret")), (403, false));
+}
