@@ -69,16 +69,15 @@ fn a_reload_and_a_change_of_backends_keep_the_counters() {
     assert!(passes_now(&store.snapshot()) && passes_now(&store.snapshot()) && !passes_now(&store.snapshot()));
     store.reload(Arc::new(model(&format!("{RATE}, match: {{ path: /v1 }}"))));
     assert!(!passes_now(&store.snapshot()), "after a reload");
-    let backend = model("").upstreams["app"].backends[0].clone();
-    let declared = crate::runtime::membership::Declared {
-        id: "found".into(),
-        spec: crate::runtime::membership::Spec {
-            address: crate::config::parse_backend_address("b:1").expect("an address"),
-            weight: backend.weight,
-        },
-        source: crate::types::Source::Dns,
+    let put = crate::runtime::membership::Put {
+        address: crate::config::parse_backend_address("b:1").expect("an address"),
+        weight: None,
+        ttl: None,
+        transient: false,
     };
-    store.discovered(&"app".into(), vec![declared]);
+    let added =
+        store.change(&"app".into(), None, |members, now| members.put(&"b".into(), put, Default::default(), now));
+    added.expect("another backend");
     assert_eq!(store.snapshot().member(0).backends.len(), 2);
     assert!(!passes_now(&store.snapshot()), "after a change of backends");
 }

@@ -198,7 +198,10 @@ fn answer(question: &Question, model: &Model, snapshot: &Snapshot) -> Explanatio
             explanation.action = "proxy";
             explanation.upstreams = shares(upstreams, question, model, snapshot);
             match found.form.sent(&question.path, *path, strip_prefix.as_deref()) {
-                Ok(sent) if sent != question.path => explanation.detail = format!("sent as {sent}"),
+                Ok(sent) if sent != question.path => {
+                    let query = question.path_and_query.strip_prefix(question.path.as_str()).unwrap_or_default();
+                    explanation.detail = format!("sent as {sent}{query}");
+                }
                 Ok(_) => {}
                 Err(error) => {
                     explanation.detail = format!("400 ambiguous_path: {error}");
