@@ -30,7 +30,7 @@ async fn the_route_is_the_one_that_a_request_would_take() {
         ),
         (json!({ "url": "http://x.test/", "headers": { "Host": "fixed.test" } }), "respond", "418 with 6 bytes"),
         (json!({ "url": "http://x.test/old?a" }), "redirect", "308 to /new"),
-        (json!({ "url": "http://fixed.test/a/%2e./b" }), "none", "400 bad_request"),
+        (json!({ "url": "http://live.test/a/%2e./b" }), "proxy", "400 ambiguous_path"),
         (json!({ "url": "http://live.test/" }), "proxy", "503 no_backend"),
         (json!({ "url": "http://fixed.test:8081/a" }), "redirect", "308 to https://fixed.test/a"),
         (json!({ "url": "https://fixed.test/" }), "respond", "no listener of this configuration takes this https URL"),
