@@ -5,6 +5,7 @@ mod support;
 
 mod access_log;
 mod balancing;
+mod certificates;
 mod cli;
 mod config;
 mod control;
@@ -30,6 +31,7 @@ mod streaming;
 mod successor;
 mod timeouts;
 mod tls;
+mod tls_auth;
 mod upgrade;
 mod upgrade_state;
 mod upstream_tls;
