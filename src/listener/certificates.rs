@@ -40,13 +40,10 @@ pub struct Certificates {
 #[derive(Default)]
 struct Known {
     certificates: BTreeMap<Name, Watched<Arc<Certificate>>>,
-    served: Vec<Served>,
-}
-
-/// A listener's TLS, for as long as the listener is there.
-struct Served {
-    tls: Weak<Tls>,
-    clients: Option<Watched<ClientAuth>>,
+    /// By their files; the mode is each listener's own.
+    clients: Vec<Watched<ClientAuth>>,
+    /// Each for as long as the listener is there.
+    served: Vec<Weak<Tls>>,
 }
 
 /// What files held, and how they looked then.
@@ -131,12 +128,15 @@ impl Certificates {
     /// The crypto provider does not support what is asked for.
     pub fn tls(&self, model: &ListenerTls) -> Result<Arc<Tls>, rustls::Error> {
         let tls = Arc::new(Tls::new(Serving::build(model, &self.tickets, now())?));
-        let clients = model.client_auth.clone().map(|clients| {
-            let files = [Some(&clients.ca.path), clients.crl.as_ref().map(|crl| &crl.path)];
-            let files = files.into_iter().flatten().cloned().collect();
-            Watched::new(clients, files)
-        });
-        self.lock().served.push(Served { tls: Arc::downgrade(&tls), clients });
+        let mut known = self.lock();
+        known.served.push(Arc::downgrade(&tls));
+        if let Some(clients) = &model.client_auth {
+            // What was read last goes for all.
+            known.clients.retain(|watched| client_files(&watched.current) != client_files(clients));
+            let (ca, crl) = client_files(clients);
+            let files = [Some(ca), crl].into_iter().flatten().cloned().collect();
+            known.clients.push(Watched::new(clients.clone(), files));
+        }
         Ok(tls)
     }
 
@@ -171,17 +171,26 @@ impl Certificates {
     pub fn look(&self) {
         let now = now();
         let mut known = self.lock();
-        let Known { certificates, served } = &mut *known;
+        let Known { certificates, clients, served } = &mut *known;
         for watched in certificates.values_mut() {
             self.look_at_certificate(watched, now);
         }
-        served.retain(|served| served.tls.strong_count() > 0);
-        for served in served {
-            let Some(tls) = served.tls.upgrade() else { continue };
-            if let Some(clients) = &mut served.clients {
-                self.look_at_clients(clients);
-            }
-            self.bring_up_to_date(&tls, served.clients.as_ref(), certificates, now);
+        let served: Vec<Arc<Tls>> = {
+            served.retain(|tls| tls.strong_count() > 0);
+            served.iter().filter_map(Weak::upgrade).collect()
+        };
+        let used = |clients: &ClientAuth| {
+            let by = |tls: &Arc<Tls>| {
+                tls.serving().model.client_auth.as_ref().map(client_files) == Some(client_files(clients))
+            };
+            served.iter().any(by)
+        };
+        clients.retain(|watched| used(&watched.current));
+        for watched in &mut *clients {
+            self.look_at_clients(watched);
+        }
+        for tls in &served {
+            self.bring_up_to_date(tls, clients, certificates, now);
         }
     }
 
@@ -231,7 +240,7 @@ impl Certificates {
     fn bring_up_to_date(
         &self,
         tls: &Tls,
-        clients: Option<&Watched<ClientAuth>>,
+        clients: &[Watched<ClientAuth>],
         certificates: &BTreeMap<Name, Watched<Arc<Certificate>>>,
         now: i64,
     ) {
@@ -241,11 +250,14 @@ impl Certificates {
             let newest = watched.map(|watched| &watched.current).filter(|newest| same_files(newest, used));
             newest.filter(|newest| !Arc::ptr_eq(newest, used) && !same(newest, used)).unwrap_or(used).clone()
         };
-        let clients = clients.filter(|watched| watched.is_settled()).map(|watched| &watched.current);
-        let clients = clients.or(serving.model.client_auth.as_ref());
+        let newest_clients = |used: &ClientAuth| {
+            let watched = clients.iter().find(|watched| client_files(&watched.current) == client_files(used));
+            let newest = watched.filter(|watched| watched.is_settled()).map_or(used, |watched| &watched.current);
+            ClientAuth { mode: used.mode, ..newest.clone() }
+        };
         let model = ListenerTls {
             certificates: serving.model.certificates.iter().map(newest).collect(),
-            client_auth: clients.cloned(),
+            client_auth: serving.model.client_auth.as_ref().map(newest_clients),
             ..serving.model.clone()
         };
         let alike = model.certificates.iter().zip(&serving.model.certificates).all(|(new, old)| Arc::ptr_eq(new, old))
@@ -308,6 +320,10 @@ pub fn same_clients(one: Option<&ClientAuth>, other: Option<&ClientAuth>) -> boo
         && one.ca.path == other.ca.path
         && one.ca.certificates == other.ca.certificates
         && lists(one) == lists(other)
+}
+
+fn client_files(clients: &ClientAuth) -> (&PathBuf, Option<&PathBuf>) {
+    (&clients.ca.path, clients.crl.as_ref().map(|crl| &crl.path))
 }
 
 fn same_files(one: &Certificate, other: &Certificate) -> bool {

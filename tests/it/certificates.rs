@@ -97,8 +97,7 @@ async fn an_ocsp_response_is_sent_while_it_holds() {
     let sent = async || {
         let (config, seen) = client_seeing_ocsp();
         Client::tls(proxy.listen, "a.test", &config).await;
-        let ocsp = seen.ocsp.lock().expect("no panic").clone();
-        ocsp
+        seen.ocsp.lock().expect("no panic").clone()
     };
     assert!(sent().await == first);
     proxy.metric("rrlb_certificate_ocsp_stapled", &["main"], |stapled| stapled == 1.0).await;

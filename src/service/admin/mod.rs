@@ -183,7 +183,7 @@ impl Listener {
         Ok(match self {
             Self::Tcp(listener, tls) => {
                 let stream = listener.accept().await?.0;
-                Accepted::Tcp(stream, tls.as_ref().map(|config| TlsAcceptor::from(config())))
+                Accepted::Tcp(stream, tls.as_ref().map(acceptor))
             }
             Self::Unix(listener) => Accepted::Unix(listener.accept().await?.0),
         })
@@ -215,6 +215,13 @@ impl Listener {
         let all = u32::try_from(shared.limits.connections).unwrap_or(u32::MAX);
         let _ = tokio::time::timeout(shared.limits.farewell, places.acquire_many(all)).await;
     }
+}
+
+fn acceptor(live: &LiveTls) -> TlsAcceptor {
+    // Whatever the listener's kind of TLS offers elsewhere: here HTTP/1.1 is spoken.
+    let mut config = rustls::ServerConfig::clone(&live());
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
 }
 
 impl Accepted {
