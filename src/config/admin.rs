@@ -11,7 +11,7 @@ use super::{
     certificate::{Certificates, read_file},
     decode::{Decoder, Fields, Item, Table, table, value},
     listener::{chosen_certificates, min_version},
-    model::{Admin, AdminTcp, Alpn, Listener, ListenerTls, Token},
+    model::{Admin, AdminTcp, Alpn, CipherProfile, Listener, ListenerTls, Token},
 };
 use crate::types::ListenAddress;
 
@@ -176,5 +176,13 @@ fn tls(d: &mut Decoder<'_>, item: &Item<'_>, certificates: &Certificates) -> Opt
     let fields = d.fields(item, &TLS)?;
     let certificates = chosen_certificates(d, &fields, certificates);
     let min_version = min_version(d, &fields);
-    Some(ListenerTls { certificates: certificates?, min_version: min_version?, alpn: vec![Alpn::Http1] })
+    Some(ListenerTls {
+        certificates: certificates?,
+        profile: CipherProfile::Intermediate,
+        min_version: min_version?,
+        alpn: vec![Alpn::Http1],
+        client_auth: None,
+        strict_sni: false,
+        keylog: false,
+    })
 }

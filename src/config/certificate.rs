@@ -2,28 +2,25 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use rustls::{
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    sign::CertifiedKey,
-};
-use x509_parser::{extensions::GeneralName, prelude::FromDer, x509::X509Version};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::{
     decode::{Decoder, Item, Table, value},
-    model::{Certificate, TrustStore},
+    model::{Certificate, Ocsp, RevocationLists, TrustStore},
+    pem::{self, Bad, Leaf},
 };
 use crate::types::Name;
 
-pub(super) const CERTIFICATE: Table =
-    Table { what: "a certificate", keys: &[value("cert", "required"), value("key", "required")] };
+pub(super) const CERTIFICATE: Table = Table {
+    what: "a certificate",
+    keys: &[value("cert", "required"), value("key", "required"), value("ocsp", "none")],
+};
 
-/// Larger files are not certificates.
-const LARGEST_FILE: u64 = 4 << 20;
 const MISSING_FILE: &str = "relative paths begin at the configuration file's directory";
 
 /// The certificates that could be read, and the names of all.
@@ -70,29 +67,54 @@ fn certificate(d: &mut Decoder<'_>, item: &Item<'_>, name: Name) -> Option<Certi
         let cert_path = d.path(item)?;
         Some((certificates_in(d, item, &cert_path)?, cert_path))
     });
-    let names = match (&chain, &cert_item) {
+    let leaf = match (&chain, &cert_item) {
         (Some((chain, _)), Some(item)) => inspect(d, item, chain),
         _ => None,
     };
     let key = key_item.as_ref().and_then(|item| private_key(d, item));
+    let ocsp_item = fields.get("ocsp");
+    let ocsp_file = ocsp_item.as_ref().map(|item| {
+        let path = d.path(item)?;
+        Some((read_file(d, item, &path, MISSING_FILE)?, path))
+    });
 
-    let ((chain, cert_path), names, (key_der, key_path)) = (chain?, names?, key?);
-    let key_item = key_item?;
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let key = match CertifiedKey::from_der(chain, key_der.clone_key(), &provider) {
-        Ok(key) => key,
-        Err(rustls::Error::InconsistentKeys(_)) => {
-            let message = format!("the key does not match the certificate `{name}`");
-            d.error(&key_item, "key-mismatch", message, "give the key that the certificate was made for");
-            return None;
-        }
-        Err(_) => {
-            let help = "use an RSA (2048 bits or more), ECDSA P-256, P-384, P-521 or Ed25519 key";
-            d.error(&key_item, "bad-key", "the key is of a kind that cannot be used", help);
-            return None;
-        }
+    let ((chain, cert_path), leaf, (key_der, key_path)) = (chain?, leaf?, key?);
+    let key = or_say(d, &key_item?, pem::pair(name.as_str(), chain, &key_der))?;
+    let ocsp = match (ocsp_file, ocsp_item) {
+        (Some(file), Some(item)) => Some(ocsp(d, &item, file?, &leaf)?),
+        _ => None,
     };
-    Some(Certificate { name, cert_path, key_path, key: Arc::new(key), names, key_der: Arc::new(key_der) })
+    Some(Certificate {
+        name,
+        cert_path,
+        key_path,
+        key: Arc::new(key),
+        names: leaf.names,
+        not_after: leaf.not_after.timestamp(),
+        key_der: Arc::new(key_der),
+        ocsp,
+    })
+}
+
+/// A response to be sent along; warns where it is out of date.
+fn ocsp(d: &mut Decoder<'_>, item: &Item<'_>, (der, path): (Vec<u8>, PathBuf), leaf: &Leaf) -> Option<Ocsp> {
+    let next_update = or_say(d, item, pem::ocsp(&der, leaf))?;
+    let ocsp = Ocsp { path, der: der.into(), next_update };
+    if !ocsp.holds(now()) {
+        let message = "the OCSP response is out of date, and is not sent to clients";
+        d.warn_at(item.node.mark(), &item.path, "ocsp-out-of-date", message, "ask the responder again");
+    }
+    Some(ocsp)
+}
+
+/// What was read, or a problem.
+fn or_say<T>(d: &mut Decoder<'_>, item: &Item<'_>, read: Result<T, Bad>) -> Option<T> {
+    read.map_err(|Bad { code, message, help }| d.error(item, code, message, help)).ok()
+}
+
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
 }
 
 /// A file of trusted certificates.
@@ -102,51 +124,52 @@ pub(super) fn trust_store(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<TrustS
     Some(TrustStore { path, certificates: certificates.into() })
 }
 
+/// A file of trusted certificates and one of revocation lists, for clients.
+pub(super) fn client_authorities(
+    d: &mut Decoder<'_>,
+    ca: &Item<'_>,
+    crl: Option<&Item<'_>>,
+) -> Option<(TrustStore, Option<RevocationLists>)> {
+    let authorities = trust_store(d, ca);
+    let lists = crl.map(|item| revocation_lists(d, item));
+    let (authorities, lists) = (authorities?, lists.map_or(Some(None), |lists| lists.map(Some))?);
+    or_say(d, ca, pem::client_authorities(&authorities.certificates, &[]))?;
+    if let (Some(RevocationLists { lists, .. }), Some(item)) = (&lists, crl) {
+        or_say(d, item, pem::client_authorities(&authorities.certificates, lists))?;
+    }
+    Some((authorities, lists))
+}
+
+fn revocation_lists(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<RevocationLists> {
+    let path = d.path(item)?;
+    let content = said(d, item, pem::read_lists(&path), MISSING_FILE)?;
+    let lists = or_say(d, item, pem::lists(&content))?;
+    if let Some(end) = pem::lists_end(&lists).filter(|end| end.timestamp() < now()) {
+        let message = format!("the revocation list was to be replaced by {}: no client certificate passes", date(end));
+        d.warn_at(item.node.mark(), &item.path, "crl-out-of-date", message, "get the authority's present list");
+    }
+    Some(RevocationLists { path, lists: lists.into() })
+}
+
 /// All certificates of a PEM file, at least one; each is at least well-formed.
 fn certificates_in(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path) -> Option<Vec<CertificateDer<'static>>> {
     let pem = read_file(d, item, path, MISSING_FILE)?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let certificates = certificates.unwrap_or_default();
-    if certificates.is_empty() {
-        let help = "it must hold -----BEGIN CERTIFICATE----- blocks (PEM)";
-        d.error(item, "no-certificate-in-file", "no certificate can be read from this file", help);
-        return None;
-    }
-    let well_formed = |der: &CertificateDer<'_>| x509_parser::parse_x509_certificate(der).is_ok();
-    if let Some(at) = certificates.iter().position(|der| !well_formed(der)) {
-        let message = format!("certificate {} of this file is damaged", at + 1);
-        d.error(item, "bad-certificate", message, "");
-        return None;
-    }
-    Some(certificates)
+    or_say(d, item, pem::chain(&pem))
 }
 
-/// The names of the first certificate, in lower case; warns where it is not valid today.
-fn inspect(d: &mut Decoder<'_>, item: &Item<'_>, chain: &[CertificateDer<'_>]) -> Option<Vec<String>> {
-    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(chain.first()?).ok()?;
-    if certificate.version != X509Version::V3 {
-        let help = "make one with a subjectAltName";
-        d.error(item, "bad-certificate", "the certificate is not of version 3", help);
-        return None;
-    }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
-    let validity = certificate.validity();
-    if validity.not_after.timestamp() < now {
-        let message = format!("the certificate expired on {}", date(validity.not_after));
+/// What the first certificate says; warns where it is not valid today.
+fn inspect(d: &mut Decoder<'_>, item: &Item<'_>, chain: &[CertificateDer<'_>]) -> Option<Leaf> {
+    let leaf = or_say(d, item, pem::leaf(chain))?;
+    let now = now();
+    if leaf.not_after.timestamp() < now {
+        let message = format!("the certificate expired on {}", date(leaf.not_after));
         d.warn_at(item.node.mark(), &item.path, "certificate-expired", message, "renew it");
     }
-    if validity.not_before.timestamp() > now {
-        let message = format!("the certificate is not valid before {}", date(validity.not_before));
+    if leaf.not_before.timestamp() > now {
+        let message = format!("the certificate is not valid before {}", date(leaf.not_before));
         d.warn_at(item.node.mark(), &item.path, "certificate-not-yet-valid", message, "check the clock");
     }
-    let names = certificate.subject_alternative_name().ok().flatten();
-    let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
-    let dns = names.iter().filter_map(|name| match name {
-        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-        _ => None,
-    });
-    Some(dns.collect())
+    Some(leaf)
 }
 
 /// The day, as `2027-01-31`.
@@ -155,28 +178,19 @@ pub(super) fn date(time: x509_parser::time::ASN1Time) -> String {
     format!("{:04}-{:02}-{:02}", time.year(), u8::from(time.month()), time.day())
 }
 
-fn private_key(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<(PrivateKeyDer<'static>, std::path::PathBuf)> {
+fn private_key(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<(PrivateKeyDer<'static>, PathBuf)> {
     let path = d.path(item)?;
     let pem = read_file(d, item, &path, MISSING_FILE)?;
-    let Ok(key) = PrivateKeyDer::from_pem_slice(&pem) else {
-        let encrypted = pem.windows(9).any(|part| part == b"ENCRYPTED");
-        let (message, help) = if encrypted {
-            ("the key is encrypted", "decrypt it: openssl pkey -in KEY -out NEW")
-        } else {
-            ("no private key can be read from this file", "it must hold a -----BEGIN PRIVATE KEY----- block (PEM)")
-        };
-        d.error(item, "no-key-in-file", message, help);
-        return None;
-    };
+    let key = or_say(d, item, pem::private_key(&pem))?;
     warn_open_key(d, item, &path);
     Some((key, path))
 }
 
-/// Warns where others than the owner may use a key.
+/// Warns where others than the owner may use a key, or than its group may read it (0640).
 fn warn_open_key(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path) {
     use std::os::unix::fs::PermissionsExt as _;
     let mode = std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode() & 0o777);
-    if mode & 0o077 != 0 {
+    if mode & 0o037 != 0 {
         let message = format!("others than the owner may use the key file (mode {mode:04o})");
         d.warn_at(item.node.mark(), &item.path, "open-key-file", message, "chmod 600");
     }
@@ -184,14 +198,10 @@ fn warn_open_key(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path) {
 
 /// A file's content; `missing` is the help where there is no such file.
 pub(super) fn read_file(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path, missing: &str) -> Option<Vec<u8>> {
-    // A pipe or a device would block, so it is not opened.
-    let read = std::fs::metadata(path).and_then(|meta| match (meta.is_file(), meta.len()) {
-        (false, _) => Err(std::io::Error::other("not a file")),
-        (true, length) if length > LARGEST_FILE => {
-            Err(std::io::Error::other("too large for a certificate, key or token"))
-        }
-        _ => std::fs::read(path),
-    });
+    said(d, item, pem::read(path), missing)
+}
+
+fn said(d: &mut Decoder<'_>, item: &Item<'_>, read: std::io::Result<Vec<u8>>, missing: &str) -> Option<Vec<u8>> {
     match read {
         Ok(content) => Some(content),
         Err(error) => {

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::{
-    certificate::Certificates,
+    certificate::{Certificates, client_authorities},
     decode::{Decoder, Fields, Item, Table, table, value},
     guard,
-    model::{Alpn, Certificate, Listener, ListenerLimits, ListenerTls, TlsVersion},
+    model::{
+        Alpn, Certificate, CipherProfile, ClientAuth, ClientAuthMode, Listener, ListenerLimits, ListenerTls, TlsVersion,
+    },
 };
 use crate::types::{ByteSize, ListenAddress};
 
@@ -25,7 +27,20 @@ pub(super) const LISTENER: Table = Table {
 
 const TLS: Table = Table {
     what: "a listener's tls",
-    keys: &[value("certificates", "required"), value("min_version", "\"1.2\""), value("alpn", "[h2, http/1.1]")],
+    keys: &[
+        value("certificates", "required"),
+        value("profile", "intermediate"),
+        value("min_version", "\"1.2\""),
+        value("alpn", "[h2, http/1.1]"),
+        table("client_auth", "none", &CLIENT_AUTH),
+        value("strict_sni", "false"),
+        value("keylog", "false"),
+    ],
+};
+
+const CLIENT_AUTH: Table = Table {
+    what: "client_auth",
+    keys: &[value("mode", "required"), value("ca", "required with optional and required"), value("crl", "none")],
 };
 
 const LIMITS: Table = Table {
@@ -83,9 +98,56 @@ pub(super) fn decode<'t>(
 fn tls(d: &mut Decoder<'_>, item: &Item<'_>, certificates: &Certificates) -> Option<ListenerTls> {
     let fields = d.fields(item, &TLS)?;
     let certificates = chosen_certificates(d, &fields, certificates);
-    let min_version = min_version(d, &fields);
+    let profiles = [("intermediate", CipherProfile::Intermediate), ("modern", CipherProfile::Modern)];
+    let profile = fields.get("profile").map_or(Some(CipherProfile::Intermediate), |item| d.choice(&item, &profiles));
+    let mut version = min_version(d, &fields);
+    if profile == Some(CipherProfile::Modern) {
+        match (fields.get("min_version"), version) {
+            (Some(item), Some(TlsVersion::V1_2)) => {
+                let message = "the modern profile speaks TLS 1.3 only";
+                let help = "take `min_version` out, or write `profile: intermediate`";
+                d.error(&item, "profile-and-version", message, help);
+                version = None;
+            }
+            _ => version = version.map(|_| TlsVersion::V1_3),
+        }
+    }
     let alpn = alpn(d, fields.get("alpn"));
-    Some(ListenerTls { certificates: certificates?, min_version: min_version?, alpn: alpn? })
+    let client_auth = fields.get("client_auth").map_or(Some(None), |item| client_auth(d, &item));
+    let strict_sni = fields.get("strict_sni").map_or(Some(false), |item| d.boolean(&item));
+    let keylog = fields.get("keylog").map_or(Some(false), |item| d.boolean(&item));
+    if let (Some(true), Some(item)) = (keylog, fields.get("keylog")) {
+        let message = "whoever reads the file that SSLKEYLOGFILE names can read what clients send and get";
+        d.warn_at(item.node.mark(), &item.path, "keylog", message, "for finding faults only");
+    }
+    Some(ListenerTls {
+        certificates: certificates?,
+        profile: profile?,
+        min_version: version?,
+        alpn: alpn?,
+        client_auth: client_auth?,
+        strict_sni: strict_sni?,
+        keylog: keylog?,
+    })
+}
+
+/// The inner `None` asks for no certificate.
+fn client_auth(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Option<ClientAuth>> {
+    let fields = d.fields(item, &CLIENT_AUTH)?;
+    let mode = fields.required(d, "mode");
+    let modes =
+        [("none", None), ("optional", Some(ClientAuthMode::Optional)), ("required", Some(ClientAuthMode::Required))];
+    let mode = mode.and_then(|item| d.choice(&item, &modes))?;
+    let Some(mode) = mode else {
+        for unused in ["ca", "crl"].iter().filter_map(|name| fields.get(name)) {
+            let message = "it is not read with `mode: none`";
+            d.warn_at(unused.node.mark(), &unused.path, "no-effect", message, "take it out");
+        }
+        return Some(None);
+    };
+    let ca = fields.required(d, "ca")?;
+    let (ca, crl) = client_authorities(d, &ca, fields.get("crl").as_ref())?;
+    Some(Some(ClientAuth { mode, ca, crl }))
 }
 
 /// The certificates that `certificates` names; at least one.

@@ -18,6 +18,10 @@ use crate::{
     types::{AdminState, BackendAddress, ByteSize, ListenAddress, Name, Weight},
 };
 
+mod tls;
+
+pub use tls::{Certificate, CipherProfile, ClientAuth, ClientAuthMode, ListenerTls, Ocsp, RevocationLists};
+
 /// Everything one configuration file says.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -117,32 +121,6 @@ pub struct Process {
     pub client_bind_to_ipv6: Vec<std::net::Ipv6Addr>,
 }
 
-/// A certificate chain and its key, read and checked against each other.
-#[derive(Clone)]
-pub struct Certificate {
-    /// The key in `certificates`.
-    pub name: Name,
-    /// The chain's file, for messages and the upstream client certificate.
-    pub cert_path: PathBuf,
-    /// The key's file.
-    pub key_path: PathBuf,
-    /// Chain, end entity first, with its signing key.
-    pub key: Arc<rustls::sign::CertifiedKey>,
-    /// DNS names and wildcards of the end entity, lower case.
-    pub names: Vec<String>,
-    /// The PKCS#8/PKCS#1/SEC1 key, DER, for those who must build their own signer.
-    pub key_der: Arc<rustls::pki_types::PrivateKeyDer<'static>>,
-}
-
-impl std::fmt::Debug for Certificate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Certificate")
-            .field("name", &self.name)
-            .field("cert_path", &self.cert_path)
-            .finish_non_exhaustive()
-    }
-}
-
 /// An address that accepts.
 #[derive(Clone, Debug)]
 pub struct Listener {
@@ -158,17 +136,6 @@ pub struct Listener {
     pub limits: ListenerLimits,
     /// Whose requests are taken, by the connection's peer; `None` is everybody's.
     pub access: Option<Arc<Access>>,
-}
-
-/// TLS of a listener.
-#[derive(Clone, Debug)]
-pub struct ListenerTls {
-    /// At least one; chosen by SNI, exact before wildcard; the last is the fallback.
-    pub certificates: Vec<Arc<Certificate>>,
-    /// Default TLS 1.2.
-    pub min_version: TlsVersion,
-    /// In order of preference; default h2, http/1.1. Never empty.
-    pub alpn: Vec<Alpn>,
 }
 
 /// A TLS version rrlb speaks.

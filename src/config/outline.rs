@@ -4,13 +4,14 @@
 use std::{borrow::Cow, collections::HashMap, fmt::Display, path::Path, time::Duration};
 
 use http::HeaderValue;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 
 use super::{
     model::{
-        AccessLog, Admin, AdminTcp, Alpn, Backend, Certificate, Discover, DiscoverDns, DiscoverList, DnsRecords,
-        HealthCheck, HostHeader, HttpProbe, Listener, ListenerLimits, ListenerTls, LogFormat, LogTarget, Model, Probe,
-        Process, Timeouts, TlsVersion, Token, TrustStore, Upstream, UpstreamProtocol, UpstreamTls,
+        AccessLog, Admin, AdminTcp, Alpn, Backend, Certificate, CipherProfile, ClientAuth, Discover, DiscoverDns,
+        DiscoverList, DnsRecords, HealthCheck, HostHeader, HttpProbe, Listener, ListenerLimits, ListenerTls, LogFormat,
+        LogTarget, Model, Ocsp, Probe, Process, RevocationLists, Timeouts, TlsVersion, Token, TrustStore, Upstream,
+        UpstreamProtocol, UpstreamTls,
     },
     scalar::is_id,
 };
@@ -75,6 +76,7 @@ pub(super) struct Items<'m> {
 #[derive(PartialEq)]
 pub(super) enum Content<'m> {
     Certificates(&'m [CertificateDer<'static>]),
+    Revocations(&'m [CertificateRevocationListDer<'static>]),
     Secret(&'m [u8]),
 }
 
@@ -152,12 +154,16 @@ fn process<'m>(process: &'m Process, out: &mut Vec<Section<'m>>) {
 
 fn certificate(certificate: &Certificate) -> Part<'_> {
     // The key fits the certificate, so that another key shows as another certificate; the names are the certificate's.
-    let Certificate { name: _, cert_path, key_path, key, names: _, key_der: _ } = certificate;
-    Part::Map(vec![
+    let Certificate { name: _, cert_path, key_path, key, names: _, not_after: _, key_der: _, ocsp } = certificate;
+    let mut out = vec![
         (Cow::Borrowed(""), Part::Content(Content::Certificates(&key.cert))),
         entry("cert", path(cert_path)),
         entry("key", path(key_path)),
-    ])
+    ];
+    out.extend(ocsp.as_ref().map(|Ocsp { path, der, next_update: _ }| {
+        entry("ocsp", Part::File(path.to_string_lossy(), Content::Secret(der)))
+    }));
+    Part::Map(out)
 }
 
 fn listeners(all: &[Listener]) -> Part<'_> {
@@ -194,19 +200,43 @@ fn listener(listener: &Listener) -> Part<'_> {
     Part::Map(out)
 }
 
-fn listener_tls(tls: &ListenerTls, with_alpn: bool) -> Part<'_> {
-    let ListenerTls { certificates, min_version, alpn } = tls;
+/// `whole` is false for the admin API, which has a part of it to choose.
+fn listener_tls(tls: &ListenerTls, whole: bool) -> Part<'_> {
+    let ListenerTls { certificates, profile, min_version, alpn, client_auth: clients, strict_sni, keylog } = tls;
     let version = match min_version {
         TlsVersion::V1_2 => "1.2",
         TlsVersion::V1_3 => "1.3",
+    };
+    let profile = match profile {
+        CipherProfile::Intermediate => "intermediate",
+        CipherProfile::Modern => "modern",
     };
     let mut out = vec![
         entry("certificates", list(certificates, |certificate| text(certificate.name.as_str()))),
         entry("min_version", text(version)),
     ];
-    if with_alpn {
-        out.push(entry("alpn", list(alpn, protocol)));
+    if whole {
+        out.extend([
+            entry("profile", bare(profile)),
+            entry("alpn", list(alpn, protocol)),
+            entry("client_auth", client_auth(clients.as_ref())),
+            entry("strict_sni", bare(strict_sni)),
+            entry("keylog", bare(keylog)),
+        ]);
     }
+    Part::Map(out)
+}
+
+fn client_auth(clients: Option<&ClientAuth>) -> Part<'_> {
+    let Some(ClientAuth { mode, ca, crl }) = clients else { return Part::Map(vec![entry("mode", bare("none"))]) };
+    let TrustStore { path, certificates } = ca;
+    let mut out = vec![
+        entry("mode", bare(mode.as_str())),
+        entry("ca", Part::File(path.to_string_lossy(), Content::Certificates(certificates))),
+    ];
+    out.extend(crl.as_ref().map(|RevocationLists { path, lists }| {
+        entry("crl", Part::File(path.to_string_lossy(), Content::Revocations(lists)))
+    }));
     Part::Map(out)
 }
 

@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use super::{Draining, ListenSocket};
+use super::{Draining, ListenSocket, Tls};
 use crate::{config::model, telemetry::metrics::ListenerMetrics};
 
 /// One bound address, shared by all workers. The socket is closed as soon as nobody holds this any more; connections
@@ -28,7 +28,7 @@ pub struct Endpoint {
     /// What the configuration says.
     pub model: model::Listener,
     /// `None` is plain text.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<Arc<Tls>>,
     /// Counters of this listener.
     pub metrics: Arc<ListenerMetrics>,
     place: Arc<Place>,
@@ -47,7 +47,7 @@ impl Listening {
     pub fn new(
         socket: ListenSocket,
         model: model::Listener,
-        tls: Option<Arc<rustls::ServerConfig>>,
+        tls: Option<Arc<Tls>>,
         metrics: Arc<ListenerMetrics>,
     ) -> Self {
         let (closed, follow) = Draining::switch();
@@ -62,7 +62,7 @@ impl Listening {
     }
 
     /// Connections that are accepted from now on get this; those that are open keep what they have.
-    pub fn change(&self, model: model::Listener, tls: Option<Arc<rustls::ServerConfig>>) {
+    pub fn change(&self, model: model::Listener, tls: Option<Arc<Tls>>) {
         let metrics = self.endpoint().metrics.clone();
         self.endpoint.store(Arc::new(Endpoint { model, tls, metrics, place: self.place.clone() }));
     }

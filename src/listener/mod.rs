@@ -3,6 +3,7 @@
 
 mod accept;
 mod border;
+pub mod certificates;
 mod conn;
 mod crew;
 mod front;
@@ -11,11 +12,13 @@ mod h2;
 mod listening;
 mod pulse;
 mod socket;
+mod subject;
 pub mod tickets;
-pub mod tls;
+mod tls;
 mod worker;
 
 pub use crew::{Crew, Draining};
 pub use listening::{Endpoint, Listening};
 pub use socket::{BindError, ListenSocket};
+pub use tls::Tls;
 pub use worker::Worker;

@@ -2,11 +2,12 @@
 //! place of rustls' own `Ticketer`, which lets nobody have its keys.
 //!
 //! A ticket is the key's name, a random nonce, and the session sealed by AES-256-GCM with the name as associated data.
-//! All listeners share the keys, as none asks for client certificates; one that did would need keys of its own.
+//! All listeners share the keys. Those that ask for certificates of clients have a scope in addition, which is part of the
+//! associated data: a ticket opens only in the scope it was made in.
 
 use std::{
     fmt,
-    sync::{PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
     time::{Duration, Instant},
 };
 
@@ -101,11 +102,17 @@ impl TicketKeys {
         self.keys.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn seal(&self, session: &[u8], now: Instant) -> Option<Vec<u8>> {
+    /// The same keys for tickets that no other scope opens. A scope is the same in the next process where it is made of the
+    /// same.
+    pub fn scoped(self: &Arc<Self>, scope: [u8; 32]) -> ScopedTickets {
+        ScopedTickets { keys: self.clone(), scope }
+    }
+
+    fn seal(&self, scope: &[u8], session: &[u8], now: Instant) -> Option<Vec<u8>> {
         let keys = self.rolled(now);
         let Key { name, cipher, .. } = &keys.current;
         let mut sealed = session.to_vec();
-        let nonce = cipher.seal_in_place_append_tag(Aad::from(name), &mut sealed).ok()?;
+        let nonce = cipher.seal_in_place_append_tag(associated(name, scope), &mut sealed).ok()?;
         let mut ticket = Vec::with_capacity(NAME_LENGTH + NONCE_LEN + sealed.len());
         ticket.extend_from_slice(name);
         ticket.extend_from_slice(nonce.as_ref());
@@ -113,7 +120,7 @@ impl TicketKeys {
         Some(ticket)
     }
 
-    fn open(&self, ticket: &[u8], now: Instant) -> Option<Vec<u8>> {
+    fn open(&self, scope: &[u8], ticket: &[u8], now: Instant) -> Option<Vec<u8>> {
         let (name, rest) = ticket.split_at_checked(NAME_LENGTH)?;
         let (nonce, sealed) = rest.split_at_checked(NONCE_LEN)?;
         if sealed.len() < TAG_LENGTH {
@@ -125,10 +132,15 @@ impl TicketKeys {
         let key = std::iter::once(&keys.current).chain(&keys.previous).find(named)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut session = sealed.to_vec();
-        let length = key.cipher.open_in_place(nonce, Aad::from(key.name), &mut session).ok()?.len();
+        let length = key.cipher.open_in_place(nonce, associated(&key.name, scope), &mut session).ok()?.len();
         session.truncate(length);
         Some(session)
     }
+}
+
+/// The name and the scope, which is empty or of one length.
+fn associated(name: &[u8; NAME_LENGTH], scope: &[u8]) -> Aad<Vec<u8>> {
+    Aad::from([name.as_slice(), scope].concat())
 }
 
 impl Key {
@@ -164,11 +176,36 @@ impl ProducesTickets for TicketKeys {
     }
 
     fn encrypt(&self, session: &[u8]) -> Option<Vec<u8>> {
-        self.seal(session, Instant::now())
+        self.seal(&[], session, Instant::now())
     }
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
-        self.open(ticket, Instant::now())
+        self.open(&[], ticket, Instant::now())
+    }
+}
+
+/// Keys in one scope.
+#[derive(Debug)]
+pub struct ScopedTickets {
+    keys: Arc<TicketKeys>,
+    scope: [u8; 32],
+}
+
+impl ProducesTickets for ScopedTickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.keys.lifetime()
+    }
+
+    fn encrypt(&self, session: &[u8]) -> Option<Vec<u8>> {
+        self.keys.seal(&self.scope, session, Instant::now())
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        self.keys.open(&self.scope, ticket, Instant::now())
     }
 }
 
@@ -201,6 +238,18 @@ mod tests {
     }
 
     #[test]
+    fn a_ticket_opens_in_its_scope_only_and_there_after_a_hand_over_too() {
+        let old = Arc::new(keys());
+        let (one, other) = (old.scoped([1; 32]), old.scoped([2; 32]));
+        let ticket = one.encrypt(b"session").expect("a ticket");
+        assert_eq!((other.decrypt(&ticket), old.decrypt(&ticket)), (None, None));
+        assert_eq!(one.decrypt(&old.encrypt(b"session").expect("a ticket")), None);
+        let new = Arc::new(TicketKeys::adopt(&old.export()).expect("keys of use"));
+        assert_eq!(new.scoped([1; 32]).decrypt(&ticket).as_deref(), Some(&b"session"[..]));
+        assert_eq!(new.scoped([2; 32]).decrypt(&ticket), None);
+    }
+
+    #[test]
     fn no_two_tickets_are_alike() {
         let keys = keys();
         assert_ne!(keys.encrypt(b"session"), keys.encrypt(b"session"));
@@ -210,15 +259,15 @@ mod tests {
     fn a_ticket_opens_for_one_rotation_more_and_then_never() {
         let (keys, start) = (keys(), Instant::now());
         let at = |hours: u32| start + HOUR * hours;
-        let ticket = keys.seal(b"session", at(0)).expect("a ticket");
-        let late = keys.seal(b"session", at(5)).expect("a ticket");
+        let ticket = keys.seal(&[], b"session", at(0)).expect("a ticket");
+        let late = keys.seal(&[], b"session", at(5)).expect("a ticket");
         assert_eq!(ticket[..NAME_LENGTH], late[..NAME_LENGTH], "rotated too early");
-        let next = keys.seal(b"session", at(7)).expect("a ticket");
+        let next = keys.seal(&[], b"session", at(7)).expect("a ticket");
         assert_ne!(ticket[..NAME_LENGTH], next[..NAME_LENGTH], "not rotated");
-        assert!(keys.open(&ticket, at(11)).is_some() && keys.open(&next, at(11)).is_some());
-        assert_eq!(keys.open(&ticket, at(13)), None);
-        assert!(keys.open(&next, at(14)).is_some());
-        assert_eq!(keys.open(&next, at(40)), None, "after a long silence");
+        assert!(keys.open(&[], &ticket, at(11)).is_some() && keys.open(&[], &next, at(11)).is_some());
+        assert_eq!(keys.open(&[], &ticket, at(13)), None);
+        assert!(keys.open(&[], &next, at(14)).is_some());
+        assert_eq!(keys.open(&[], &next, at(40)), None, "after a long silence");
     }
 
     #[test]

@@ -220,20 +220,26 @@ async fn handshake(
     client: Option<std::net::SocketAddr>,
 ) -> Option<(Box<Conn>, Arc<ConnInfo>)> {
     use std::os::fd::AsRawFd;
-    let config = endpoint.tls.clone()?;
+    let tls = endpoint.tls.as_ref()?.serving();
     let deadline = post.kit.deadlines().guard(How::Both);
     deadline.arm(socket.as_raw_fd(), Wait::Work, Instant::now(), endpoint.model.limits.handshake_timeout);
-    match tokio_rustls::TlsAcceptor::from(config).accept(socket).await {
-        Ok(stream) => {
+    let accepted = tls.accept(socket).await.and_then(|stream| {
+        let session = stream.get_ref().1;
+        let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        let verified = tls.client(session, resumed).map_err(std::io::Error::other)?;
+        Ok((stream, resumed, verified))
+    });
+    match accepted {
+        Ok((stream, resumed, verified)) => {
             let session = stream.get_ref().1;
-            let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
             endpoint.metrics.handshake(if resumed { Handshake::Resumed } else { Handshake::Full });
-            let tls = TlsInfo {
+            let info = TlsInfo {
                 version: session.protocol_version(),
                 alpn: session.alpn_protocol().map(|name| if name == b"h2" { Alpn::Http2 } else { Alpn::Http1 }),
             };
             let conn = Box::new(Conn::new(Transport::Tls(Box::new(stream))));
-            let info = Arc::new(ConnInfo::new(client, Some(tls), &endpoint.model, conn.fd()));
+            let info = ConnInfo::new(client, Some(info), &endpoint.model, conn.fd()).with_client(verified);
+            let info = Arc::new(info);
             Some((conn, info))
         }
         Err(error) => {

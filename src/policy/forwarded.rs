@@ -12,6 +12,12 @@ use ipnet::IpNet;
 
 use crate::types::write_address;
 
+/// `X-Client-Cert-Fingerprint`
+pub const X_CLIENT_CERT_FINGERPRINT: HeaderName = HeaderName::from_static("x-client-cert-fingerprint");
+/// `X-Client-Cert-Subject`
+pub const X_CLIENT_CERT_SUBJECT: HeaderName = HeaderName::from_static("x-client-cert-subject");
+/// `X-Client-Cert-Verify`
+pub const X_CLIENT_CERT_VERIFY: HeaderName = HeaderName::from_static("x-client-cert-verify");
 /// `X-Forwarded-For`
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// `X-Forwarded-Host`
@@ -230,6 +236,17 @@ fn is_port(text: &str) -> bool {
 pub fn is_forwarding_field(name: &HeaderName) -> bool {
     let name = name.as_str();
     name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded-")
+}
+
+/// Whether a field tells of the client's certificate: ours to say, and no client's, nor any proxy's before us. A `_` counts as
+/// a `-`, as many an application sees both alike.
+pub fn is_client_cert_field(name: &HeaderName) -> bool {
+    let alike = |own: &HeaderName| {
+        let (name, own) = (name.as_str().as_bytes(), own.as_str().as_bytes());
+        name.len() == own.len()
+            && name.iter().zip(own).all(|(one, other)| one == other || (*one, *other) == (b'_', b'-'))
+    };
+    [X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY].iter().any(alike)
 }
 
 /// Writes the outgoing `X-Forwarded-For`: `existing` lines (none where the peer is not trusted) and the peer. A unix

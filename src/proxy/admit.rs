@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     policy::{
-        forwarded::ClientIdentity,
+        forwarded::{ClientIdentity, is_client_cert_field},
         headers::{RequestId, is_websocket, valid_request_id},
         path::{Ambiguous, split_target},
         route::{RequestView, without_port},
@@ -40,6 +40,11 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
         // No other upgrade is passed on, and everyone who asks whether this is one must see the same.
         request.remove_header(&header::UPGRADE);
         request.remove_header("http2-settings");
+    }
+    // Before anyone looks at them: a route may.
+    let forged: Vec<HeaderName> = request.headers.keys().filter(|name| is_client_cert_field(name)).cloned().collect();
+    for name in &forged {
+        request.remove_header(name);
     }
     session.set_write_timeout(Some(WRITE_TIMEOUT));
     session.set_read_timeout(Some(READ_TIMEOUT));

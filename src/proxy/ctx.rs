@@ -34,6 +34,7 @@ use crate::{
 pub struct ConnInfo {
     client: Option<SocketAddr>,
     tls: Option<TlsInfo>,
+    verified: Verified,
     redirect_https: bool,
     keep_alive: Duration,
     access: Option<Arc<Access>>,
@@ -65,12 +66,33 @@ pub struct TlsInfo {
     pub alpn: Option<Alpn>,
 }
 
+/// What came of asking a client for its certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verified {
+    /// It showed none.
+    None,
+    /// It was not asked.
+    NotAsked,
+    /// It showed a good one.
+    Success(Box<ClientCertificate>),
+}
+
+/// What backends are told of a client's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Its subject, as in RFC 4514.
+    pub subject: HeaderValue,
+    /// The SHA-256 of the whole, in hexadecimal digits.
+    pub fingerprint: HeaderValue,
+}
+
 impl ConnInfo {
     /// A connection from `client` (`None` for a unix socket) on the descriptor `fd`.
     pub fn new(client: Option<SocketAddr>, tls: Option<TlsInfo>, listener: &model::Listener, fd: RawFd) -> Self {
         Self {
             client,
             tls,
+            verified: Verified::NotAsked,
             redirect_https: listener.redirect_https,
             keep_alive: listener.limits.idle_timeout,
             access: listener.access.clone(),
@@ -80,6 +102,16 @@ impl ConnInfo {
             blocked: Arc::default(),
             fd,
         }
+    }
+
+    /// With what is known of the client's certificate.
+    pub fn with_client(self, verified: Verified) -> Self {
+        Self { verified, ..self }
+    }
+
+    /// What is known of the client's certificate.
+    pub(super) fn verified(&self) -> &Verified {
+        &self.verified
     }
 
     /// The peer's address; `None` for a unix socket.

@@ -6,12 +6,18 @@ use pingora_core::{ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
-use super::{admit, ctx::RequestCtx, guard, reject::X_REQUEST_ID};
+use super::{
+    admit,
+    ctx::{ConnInfo, RequestCtx, Verified},
+    guard,
+    reject::X_REQUEST_ID,
+};
 use crate::{
     config::model::HostHeader,
     policy::{
         forwarded::{
-            self, Hop, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, is_forwarding_field, write_x_forwarded_for,
+            self, Hop, X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY, X_FORWARDED_FOR,
+            X_FORWARDED_HOST, X_FORWARDED_PROTO, is_forwarding_field, write_x_forwarded_for,
         },
         headers::{HOP_BY_HOP, HeaderEdits, nominated_by_connection},
     },
@@ -35,6 +41,7 @@ pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &Req
         fields.reserve(8);
         forwarding(client, fields, ctx);
         guard::towards_backend(fields, ctx);
+        client_certificate(fields, ctx);
         if client.version == Version::HTTP_2 && version != Version::HTTP_2 {
             join_cookies(fields);
         }
@@ -163,6 +170,20 @@ fn forwarding(client: &RequestHeader, upstream: &mut HeaderMap, ctx: &RequestCtx
     {
         upstream.insert(X_FORWARDED_HOST, host);
     }
+}
+
+/// The client's certificate, where it was asked for. What clients say of theirs was taken out by `admit`.
+fn client_certificate(upstream: &mut HeaderMap, ctx: &RequestCtx) {
+    let verify = match ctx.info().map(ConnInfo::verified) {
+        None | Some(Verified::NotAsked) => return,
+        Some(Verified::None) => "NONE",
+        Some(Verified::Success(certificate)) => {
+            upstream.insert(X_CLIENT_CERT_SUBJECT, certificate.subject.clone());
+            upstream.insert(X_CLIENT_CERT_FINGERPRINT, certificate.fingerprint.clone());
+            "SUCCESS"
+        }
+    };
+    upstream.insert(X_CLIENT_CERT_VERIFY, HeaderValue::from_static(verify));
 }
 
 /// What was read as a field value before, or is made of addresses and names, is one.

@@ -18,7 +18,7 @@ use std::{any::Any, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-pub use ctx::{Afterwards, Cancel, ConnInfo, RequestCtx, RequestStart, TlsInfo, Unserved};
+pub use ctx::{Afterwards, Cancel, ClientCertificate, ConnInfo, RequestCtx, RequestStart, TlsInfo, Unserved, Verified};
 pub use current::{Current, Log};
 pub use kit::Kit;
 use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer};

@@ -7,7 +7,6 @@ use std::{
         unix::net::UnixListener,
     },
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use pingora_core::server::Server;
@@ -21,8 +20,8 @@ use super::{
 };
 use crate::{
     config::model::{AdminTcp, Model},
-    listener::{ListenSocket, tickets::TicketKeys, tls},
-    service::admin::{AdminApi, Tokens, operator::Parts},
+    listener::{ListenSocket, certificates::Certificates},
+    service::admin::{AdminApi, LiveTls, Tokens, operator::Parts},
     types::ListenAddress,
 };
 
@@ -30,7 +29,7 @@ use crate::{
 #[derive(Default)]
 pub(super) struct AdminSockets {
     unix: Option<(PathBuf, UnixListener)>,
-    tcp: Option<(AdminTcp, std::net::TcpListener, Option<Arc<rustls::ServerConfig>>)>,
+    tcp: Option<(AdminTcp, std::net::TcpListener, Option<LiveTls>)>,
 }
 
 /// Kept for a successor, and for the end.
@@ -51,7 +50,7 @@ impl AdminSockets {
         mut inherited: Option<&mut Inherited>,
         bound: &mut BoundFiles,
         account: Option<&Account>,
-        tickets: &Arc<TicketKeys>,
+        certificates: &Certificates,
     ) -> Result<Self, StartError> {
         let Some(admin) = &model.admin else { return Ok(Self::default()) };
         let mut take = |key: String| inherited.as_deref_mut().and_then(|inherited| inherited.remove(&key));
@@ -82,7 +81,7 @@ impl AdminSockets {
                 };
                 let listener = std::net::TcpListener::from(fd);
                 listener.set_nonblocking(true).map_err(failed(format!("admin on {}", tcp.address)))?;
-                let tls = tcp.tls.as_ref().map(|tls| tls::server_config(tls, tickets.clone())).transpose()?;
+                let tls = tcp.tls.as_ref().map(|tls| certificates.follow_config(tls)).transpose()?;
                 Some((tcp.clone(), listener, tls))
             }
         };
@@ -153,10 +152,19 @@ fn tcp_key(tcp: &AdminTcp) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{os::unix::fs::PermissionsExt, sync::Arc};
 
     use super::*;
-    use crate::config::{self, model::Admin};
+    use crate::{
+        config::{self, model::Admin},
+        listener::tickets::TicketKeys,
+        telemetry::metrics::Metrics,
+    };
+
+    fn certificates() -> Certificates {
+        let tickets = TicketKeys::new().expect("keys");
+        Certificates::new(tickets.into(), Metrics::new("1", 1).into(), Arc::default())
+    }
 
     fn model(socket: Option<PathBuf>) -> Model {
         let text = "version: 1\nlisteners: [{ address: 127.0.0.1:1 }]\nroutes: [{ respond: { status: 200 } }]\n";
@@ -170,9 +178,9 @@ mod tests {
         let upgrade_sock = folder.path().join("upgrade.sock");
         let path = folder.path().join("upgrade.admin.sock");
         drop(UnixListener::bind(&path).expect("a process before"));
-        let tickets = Arc::new(TicketKeys::new().expect("keys"));
+        let certificates = certificates();
         let open =
-            |bound: &mut BoundFiles| AdminSockets::open(&model(None), &upgrade_sock, None, bound, None, &tickets);
+            |bound: &mut BoundFiles| AdminSockets::open(&model(None), &upgrade_sock, None, bound, None, &certificates);
         let mut bound = BoundFiles::default();
         let sockets = open(&mut bound).expect("the one before is dead");
         assert_eq!(std::fs::metadata(&path).expect("a socket").permissions().mode() & 0o777, 0o660);
@@ -188,9 +196,10 @@ mod tests {
     fn the_file_is_removed_by_who_leaves_with_no_successor() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = folder.path().join("mine.sock");
-        let (tickets, mut bound) = (Arc::new(TicketKeys::new().expect("keys")), BoundFiles::default());
+        let (certificates, mut bound) = (certificates(), BoundFiles::default());
         let model = model(Some(path.clone()));
-        let sockets = AdminSockets::open(&model, Path::new("/unused/upgrade.sock"), None, &mut bound, None, &tickets);
+        let sockets =
+            AdminSockets::open(&model, Path::new("/unused/upgrade.sock"), None, &mut bound, None, &certificates);
         bound.keep();
         let mut held = sockets.expect("bind").hold().expect("descriptors");
         held.give_up();

@@ -15,7 +15,7 @@ use pingora_proxy::{HttpProxy, ProxyServiceBuilder};
 use super::{StartError, control::operations_key, process::BoundFiles, upgrade::Inherited};
 use crate::{
     config::model::{self, LogTarget, Model},
-    listener::{ListenSocket, Listening, tickets::TicketKeys, tls},
+    listener::{ListenSocket, Listening, Tls, certificates::Certificates},
     proxy::{App, Kit, Proxies},
     runtime::peer::TlsProfile,
     telemetry::metrics::Metrics,
@@ -25,7 +25,7 @@ use crate::{
 /// A listener: the socket of the process before where it had one, else bound here.
 pub(super) fn listener(
     model: &model::Listener,
-    tickets: &Arc<TicketKeys>,
+    certificates: &Certificates,
     metrics: &Metrics,
     inherited: Option<&mut Inherited>,
     bound: &mut BoundFiles,
@@ -41,16 +41,13 @@ pub(super) fn listener(
             socket
         }
     };
-    let tls = server_config(model, tickets)?;
+    let tls = tls(model, certificates)?;
     Ok(Arc::new(Listening::new(socket, model.clone(), tls, metrics.listener(&name))))
 }
 
 /// The TLS of a listener; `None` is plain text.
-pub(super) fn server_config(
-    model: &model::Listener,
-    tickets: &Arc<TicketKeys>,
-) -> Result<Option<Arc<rustls::ServerConfig>>, StartError> {
-    Ok(model.tls.as_ref().map(|tls| tls::server_config(tls, tickets.clone())).transpose()?)
+pub(super) fn tls(model: &model::Listener, certificates: &Certificates) -> Result<Option<Arc<Tls>>, StartError> {
+    Ok(model.tls.as_ref().map(|tls| certificates.tls(tls)).transpose()?)
 }
 
 /// The listener of `/metrics`, with its address.

@@ -47,7 +47,7 @@ use upkeep::{Seen, Upkeep};
 
 use crate::{
     config::model::Model,
-    listener::{BindError, Draining, Worker},
+    listener::{BindError, Draining, Worker, certificates::Certificates},
     proxy::{Current, Kit, Log},
     runtime::{
         journal::{Journal, LoadError, Overrides},
@@ -163,17 +163,19 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let mut bound = BoundFiles::default();
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), process.threads));
     let tickets = HandedOver::tickets(inherited.as_ref().and_then(Inherited::state))?;
+    let events = Arc::new(Events::default());
+    let certificates = Arc::new(Certificates::new(tickets.clone(), metrics.clone(), events.clone()));
+    certificates.follow(&model.certificates);
     let mut listeners = Vec::with_capacity(model.listeners.len());
     for listener in &model.listeners {
-        listeners.push(assembly::listener(listener, &tickets, &metrics, inherited.as_mut(), &mut bound)?);
+        listeners.push(assembly::listener(listener, &certificates, &metrics, inherited.as_mut(), &mut bound)?);
     }
     let operations = model.metrics.map(|address| assembly::operations(address, inherited.as_mut())).transpose()?;
-    let admin = AdminSockets::open(model, &upgrade_sock, inherited.as_mut(), &mut bound, account, &tickets)?;
+    let admin = AdminSockets::open(model, &upgrade_sock, inherited.as_mut(), &mut bound, account, &certificates)?;
     let log = model.access_log.as_ref().map(|log| Open::of(log, &metrics, account)).transpose()?;
     assembly::check_roots(model)?;
 
     // Who belongs to the upstreams, and what the workers serve by.
-    let events = Arc::new(Events::default());
     let (journal, restored) = journal(model, start.upgrade);
     let store = Arc::new(Store::new(Arc::new(model.clone()), restored, journal, metrics.clone(), events.clone()));
     let snapshot = store.snapshot();
@@ -242,7 +244,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         crew: crew.clone(),
         kits,
         conf,
-        tickets: tickets.clone(),
+        certificates,
         held: held.clone(),
         logs: logs.clone(),
         operations: to_operations,

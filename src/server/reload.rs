@@ -24,7 +24,7 @@ use crate::{
         self, Format,
         model::{self, Listener, ListenerTls, Model},
     },
-    listener::Listening,
+    listener::{Listening, Tls, certificates},
     policy::health::Health,
     proxy::{Log, Proxies},
     runtime::{backend::BackendState, snapshot::Snapshot, store::tell_conflicts},
@@ -52,7 +52,7 @@ struct Plan {
 /// What becomes of a listener.
 enum Step {
     Added,
-    Changed(Box<Listener>, Option<Arc<rustls::ServerConfig>>),
+    Changed(Box<Listener>, Option<Arc<Tls>>),
     Kept,
 }
 
@@ -180,13 +180,13 @@ impl Running {
             let found = held.iter().find(|(held, _)| *held == address).map(|(_, listening)| listening.clone());
             let planned = match found {
                 None => {
-                    let added = assembly::listener(listener, &self.tickets, &self.metrics, None, &mut bound)
+                    let added = assembly::listener(listener, &self.certificates, &self.metrics, None, &mut bound)
                         .map_err(|error| overlap(error, &address, &held))?;
                     (address, added, Step::Added)
                 }
                 Some(listening) if same(&listening.endpoint().model, listener) => (address, listening, Step::Kept),
                 Some(listening) => {
-                    let tls = assembly::server_config(listener, &self.tickets)?;
+                    let tls = assembly::tls(listener, &self.certificates)?;
                     (address, listening, Step::Changed(Box::new(listener.clone()), tls))
                 }
             };
@@ -241,6 +241,7 @@ impl Running {
             Way::Onward => self.store.reload_with(staged, prepare),
         });
         self.configs.send_replace(model.clone());
+        self.certificates.follow(&model.certificates);
         self.logs.replace(log, users);
         let mut held = Vec::with_capacity(listeners.len());
         for (address, listening, step) in listeners {
@@ -394,13 +395,15 @@ fn same(one: &Listener, other: &Listener) -> bool {
 
 /// A certificate that was renewed has its name and files as before, and other contents.
 fn same_tls(one: &ListenerTls, other: &ListenerTls) -> bool {
-    let ListenerTls { certificates, min_version, alpn } = one;
-    *min_version == other.min_version
+    let ListenerTls { certificates: all, profile, min_version, alpn, client_auth, strict_sni, keylog } = one;
+    *profile == other.profile
+        && *min_version == other.min_version
         && *alpn == other.alpn
-        && certificates.len() == other.certificates.len()
-        && certificates.iter().zip(&other.certificates).all(|(one, other)| {
-            one.key.cert == other.key.cert && one.key_der.secret_der() == other.key_der.secret_der()
-        })
+        && *strict_sni == other.strict_sni
+        && *keylog == other.keylog
+        && certificates::same_clients(client_auth.as_ref(), other.client_auth.as_ref())
+        && all.len() == other.certificates.len()
+        && all.iter().zip(&other.certificates).all(|(one, other)| certificates::same(one, other))
 }
 
 /// What is different in the file.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::model::Model,
-    listener::{Crew, tickets::TicketKeys},
+    listener::{Crew, certificates::Certificates},
     proxy::{Current, Kit, Log, Proxies},
     runtime::{
         store::{Publish, Store},
@@ -42,8 +42,8 @@ pub(super) struct Running {
     pub(super) kits: Vec<Arc<Kit>>,
     /// For new proxies.
     pub(super) conf: Arc<ServerConf>,
-    /// For new listeners; one for all, so that sessions outlive a changed listener.
-    pub(super) tickets: Arc<TicketKeys>,
+    /// For new listeners; their session tickets are of the same keys, so that sessions outlive a changed listener.
+    pub(super) certificates: Arc<Certificates>,
     /// Listeners and metrics sockets, shared with who hands them over.
     pub(super) held: Arc<Mutex<Held>>,
     pub(super) logs: Arc<Logs>,
@@ -130,6 +130,9 @@ impl Running {
             self.ledger().samples.push(answers);
         }
         self.judge(now, second);
+        if second {
+            self.certificates.look();
+        }
         if second && self.store.model().reload_on_change {
             self.look_at_file();
         }

@@ -40,6 +40,10 @@ pub struct Metrics {
     pub config_load_failures: Counter,
     /// Which configuration of this process runs, from 1.
     pub config_generation: Gauge,
+    /// Changed files of certificates that were taken.
+    pub certificate_reloads: Counter,
+    /// Changed files of certificates that were of no use.
+    pub certificate_reload_failures: Counter,
     named: RwLock<Named>,
 }
 
@@ -50,6 +54,7 @@ struct Named {
     upstreams: BTreeMap<Name, Arc<UpstreamMetrics>>,
     backends: BTreeMap<(Name, Name), Arc<BackendMetrics>>,
     discoveries: BTreeMap<Name, Arc<DiscoveryMetrics>>,
+    certificates: BTreeMap<Name, Arc<CertificateMetrics>>,
 }
 
 impl Metrics {
@@ -69,6 +74,8 @@ impl Metrics {
             config_loads: Counter::default(),
             config_load_failures: Counter::default(),
             config_generation: Gauge::default(),
+            certificate_reloads: Counter::default(),
+            certificate_reload_failures: Counter::default(),
             named: RwLock::default(),
         }
     }
@@ -93,6 +100,21 @@ impl Metrics {
     /// The handle of an upstream's discovery, made where there is none yet.
     pub fn discovery(&self, upstream: &Name) -> Arc<DiscoveryMetrics> {
         Arc::clone(self.write().discoveries.entry(upstream.clone()).or_default())
+    }
+
+    /// The handle of a certificate, made where there is none yet or it had no OCSP response and has one.
+    pub fn certificate(&self, name: &Name, ocsp: bool) -> Arc<CertificateMetrics> {
+        let mut named = self.write();
+        let handle = named.certificates.entry(name.clone()).or_default();
+        if handle.ocsp != ocsp {
+            *handle = Arc::new(CertificateMetrics { ocsp, ..CertificateMetrics::default() });
+        }
+        Arc::clone(handle)
+    }
+
+    /// As [`Metrics::retain`], for certificates.
+    pub fn retain_certificates(&self, certificate: impl Fn(&Name) -> bool) {
+        self.write().certificates.retain(|name, _| certificate(name));
     }
 
     /// The handle of a backend, where there is one: what is told late of one that is gone does not make it again.
@@ -309,6 +331,16 @@ impl Handshake {
             Self::TimedOut => ("timeout", "no"),
         }
     }
+}
+
+/// Numbers of one certificate.
+#[derive(Debug, Default)]
+pub struct CertificateMetrics {
+    /// When it expires, in seconds since 1970.
+    pub not_after: Gauge,
+    /// 1 where its OCSP response is sent along.
+    pub stapled: Gauge,
+    ocsp: bool,
 }
 
 /// Counts of one listener.

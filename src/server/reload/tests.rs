@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::{
-    listener::{Crew, Draining, Worker, tickets::TicketKeys},
+    listener::{Crew, Draining, Worker, certificates::Certificates, tickets::TicketKeys},
     proxy::{Current, Kit},
     runtime::{
         membership::{Note, Patch},
@@ -59,15 +59,16 @@ impl Process {
         let model = config::load(&file).expect("a good file").model;
         let metrics = Arc::new(Metrics::new("1", 1));
         let (tickets, mut bound) = (TicketKeys::new().map(Arc::new).expect("keys"), BoundFiles::default());
+        let events = Arc::new(Events::default());
+        let certificates = Arc::new(Certificates::new(tickets, metrics.clone(), events.clone()));
         let listeners: Vec<Arc<Listening>> = model
             .listeners
             .iter()
-            .map(|listener| assembly::listener(listener, &tickets, &metrics, None, &mut bound).expect("bind"))
+            .map(|listener| assembly::listener(listener, &certificates, &metrics, None, &mut bound).expect("bind"))
             .collect();
         bound.keep();
         let log = model.access_log.as_ref().map(|log| Open::of(log, &metrics, None).expect("a log"));
         let format = model.access_log.as_ref().map(|log| log.format);
-        let events = Arc::new(Events::default());
         let store = Store::new(Arc::new(model.clone()), <_>::default(), None, metrics.clone(), events.clone());
         let (conf, kit) = (assembly::worker_conf(), Arc::new(Kit::new(0, Instant::now(), metrics.clone())));
         let proxies = assembly::proxies(&conf, &kit, &model.process, &assembly::profiles(&model), &[]);
@@ -98,7 +99,7 @@ impl Process {
             crew,
             kits: vec![kit],
             conf,
-            tickets,
+            certificates,
             held: Arc::new(Mutex::new(held)),
             logs: Arc::new(Logs::new(log)),
             operations: watch::Sender::new(None),

@@ -81,7 +81,10 @@ impl Default for Limits {
 const LONGEST_HEAD: usize = 64 << 10;
 
 /// The API on TCP: the listener, TLS where it has it, and who may do what.
-pub type OnTcp = (std::net::TcpListener, Option<Arc<rustls::ServerConfig>>, Tokens);
+pub type OnTcp = (std::net::TcpListener, Option<LiveTls>, Tokens);
+
+/// What the next handshake is made with; another where a certificate was renewed.
+pub type LiveTls = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
 
 /// The admin API, as a Pingora service.
 pub struct AdminApi {
@@ -155,7 +158,7 @@ impl Service for AdminApi {
 
 /// Where connections come from.
 enum Listener {
-    Tcp(TcpListener, Option<TlsAcceptor>),
+    Tcp(TcpListener, Option<LiveTls>),
     Unix(UnixListener),
 }
 
@@ -171,20 +174,17 @@ impl Listener {
         UnixListener::from_std(listener).map(Self::Unix)
     }
 
-    fn tcp(listener: std::net::TcpListener, tls: Option<Arc<rustls::ServerConfig>>) -> io::Result<Self> {
+    fn tcp(listener: std::net::TcpListener, tls: Option<LiveTls>) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let acceptor = tls.map(|config| {
-            // Whatever the listener's kind of TLS offers elsewhere: here HTTP/1.1 is spoken.
-            let mut config = rustls::ServerConfig::clone(&config);
-            config.alpn_protocols = vec![b"http/1.1".to_vec()];
-            TlsAcceptor::from(Arc::new(config))
-        });
-        Ok(Self::Tcp(TcpListener::from_std(listener)?, acceptor))
+        Ok(Self::Tcp(TcpListener::from_std(listener)?, tls))
     }
 
     async fn accept(&self) -> io::Result<Accepted> {
         Ok(match self {
-            Self::Tcp(listener, tls) => Accepted::Tcp(listener.accept().await?.0, tls.clone()),
+            Self::Tcp(listener, tls) => {
+                let stream = listener.accept().await?.0;
+                Accepted::Tcp(stream, tls.as_ref().map(acceptor))
+            }
             Self::Unix(listener) => Accepted::Unix(listener.accept().await?.0),
         })
     }
@@ -215,6 +215,13 @@ impl Listener {
         let all = u32::try_from(shared.limits.connections).unwrap_or(u32::MAX);
         let _ = tokio::time::timeout(shared.limits.farewell, places.acquire_many(all)).await;
     }
+}
+
+fn acceptor(live: &LiveTls) -> TlsAcceptor {
+    // Whatever the listener's kind of TLS offers elsewhere: here HTTP/1.1 is spoken.
+    let mut config = rustls::ServerConfig::clone(&live());
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
 }
 
 impl Accepted {

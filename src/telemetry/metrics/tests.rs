@@ -16,6 +16,7 @@ fn configured() -> Metrics {
     metrics.upstream(&"app".into());
     metrics.backend(&"app".into(), &"app-1".into());
     metrics.discovery(&"app".into());
+    metrics.certificate(&"main".into(), true);
     metrics
 }
 
@@ -45,6 +46,7 @@ fn every_family_has_samples_before_any_traffic() {
         r#"rrlb_accept_errors_total{error="emfile"}"#,
         r#"rrlb_connections_per_worker{worker="1"}"#,
         r#"rrlb_admin_requests_total{outcome="refused"}"#,
+        r#"rrlb_certificate_reloads_total{result="failed"}"#,
     ] {
         assert_eq!(value(&text, sample), Some(0.0), "{sample}");
     }

@@ -20,6 +20,7 @@ pub(super) fn encode(metrics: &Metrics) -> String {
     discoveries(&mut out, &named);
     backends(&mut out, &named);
     connections(&mut out, metrics, &named);
+    certificates(&mut out, metrics, &named);
     instance(&mut out, metrics);
     process(&mut out, metrics);
     out.finish()
@@ -191,6 +192,23 @@ fn connections(out: &mut Exposition, metrics: &Metrics, named: &Named) {
     out.single("rrlb_bytes_sent_total", Kind::Counter, "Body bytes sent to clients.", sent);
     let received: u64 = metrics.workers.iter().map(|worker| worker.bytes_received.value()).sum();
     out.single("rrlb_bytes_received_total", Kind::Counter, "Body bytes received from clients.", received);
+}
+
+fn certificates(out: &mut Exposition, metrics: &Metrics, named: &Named) {
+    let name = "rrlb_certificate_not_after_seconds";
+    out.family(name, Kind::Gauge, "When a certificate expires, in seconds since 1970.");
+    for (certificate, numbers) in &named.certificates {
+        out.sample(name, &[("certificate", certificate.as_str())], numbers.not_after.value());
+    }
+    let name = "rrlb_certificate_ocsp_stapled";
+    out.family(name, Kind::Gauge, "1 where a certificate's OCSP response is sent along, 0 where it is out of date.");
+    for (certificate, numbers) in named.certificates.iter().filter(|(_, numbers)| numbers.ocsp) {
+        out.sample(name, &[("certificate", certificate.as_str())], numbers.stapled.value());
+    }
+    let name = "rrlb_certificate_reloads_total";
+    out.family(name, Kind::Counter, "Changed files of certificates, taken or of no use.");
+    out.sample(name, &[("result", "ok")], metrics.certificate_reloads.value());
+    out.sample(name, &[("result", "failed")], metrics.certificate_reload_failures.value());
 }
 
 fn instance(out: &mut Exposition, metrics: &Metrics) {

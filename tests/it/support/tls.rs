@@ -46,6 +46,45 @@ impl Ca {
         })
     }
 
+    /// A good one that ends in this year.
+    pub fn sign_until(&self, names: &[&str], year: i32) -> Leaf {
+        self.sign(names, |params| params.not_after = date_time_ymd(year, 1, 1))
+    }
+
+    /// One that is good for this long.
+    pub fn issue_for(&self, names: &[&str], time: std::time::Duration) -> Leaf {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        self.sign(names, |params| params.not_after = date_time_ymd(1970, 1, 1) + (now + time))
+    }
+
+    /// A good one of a client: `CN=name,O=Example`.
+    pub fn issue_client(&self, name: &str) -> Leaf {
+        self.sign(&[], |params| {
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(rcgen::DnType::OrganizationName, "Example");
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        })
+    }
+
+    /// A revocation list, PEM, to be replaced in this year.
+    pub fn revoke(&self, leaves: &[&Leaf], next_year: i32) -> String {
+        let revoked = |leaf: &&Leaf| rcgen::RevokedCertParams {
+            serial_number: rcgen::SerialNumber::from(leaf.serial()),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: date_time_ymd(2023, 1, 1),
+            next_update: date_time_ymd(next_year, 1, 1),
+            crl_number: rcgen::SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: leaves.iter().map(revoked).collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).expect("revocation list").pem().expect("PEM")
+    }
+
     /// Writes the CA's certificate and gives its path.
     pub fn write(&self, folder: &Path) -> PathBuf {
         write(&folder.join("ca.pem"), &self.pem)
@@ -103,6 +142,47 @@ impl Leaf {
         }
     }
 
+    /// A client that shows this certificate and trusts `ca`.
+    pub fn client(&self, ca: &Ca, alpn: &[&str], versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
+        let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(versions);
+        let builder = builder.expect("versions").with_root_certificates(ca.roots());
+        let key = PrivateKeyDer::try_from(self.key_der.clone()).expect("key");
+        let mut config = builder.with_client_auth_cert(vec![self.der.clone()], key).expect("certificate and key");
+        config.alpn_protocols = protocols(alpn);
+        Arc::new(config)
+    }
+
+    /// SHA-256 of the certificate, in hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        let digest = aws_lc_rs_digest(&self.der);
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// When it expires, in seconds since 1970.
+    pub fn not_after(&self) -> i64 {
+        let (_, certificate) = x509_parser::parse_x509_certificate(&self.der).expect("certificate");
+        certificate.validity().not_after.timestamp()
+    }
+
+    fn serial(&self) -> Vec<u8> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(&self.der).expect("certificate");
+        certificate.raw_serial().to_vec()
+    }
+
+    /// An OCSP response for it, unsigned, which holds until a time such as `20990101000000Z`.
+    pub fn ocsp(&self, next_update: &str) -> Vec<u8> {
+        let id = [element(0x30, &element(6, &[0x2b, 14, 3, 2, 26])), element(4, &[1; 20]), element(4, &[2; 20])];
+        let id = element(0x30, &[id.concat(), element(2, &self.serial())].concat());
+        let this = element(0x18, b"20200101000000Z");
+        let next = element(0xa0, &element(0x18, next_update.as_bytes()));
+        let single = element(0x30, &[id, element(0x80, &[]), this.clone(), next].concat());
+        let data = [element(0xa2, &element(4, &[3; 20])), this, element(0x30, &single)].concat();
+        let basic = [element(0x30, &data), element(0x30, &element(6, &[42, 3])), element(3, &[0, 1])].concat();
+        let kind = element(6, &[0x2b, 6, 1, 5, 5, 7, 48, 1, 1]);
+        let bytes = element(0x30, &[kind, element(4, &element(0x30, &basic))].concat());
+        element(0x30, &[element(10, &[0]), element(0xa0, &bytes)].concat())
+    }
+
     /// A TLS server with this certificate.
     pub fn server(&self, alpn: &[&str]) -> Arc<ServerConfig> {
         self.finish(server_builder().with_no_client_auth(), alpn)
@@ -135,6 +215,22 @@ impl Leaf {
     }
 }
 
+fn aws_lc_rs_digest(bytes: &[u8]) -> Vec<u8> {
+    ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, bytes).as_ref().to_vec()
+}
+
+/// An element in DER.
+fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+    let mut out = vec![tag];
+    match u8::try_from(content.len()) {
+        Ok(length @ 0..0x80) => out.push(length),
+        Ok(length) => out.extend([0x81, length]),
+        Err(_) => out.extend([0x82, (content.len() >> 8) as u8, content.len() as u8]),
+    }
+    out.extend_from_slice(content);
+    out
+}
+
 fn leaf_params(names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> (CertificateParams, KeyPair) {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).expect("names");
@@ -162,12 +258,25 @@ fn write(path: &Path, text: &str) -> PathBuf {
 /// A client that takes any certificate: for names none was issued for.
 pub fn client_trusting_any() -> Arc<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    let builder = builder.expect("versions").dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate));
+    let builder =
+        builder.expect("versions").dangerous().with_custom_certificate_verifier(Arc::<AnyCertificate>::default());
     Arc::new(builder.with_no_client_auth())
 }
 
-#[derive(Debug)]
-struct AnyCertificate;
+/// As [`client_trusting_any`], and what came with the server's certificate.
+pub fn client_seeing_ocsp() -> (Arc<ClientConfig>, Arc<AnyCertificate>) {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let seen = Arc::<AnyCertificate>::default();
+    let builder = builder.expect("versions").dangerous().with_custom_certificate_verifier(seen.clone());
+    (Arc::new(builder.with_no_client_auth()), seen)
+}
+
+/// Takes any certificate.
+#[derive(Debug, Default)]
+pub struct AnyCertificate {
+    /// The OCSP response of the last handshake.
+    pub ocsp: std::sync::Mutex<Vec<u8>>,
+}
 
 impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
@@ -175,9 +284,10 @@ impl ServerCertVerifier for AnyCertificate {
         _end_entity: &CertificateDer<'_>,
         _intermediates: &[CertificateDer<'_>],
         _name: &ServerName<'_>,
-        _ocsp: &[u8],
+        ocsp: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        *self.ocsp.lock().expect("no panic") = ocsp.to_vec();
         Ok(ServerCertVerified::assertion())
     }
 

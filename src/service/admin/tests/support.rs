@@ -210,7 +210,7 @@ impl Bench {
             metrics: metrics.clone(),
             answering: Default::default(),
         };
-        let mut api = AdminApi::new(parts, Some(unix), Some((listener, tls, tokens)), open, closing);
+        let mut api = AdminApi::new(parts, Some(unix), Some((listener, tls.map(live), tokens)), open, closing);
         api.limits = limits;
         let served = tokio::spawn(async move { api.run().await.expect("it serves") });
         Self { _folder: folder, socket, tcp, store, operator, metrics, close, served, _gate: gate }
@@ -394,4 +394,8 @@ pub async fn until(what: &str, mut so: impl FnMut() -> bool) {
         assert!(tokio::time::Instant::now() < deadline, "not within {SOON:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+fn live(config: Arc<rustls::ServerConfig>) -> crate::service::admin::LiveTls {
+    Arc::new(move || config.clone())
 }

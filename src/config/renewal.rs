@@ -1,0 +1,80 @@
+//! Files of certificates that are read again without the configuration that names them: what has changed in them is taken as
+//! a whole or not at all.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    model::{Certificate, ClientAuth, Ocsp, RevocationLists, TrustStore},
+    pem::{self, Bad},
+};
+
+/// Why a file is of no use.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {what}", .file.display())]
+pub struct RenewalError {
+    file: PathBuf,
+    what: String,
+}
+
+impl RenewalError {
+    fn io(file: &Path) -> impl Fn(io::Error) -> Self {
+        move |error| Self { file: file.to_owned(), what: super::reason(&error) }
+    }
+
+    fn bad(file: &Path) -> impl Fn(Bad) -> Self {
+        move |bad| Self { file: file.to_owned(), what: bad.message }
+    }
+}
+
+/// A certificate as its files are now.
+///
+/// # Errors
+/// A file cannot be read, or they do not fit together.
+pub fn renew_certificate(old: &Certificate) -> Result<Certificate, RenewalError> {
+    let Certificate { name, cert_path, key_path, ocsp, .. } = old;
+    let chain = pem::chain(&pem::read(cert_path).map_err(RenewalError::io(cert_path))?);
+    let chain = chain.map_err(RenewalError::bad(cert_path))?;
+    let leaf = pem::leaf(&chain).map_err(RenewalError::bad(cert_path))?;
+    let key_der = pem::private_key(&pem::read(key_path).map_err(RenewalError::io(key_path))?);
+    let key_der = key_der.map_err(RenewalError::bad(key_path))?;
+    let key = pem::pair(name.as_str(), chain, &key_der).map_err(RenewalError::bad(key_path))?;
+    let ocsp = ocsp.as_ref().map(|Ocsp { path, .. }| {
+        let der = pem::read(path).map_err(RenewalError::io(path))?;
+        let next_update = pem::ocsp(&der, &leaf).map_err(RenewalError::bad(path))?;
+        Ok(Ocsp { path: path.clone(), der: der.into(), next_update })
+    });
+    Ok(Certificate {
+        name: name.clone(),
+        cert_path: cert_path.clone(),
+        key_path: key_path.clone(),
+        key: Arc::new(key),
+        names: leaf.names,
+        not_after: leaf.not_after.timestamp(),
+        key_der: Arc::new(key_der),
+        ocsp: ocsp.transpose()?,
+    })
+}
+
+/// The authorities and lists for clients as their files are now.
+///
+/// # Errors
+/// A file cannot be read, or is not what it was.
+pub fn renew_client_auth(old: &ClientAuth) -> Result<ClientAuth, RenewalError> {
+    let ClientAuth { mode, ca, crl } = old;
+    let authorities = pem::chain(&pem::read(&ca.path).map_err(RenewalError::io(&ca.path))?);
+    let authorities = authorities.map_err(RenewalError::bad(&ca.path))?;
+    let crl = crl.as_ref().map(|RevocationLists { path, .. }| {
+        let lists = pem::lists(&pem::read_lists(path).map_err(RenewalError::io(path))?);
+        let lists = lists.map_err(RenewalError::bad(path))?;
+        Ok(RevocationLists { path: path.clone(), lists: lists.into() })
+    });
+    let crl = crl.transpose()?;
+    pem::client_authorities(&authorities, crl.as_ref().map_or(&[], |crl| &crl.lists))
+        .map_err(RenewalError::bad(&ca.path))?;
+    let ca = TrustStore { path: ca.path.clone(), certificates: authorities.into() };
+    Ok(ClientAuth { mode: *mode, ca, crl })
+}

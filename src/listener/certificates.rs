@@ -1,0 +1,333 @@
+//! Files of certificates that change by themselves: certificates, keys, OCSP responses, authorities of clients and their
+//! revocation lists. Looked at each second; what has changed is read when it was stable for one look, and taken as a whole
+//! or not at all. Connections stay, and so do the keys of session tickets.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rustls::ServerConfig;
+
+use super::{
+    tickets::TicketKeys,
+    tls::{Serving, Tls, stapled},
+};
+use crate::{
+    config::{
+        model::{Certificate, ClientAuth, ListenerTls},
+        renew_certificate, renew_client_auth,
+    },
+    telemetry::{
+        events::{Events, News},
+        metrics::{CertificateMetrics, Metrics},
+    },
+    types::Name,
+};
+
+/// All certificates of a process, and the TLS of its listeners.
+pub struct Certificates {
+    tickets: Arc<TicketKeys>,
+    metrics: Arc<Metrics>,
+    events: Arc<Events>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    certificates: BTreeMap<Name, Watched<Arc<Certificate>>>,
+    /// By their files; the mode is each listener's own.
+    clients: Vec<Watched<ClientAuth>>,
+    /// Each for as long as the listener is there.
+    served: Vec<Weak<Tls>>,
+}
+
+/// What files held, and how they looked then.
+struct Watched<T> {
+    current: T,
+    files: Vec<PathBuf>,
+    /// How they looked when they were read.
+    read: Stamps,
+    /// They were read after they looked so. Not before the first look: the configuration was read a moment earlier.
+    certain: bool,
+    /// Other than what was read, in the last look.
+    other: Option<Stamps>,
+    /// The last OCSP response was sent along; `None` before the first look.
+    stapled: Option<bool>,
+}
+
+type Stamps = Vec<Option<Stamp>>;
+
+/// Tells one state of a file from another without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp {
+    modified: (i64, i64),
+    changed: (i64, i64),
+    inode: u64,
+    size: u64,
+}
+
+impl Stamp {
+    fn of(file: &Path) -> Option<Self> {
+        let found = fs::metadata(file).ok()?;
+        let (modified, changed) = ((found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec()));
+        Some(Self { modified, changed, inode: found.ino(), size: found.size() })
+    }
+}
+
+impl<T> Watched<T> {
+    fn new(current: T, files: Vec<PathBuf>) -> Self {
+        let read = stamps(&files);
+        Self { current, files, read, certain: false, other: None, stapled: None }
+    }
+
+    /// Whether the files are to be read now: they are other than they were, and have been so for one look.
+    fn look(&mut self) -> bool {
+        let stamps = stamps(&self.files);
+        if self.certain && self.read == stamps {
+            self.other = None;
+            return false;
+        }
+        if self.other.as_ref() == Some(&stamps) {
+            return true;
+        }
+        self.other = Some(stamps);
+        false
+    }
+
+    /// The files are read, well or not, and not again before they change. Returns whether they had changed.
+    fn settle(&mut self) -> bool {
+        self.certain = true;
+        let Some(stamps) = self.other.take() else { return false };
+        let before = std::mem::replace(&mut self.read, stamps);
+        before != self.read
+    }
+
+    fn is_settled(&self) -> bool {
+        self.certain && self.other.is_none()
+    }
+}
+
+fn stamps(files: &[PathBuf]) -> Stamps {
+    files.iter().map(|file| Stamp::of(file)).collect()
+}
+
+impl Certificates {
+    /// Knows none yet.
+    pub fn new(tickets: Arc<TicketKeys>, metrics: Arc<Metrics>, events: Arc<Events>) -> Self {
+        Self { tickets, metrics, events, known: Mutex::default() }
+    }
+
+    /// The TLS of a listener. It follows its files until it is dropped.
+    ///
+    /// # Errors
+    /// The crypto provider does not support what is asked for.
+    pub fn tls(&self, model: &ListenerTls) -> Result<Arc<Tls>, rustls::Error> {
+        let tls = Arc::new(Tls::new(Serving::build(model, &self.tickets, now())?));
+        let mut known = self.lock();
+        known.served.push(Arc::downgrade(&tls));
+        if let Some(clients) = &model.client_auth {
+            // What was read last goes for all.
+            known.clients.retain(|watched| client_files(&watched.current) != client_files(clients));
+            let (ca, crl) = client_files(clients);
+            let files = [Some(ca), crl].into_iter().flatten().cloned().collect();
+            known.clients.push(Watched::new(clients.clone(), files));
+        }
+        Ok(tls)
+    }
+
+    /// As [`Certificates::tls`], for handshakes that are made elsewhere: what to make the next one with.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn follow_config(
+        &self,
+        model: &ListenerTls,
+    ) -> Result<Arc<dyn Fn() -> Arc<ServerConfig> + Send + Sync>, rustls::Error> {
+        let tls = self.tls(model)?;
+        Ok(Arc::new(move || tls.config()))
+    }
+
+    /// These certificates are configured from now on, and have been read just now.
+    pub fn follow(&self, certificates: &BTreeMap<Name, Arc<Certificate>>) {
+        let mut known = self.lock();
+        known.certificates = certificates
+            .iter()
+            .map(|(name, certificate)| {
+                let ocsp = certificate.ocsp.as_ref().map(|ocsp| &ocsp.path);
+                let files = [Some(&certificate.cert_path), Some(&certificate.key_path), ocsp];
+                self.handle(certificate).not_after.set(certificate.not_after);
+                (name.clone(), Watched::new(certificate.clone(), files.into_iter().flatten().cloned().collect()))
+            })
+            .collect();
+        self.metrics.retain_certificates(|name| certificates.contains_key(name));
+    }
+
+    /// Looks at all files; to be called once a second, where it may block.
+    pub fn look(&self) {
+        let now = now();
+        let mut known = self.lock();
+        let Known { certificates, clients, served } = &mut *known;
+        for watched in certificates.values_mut() {
+            self.look_at_certificate(watched, now);
+        }
+        let served: Vec<Arc<Tls>> = {
+            served.retain(|tls| tls.strong_count() > 0);
+            served.iter().filter_map(Weak::upgrade).collect()
+        };
+        let used = |clients: &ClientAuth| {
+            let by = |tls: &Arc<Tls>| {
+                tls.serving().model.client_auth.as_ref().map(client_files) == Some(client_files(clients))
+            };
+            served.iter().any(by)
+        };
+        clients.retain(|watched| used(&watched.current));
+        for watched in &mut *clients {
+            self.look_at_clients(watched);
+        }
+        for tls in &served {
+            self.bring_up_to_date(tls, clients, certificates, now);
+        }
+    }
+
+    fn look_at_certificate(&self, watched: &mut Watched<Arc<Certificate>>, now: i64) {
+        if watched.look() {
+            let read = renew_certificate(&watched.current);
+            let changed = watched.settle();
+            let name = watched.current.name.clone();
+            match read {
+                Ok(certificate) if same(&certificate, &watched.current) => {}
+                Ok(certificate) => {
+                    watched.current = Arc::new(certificate);
+                    self.handle(&watched.current).not_after.set(watched.current.not_after);
+                    self.reloaded(name.as_str());
+                }
+                Err(error) => self.failed(name.as_str(), &error.to_string(), changed),
+            }
+        }
+        let Some(ocsp) = &watched.current.ocsp else { return };
+        let holds = ocsp.holds(now);
+        self.handle(&watched.current).stapled.set(i64::from(holds));
+        if watched.stapled.replace(holds) == Some(true) && !holds {
+            let name = watched.current.name.as_str();
+            log::warn!("certificate {name}: the OCSP response is out of date, and is not sent to clients any more");
+            self.tell("certificate.ocsp_out_of_date", format!("{name}: sent to clients without it"), String::new());
+        }
+    }
+
+    fn look_at_clients(&self, watched: &mut Watched<ClientAuth>) {
+        if !watched.look() {
+            return;
+        }
+        let read = renew_client_auth(&watched.current);
+        let changed = watched.settle();
+        let name = watched.current.ca.path.display().to_string();
+        match read {
+            Ok(clients) if same_clients(Some(&clients), Some(&watched.current)) => {}
+            Ok(clients) => {
+                watched.current = clients;
+                self.reloaded(&name);
+            }
+            Err(error) => self.failed(&name, &error.to_string(), changed),
+        }
+    }
+
+    /// Handshakes from now on are made with what the files hold.
+    fn bring_up_to_date(
+        &self,
+        tls: &Tls,
+        clients: &[Watched<ClientAuth>],
+        certificates: &BTreeMap<Name, Watched<Arc<Certificate>>>,
+        now: i64,
+    ) {
+        let serving = tls.serving();
+        let newest = |used: &Arc<Certificate>| {
+            let watched = certificates.get(&used.name).filter(|watched| watched.is_settled());
+            let newest = watched.map(|watched| &watched.current).filter(|newest| same_files(newest, used));
+            newest.filter(|newest| !Arc::ptr_eq(newest, used) && !same(newest, used)).unwrap_or(used).clone()
+        };
+        let newest_clients = |used: &ClientAuth| {
+            let watched = clients.iter().find(|watched| client_files(&watched.current) == client_files(used));
+            let newest = watched.filter(|watched| watched.is_settled()).map_or(used, |watched| &watched.current);
+            ClientAuth { mode: used.mode, ..newest.clone() }
+        };
+        let model = ListenerTls {
+            certificates: serving.model.certificates.iter().map(newest).collect(),
+            client_auth: serving.model.client_auth.as_ref().map(newest_clients),
+            ..serving.model.clone()
+        };
+        let alike = model.certificates.iter().zip(&serving.model.certificates).all(|(new, old)| Arc::ptr_eq(new, old))
+            && same_clients(model.client_auth.as_ref(), serving.model.client_auth.as_ref())
+            && stapled(&model, now) == serving.stapled;
+        if alike {
+            return;
+        }
+        match Serving::build(&model, &self.tickets, now) {
+            Ok(serving) => tls.change(serving),
+            // Each part has been checked when it was read.
+            Err(error) => log::error!("a listener goes on with the certificates it has: {error}"),
+        }
+    }
+
+    fn reloaded(&self, name: &str) {
+        self.metrics.certificate_reloads.increment();
+        self.tell("certificate.reloaded", name.to_owned(), String::new());
+    }
+
+    fn failed(&self, name: &str, why: &str, changed: bool) {
+        if !changed {
+            // A key that only root may read is like that once `user:` holds.
+            log::warn!("certificate {name} cannot be read again, and so will not be renewed by itself: {why}");
+            return;
+        }
+        self.metrics.certificate_reload_failures.increment();
+        log::error!("certificate {name} stays as it was: {why}");
+        self.tell("certificate.failed", format!("{name}: stays as it was"), why.to_owned());
+    }
+
+    fn tell(&self, kind: &'static str, what: String, why: String) {
+        self.events.tell(kind, News { who: "file change".to_owned(), what, why, ..News::default() });
+    }
+
+    fn handle(&self, certificate: &Certificate) -> Arc<CertificateMetrics> {
+        self.metrics.certificate(&certificate.name, certificate.ocsp.is_some())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
+/// Whether both would be served alike.
+pub fn same(one: &Certificate, other: &Certificate) -> bool {
+    one.key.cert == other.key.cert && one.key_der.secret_der() == other.key_der.secret_der() && one.ocsp == other.ocsp
+}
+
+/// Whether both judge clients alike, by the same files.
+pub fn same_clients(one: Option<&ClientAuth>, other: Option<&ClientAuth>) -> bool {
+    let (Some(one), Some(other)) = (one, other) else { return one.is_none() && other.is_none() };
+    let lists = |clients: &ClientAuth| clients.crl.as_ref().map(|crl| (crl.path.clone(), crl.lists.clone()));
+    one.mode == other.mode
+        && one.ca.path == other.ca.path
+        && one.ca.certificates == other.ca.certificates
+        && lists(one) == lists(other)
+}
+
+fn client_files(clients: &ClientAuth) -> (&PathBuf, Option<&PathBuf>) {
+    (&clients.ca.path, clients.crl.as_ref().map(|crl| &crl.path))
+}
+
+fn same_files(one: &Certificate, other: &Certificate) -> bool {
+    let files =
+        |of: &Certificate| (of.cert_path.clone(), of.key_path.clone(), of.ocsp.as_ref().map(|o| o.path.clone()));
+    files(one) == files(other)
+}
