@@ -29,16 +29,19 @@ use crate::{
     types::{AttemptFailure, Reason},
 };
 
+/// No place in [`Reason::ALL`].
+const NO_FAULT: u8 = u8::MAX;
+
 /// What is known of a client's connection.
 #[derive(Debug)]
 pub struct ConnInfo {
     client: Option<SocketAddr>,
     tls: Option<TlsInfo>,
     redirect_https: bool,
-    keep_alive: Duration,
     logged: AtomicBool,
     afterwards: AtomicU8,
-    malformed: AtomicBool,
+    fault: AtomicU8,
+    limits: model::ListenerLimits,
     blocked: Arc<AtomicBool>,
     fd: RawFd,
 }
@@ -71,10 +74,10 @@ impl ConnInfo {
             client,
             tls,
             redirect_https: listener.redirect_https,
-            keep_alive: listener.limits.idle_timeout,
             logged: AtomicBool::new(false),
             afterwards: AtomicU8::new(Afterwards::Drop as u8),
-            malformed: AtomicBool::new(false),
+            fault: AtomicU8::new(NO_FAULT),
+            limits: listener.limits,
             blocked: Arc::default(),
             fd,
         }
@@ -98,8 +101,9 @@ impl ConnInfo {
         self.redirect_https
     }
 
-    pub(super) fn keep_alive(&self) -> Duration {
-        self.keep_alive
+    /// What the listener allows.
+    pub(super) fn limits(&self) -> &model::ListenerLimits {
+        &self.limits
     }
 
     /// As in logs; empty on plain text.
@@ -120,7 +124,7 @@ impl ConnInfo {
     pub fn begin_request(&self) {
         self.logged.store(false, Ordering::Relaxed);
         self.afterwards.store(Afterwards::Drop as u8, Ordering::Relaxed);
-        self.malformed.store(false, Ordering::Relaxed);
+        self.fault.store(NO_FAULT, Ordering::Relaxed);
         self.blocked.store(false, Ordering::Relaxed);
     }
 
@@ -143,13 +147,14 @@ impl ConnInfo {
         self.afterwards.store(afterwards as u8, Ordering::Relaxed);
     }
 
-    /// The current request's body is not well-formed.
-    pub fn set_malformed(&self) {
-        self.malformed.store(true, Ordering::Relaxed);
+    /// What the connection itself found wrong with the client in the current request.
+    pub fn set_fault(&self, fault: Reason) {
+        self.fault.store(fault as u8, Ordering::Relaxed);
     }
 
-    pub(super) fn malformed(&self) -> bool {
-        self.malformed.load(Ordering::Relaxed)
+    /// See [`ConnInfo::set_fault`].
+    pub(super) fn fault(&self) -> Option<Reason> {
+        Reason::ALL.get(usize::from(self.fault.load(Ordering::Relaxed))).copied()
     }
 
     /// Whether the client does not take what is sent to it.
