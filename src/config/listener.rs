@@ -50,6 +50,13 @@ const LIMITS: Table = Table {
         value("header_timeout", "10s"),
         value("idle_timeout", "60s"),
         value("max_header_size", "32KiB"),
+        value("max_uri_length", "8KiB"),
+        value("max_headers", "100"),
+        value("max_body_size", "off"),
+        value("min_body_rate", "1KiB"),
+        value("requests_per_connection", "10000"),
+        value("connections", "off"),
+        value("connections_per_ip", "off"),
     ],
 };
 
@@ -194,14 +201,20 @@ pub(super) fn alpn(d: &mut Decoder<'_>, item: Option<Item<'_>>) -> Option<Vec<Al
 }
 
 fn limits(d: &mut Decoder<'_>, item: Option<Item<'_>>) -> Option<ListenerLimits> {
-    const SMALLEST: ByteSize = ByteSize(1 << 10);
-    const LARGEST: ByteSize = ByteSize(1 << 20);
+    const MOST: u32 = 1_000_000_000;
     let seconds = std::time::Duration::from_secs;
     let built_in = ListenerLimits {
         handshake_timeout: seconds(10),
         header_timeout: seconds(10),
         idle_timeout: seconds(60),
         max_header_size: ByteSize(32 << 10),
+        max_uri_length: ByteSize(8 << 10),
+        max_headers: 100,
+        max_body_size: None,
+        min_body_rate: Some(ByteSize(1 << 10)),
+        requests_per_connection: 10_000,
+        connections: None,
+        connections_per_ip: None,
     };
     let Some(item) = item else { return Some(built_in) };
     let fields = d.fields(&item, &LIMITS)?;
@@ -209,19 +222,57 @@ fn limits(d: &mut Decoder<'_>, item: Option<Item<'_>>) -> Option<ListenerLimits>
     let handshake_timeout = timeout("handshake_timeout", built_in.handshake_timeout);
     let header_timeout = timeout("header_timeout", built_in.header_timeout);
     let idle_timeout = timeout("idle_timeout", built_in.idle_timeout);
-    let max_header_size = fields.get("max_header_size").map_or(Some(built_in.max_header_size), |item| {
-        let size = d.size(&item)?;
-        if !(SMALLEST..=LARGEST).contains(&size) {
-            let help = format!("write a size from {SMALLEST} to {LARGEST}");
-            d.error(&item, "out-of-range", format!("`{}` is out of range", item.node.shown()), &help);
-            return None;
-        }
-        Some(size)
-    });
+    let size = |d: &mut Decoder<'_>, name: &str, base, range| {
+        fields.get(name).map_or(Some(base), |item| size_within(d, &item, range))
+    };
+    let max_header_size = size(d, "max_header_size", built_in.max_header_size, (1 << 10, 1 << 20));
+    let max_uri_length = size(d, "max_uri_length", built_in.max_uri_length, (64, 1 << 20));
+    let max_headers = fields.get("max_headers").map_or(Some(built_in.max_headers), |item| d.count(&item, 1..=256));
+    let max_body_size = off_or(d, fields.get("max_body_size"), built_in.max_body_size, |d, item| d.size(item));
+    let min_body_rate =
+        off_or(d, fields.get("min_body_rate"), built_in.min_body_rate, |d, item| size_within(d, item, (1, 1 << 30)));
+    let requests_per_connection = fields
+        .get("requests_per_connection")
+        .map_or(Some(built_in.requests_per_connection), |item| d.count(&item, 1..=MOST));
+    let connections = off_or(d, fields.get("connections"), None, |d, item| d.count(item, 1..=MOST));
+    let connections_per_ip = off_or(d, fields.get("connections_per_ip"), None, |d, item| d.count(item, 1..=MOST));
     Some(ListenerLimits {
         handshake_timeout: handshake_timeout?,
         header_timeout: header_timeout?,
         idle_timeout: idle_timeout?,
         max_header_size: max_header_size?,
+        max_uri_length: max_uri_length?,
+        max_headers: max_headers?,
+        max_body_size: max_body_size?,
+        min_body_rate: min_body_rate?,
+        requests_per_connection: requests_per_connection?,
+        connections: connections?,
+        connections_per_ip: connections_per_ip?,
     })
+}
+
+/// A limit that may be `off`; `base` where it is not given.
+fn off_or<T>(
+    d: &mut Decoder<'_>,
+    item: Option<Item<'_>>,
+    base: Option<T>,
+    read: impl FnOnce(&mut Decoder<'_>, &Item<'_>) -> Option<T>,
+) -> Option<Option<T>> {
+    match item {
+        None => Some(base),
+        Some(item) if d.is_word(&item, "off") => Some(None),
+        Some(item) => read(d, &item).map(Some),
+    }
+}
+
+/// A size from one to another, in bytes.
+fn size_within(d: &mut Decoder<'_>, item: &Item<'_>, (smallest, largest): (u64, u64)) -> Option<ByteSize> {
+    let (smallest, largest) = (ByteSize(smallest), ByteSize(largest));
+    let size = d.size(item)?;
+    if !(smallest..=largest).contains(&size) {
+        let help = format!("write a size from {smallest} to {largest}");
+        d.error(item, "out-of-range", format!("`{}` is out of range", item.node.shown()), &help);
+        return None;
+    }
+    Some(size)
 }

@@ -167,6 +167,21 @@ pub struct ListenerLimits {
     pub idle_timeout: Duration,
     /// Request line and all fields; default 32 KiB, 1 KiB to 1 MiB.
     pub max_header_size: ByteSize,
+    /// The request's target; default 8 KiB, 64 B to 1 MiB.
+    pub max_uri_length: ByteSize,
+    /// Fields of a request's head; default 100, 1 to 256.
+    pub max_headers: u32,
+    /// A request's body; default: no limit.
+    pub max_body_size: Option<ByteSize>,
+    /// Bytes per second that a client has to send or to take while it is the one who is waited for, after a grace of
+    /// 5 s; default 1 KiB.
+    pub min_body_rate: Option<ByteSize>,
+    /// Requests on one connection; default 10,000.
+    pub requests_per_connection: u32,
+    /// Connections open at once; default: no limit.
+    pub connections: Option<u32>,
+    /// Connections open at once of one client: an IPv4 address or an IPv6 /64; default: no limit.
+    pub connections_per_ip: Option<u32>,
 }
 
 /// A named group of backends.

@@ -180,24 +180,41 @@ fn listeners(all: &[Listener]) -> Part<'_> {
 
 fn listener(listener: &Listener) -> Part<'_> {
     let Listener { address, tls, h2c, redirect_https, limits, access } = listener;
-    let ListenerLimits { handshake_timeout, header_timeout, idle_timeout, max_header_size } = limits;
+    let limits = listener_limits(limits);
     let mut out = vec![entry("address", shown(address))];
     out.extend(tls.as_ref().map(|tls| entry("tls", listener_tls(tls, true))));
-    out.extend([
-        entry("h2c", bare(h2c)),
-        entry("redirect_https", bare(redirect_https)),
-        entry(
-            "limits",
-            Part::Map(vec![
-                entry("handshake_timeout", duration(*handshake_timeout)),
-                entry("header_timeout", duration(*header_timeout)),
-                entry("idle_timeout", duration(*idle_timeout)),
-                entry("max_header_size", bare(max_header_size)),
-            ]),
-        ),
-    ]);
+    out.extend([entry("h2c", bare(h2c)), entry("redirect_https", bare(redirect_https)), entry("limits", limits)]);
     guard::access(access.as_deref(), &mut out);
     Part::Map(out)
+}
+
+fn listener_limits(limits: &ListenerLimits) -> Part<'_> {
+    let ListenerLimits {
+        handshake_timeout,
+        header_timeout,
+        idle_timeout,
+        max_header_size,
+        max_uri_length,
+        max_headers,
+        max_body_size,
+        min_body_rate,
+        requests_per_connection,
+        connections,
+        connections_per_ip,
+    } = limits;
+    Part::Map(vec![
+        entry("handshake_timeout", duration(*handshake_timeout)),
+        entry("header_timeout", duration(*header_timeout)),
+        entry("idle_timeout", duration(*idle_timeout)),
+        entry("max_header_size", bare(max_header_size)),
+        entry("max_uri_length", bare(max_uri_length)),
+        entry("max_headers", bare(max_headers)),
+        entry("max_body_size", or_off(max_body_size.as_ref())),
+        entry("min_body_rate", or_off(min_body_rate.as_ref())),
+        entry("requests_per_connection", bare(requests_per_connection)),
+        entry("connections", or_off(connections.as_ref())),
+        entry("connections_per_ip", or_off(connections_per_ip.as_ref())),
+    ])
 }
 
 /// `whole` is false for the admin API, which has a part of it to choose.
@@ -433,6 +450,10 @@ fn named<'m, T>(all: &'m std::collections::BTreeMap<Name, T>, part: impl Fn(&'m 
 
 fn list<'m, T>(all: &'m [T], part: impl Fn(&'m T) -> Part<'m>) -> Part<'m> {
     Part::List(all.iter().map(part).collect())
+}
+
+fn or_off(value: Option<&impl Display>) -> Part<'static> {
+    value.map_or_else(|| bare("off"), bare)
 }
 
 fn bare(value: impl Display) -> Part<'static> {

@@ -9,7 +9,7 @@ use super::{
 };
 
 use Kind::{
-    Boolean, Duration, DurationOr, Fields, Integer, List, Name, Nested, NestedOne, NestedOr, Nullable, Numbers,
+    Boolean, Duration, DurationOr, Fields, Integer, List, Name, Nested, NestedOne, NestedOr, Nullable, Numbers, OffOr,
     OneOrMore, Pattern, Percent, Shares, Size, Text, Words,
 };
 
@@ -36,6 +36,8 @@ enum Kind {
     NestedOr(&'static Self),
     Nullable(&'static Self),
     Numbers(&'static [u16]),
+    /// A value or `off`.
+    OffOr(&'static Self),
     OneOrMore(&'static Self),
     Pattern(&'static str),
     Percent,
@@ -47,6 +49,7 @@ enum Kind {
 }
 
 const WEEK: u64 = 7 * 86_400;
+const MOST: u64 = 1_000_000_000;
 const ADDRESS: Kind = Pattern("^.+:[0-9]+$");
 const SOCKET: &str = "^(unix:.+|.+:[0-9]+)$";
 const ID: Kind = Pattern("^[A-Za-z0-9._:/\\[\\]-]{1,100}$");
@@ -112,6 +115,17 @@ const KEYS: &[(&str, Kind, &str)] = &[
     ("listeners[].limits.max_header_size", Size, "Request line and fields, 1KiB to 1MiB."),
     ("listeners[].allow", NETWORKS, "Whose connections are served; the longest prefix decides, 403 to all others."),
     ("listeners[].deny", NETWORKS, "Whose connections are not; wins over the same prefix in allow."),
+    ("listeners[].limits.max_uri_length", Size, "A request's target, 64B to 1MiB."),
+    ("listeners[].limits.max_headers", Integer(1, 256), "Fields of a request's head."),
+    ("listeners[].limits.max_body_size", OffOr(&Size), "A request's body."),
+    ("listeners[].limits.min_body_rate", OffOr(&Size), "Bytes a second that clients send or take, after 5 s of grace."),
+    ("listeners[].limits.requests_per_connection", Integer(1, MOST), "The last answer closes the connection."),
+    ("listeners[].limits.connections", OffOr(&Integer(1, MOST)), "Open at once; more are closed as they come."),
+    (
+        "listeners[].limits.connections_per_ip",
+        OffOr(&Integer(1, MOST)),
+        "Open at once of one IPv4 address or IPv6 /64; more are closed as they come.",
+    ),
     ("defaults", TABLE, "Inherited field by field by every upstream."),
     ("defaults.timeouts", TABLE, "Deadlines towards backends."),
     ("defaults.timeouts.connect", Duration, "The TCP connection."),
@@ -344,6 +358,7 @@ fn of_kind(kind: &Kind) -> Value {
         Name => reference("name"),
         Nested(_) | NestedOne | NestedOr(_) => json!({}),
         Nullable(kind) => any(&[of_kind(kind), json!({ "type": "null" })]),
+        OffOr(kind) => any(&[of_kind(kind), json!({ "const": "off" })]),
         Numbers(numbers) => or_variable(json!({ "enum": numbers })),
         OneOrMore(kind) => any(&[of_kind(kind), json!({ "type": "array", "items": of_kind(kind) })]),
         Pattern(pattern) => or_variable(json!({ "type": "string", "pattern": pattern })),

@@ -18,6 +18,7 @@ use super::{
     Crew, Draining, Endpoint, Listening,
     conn::Socket,
     crew::{Mail, Member},
+    limits::Counted,
 };
 use crate::telemetry::metrics::{AcceptError, Metrics, OpenConnection};
 
@@ -41,12 +42,14 @@ pub(super) struct Accepted {
 pub(super) struct Open {
     worker: Arc<AtomicUsize>,
     _metrics: OpenConnection,
+    _counted: Counted,
 }
 
 impl Open {
-    fn new(member: &Member, endpoint: &Endpoint) -> Self {
+    fn new(member: &Member, endpoint: &Endpoint, counted: Counted) -> Self {
         member.open.fetch_add(1, Ordering::Relaxed);
-        Self { worker: member.open.clone(), _metrics: endpoint.metrics.open(&member.metrics) }
+        let metrics = endpoint.metrics.open(&member.metrics);
+        Self { worker: member.open.clone(), _metrics: metrics, _counted: counted }
     }
 }
 
@@ -121,10 +124,17 @@ fn accept_some(listening: &Arc<Listening>, crew: &Crew, me: usize, metrics: &Met
     for _ in 0..BATCH {
         match listening.socket.accept() {
             Ok((socket, address)) => {
-                let worker = crew.member(crew.least_loaded(me));
-                let endpoint = listening.endpoint();
-                let open = Open::new(worker, &endpoint);
-                worker.send(Mail::Accepted(Accepted { socket, client: address.as_socket(), endpoint, open }));
+                let (endpoint, client) = (listening.endpoint(), address.as_socket());
+                let limits = &endpoint.model.limits;
+                match listening.place().census().admit(client.map(|client| client.ip()), limits) {
+                    Ok(counted) => {
+                        let worker = crew.member(crew.least_loaded(me));
+                        let open = Open::new(worker, &endpoint, counted);
+                        worker.send(Mail::Accepted(Accepted { socket, client, endpoint, open }));
+                    }
+                    // Counted, not logged: a flood would fill the disk. The socket is closed here.
+                    Err(cause) => endpoint.metrics.refused(cause),
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Drained::All),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

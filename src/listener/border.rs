@@ -23,21 +23,47 @@ pub(super) enum Chunk {
     DataCr,
     /// Before the LF after the data.
     DataLf,
-    /// In a chunk's extension.
-    Extension(u64),
+    /// After the last chunk, before the LF of the closing empty line.
+    EndLf,
+    /// In a chunk's extension, after so many bytes of it.
+    Extension(u64, u16),
     /// After the last chunk, at the beginning of a trailer line.
-    LineStart,
+    LineStart(Trailers),
     /// In a chunk's size, after so many digits.
     Size(u64, u8),
     /// Before the LF that ends a chunk's size line.
     SizeLf(u64),
-    /// In a trailer line.
-    Trailer,
     /// Before the LF that ends a trailer line.
-    TrailerLf,
-    /// After the last chunk, before the LF of the closing empty line.
-    EndLf,
+    TrailerLf(Trailers),
+    /// In a trailer's name; the fold of what there is of it, see [`fold`].
+    TrailerName(Trailers, u64),
+    /// In a trailer's value.
+    TrailerValue(Trailers),
 }
+
+/// What there was of trailers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Trailers {
+    bytes: u16,
+    lines: u8,
+}
+
+/// Bytes of one chunk's extensions. Nobody uses them but to waste our time (CVE-2023-39326).
+const MOST_EXTENSION: u16 = 256;
+const MOST_TRAILER_BYTES: u16 = 8 * 1024;
+const MOST_TRAILERS: u8 = 32;
+/// Fields that say how the message is framed or where it goes, which it is too late for (RFC 9110 §6.5.1).
+const NOT_IN_TRAILERS: [u64; 9] = [
+    fold(b"connection"),
+    fold(b"content-encoding"),
+    fold(b"content-length"),
+    fold(b"expect"),
+    fold(b"host"),
+    fold(b"te"),
+    fold(b"trailer"),
+    fold(b"transfer-encoding"),
+    fold(b"upgrade"),
+];
 
 impl Border {
     /// Before the body of a chunked request.
@@ -107,21 +133,75 @@ impl Chunk {
                 Self::Size((size << 4) | u64::from(digit), digits + 1)
             }
             (Self::Size(size, 1..), b'\r') => Self::SizeLf(size),
-            (Self::Size(size, 1..), b';') => Self::Extension(size),
-            (Self::Extension(size), b'\r') => Self::SizeLf(size),
-            (Self::Extension(size), b'\t' | b' '..=b'~' | 0x80..) => Self::Extension(size),
-            (Self::SizeLf(0), b'\n') => Self::LineStart,
+            (Self::Size(size, 1..), b';') => Self::Extension(size, 0),
+            (Self::Extension(size, _), b'\r') => Self::SizeLf(size),
+            (Self::Extension(size, length), _) if is_text(byte) && length < MOST_EXTENSION => {
+                Self::Extension(size, length + 1)
+            }
+            (Self::SizeLf(0), b'\n') => Self::LineStart(Trailers::default()),
             (Self::SizeLf(size), b'\n') => Self::Data(size),
             (Self::DataCr, b'\r') => Self::DataLf,
             (Self::DataLf, b'\n') => Self::Size(0, 0),
-            (Self::LineStart, b'\r') => Self::EndLf,
+            (Self::LineStart(_), b'\r') => Self::EndLf,
             (Self::EndLf, b'\n') => return Border::END,
-            (Self::Trailer, b'\r') => Self::TrailerLf,
-            (Self::TrailerLf, b'\n') => Self::LineStart,
-            (Self::LineStart | Self::Trailer, b'\t' | b' '..=b'~' | 0x80..) => Self::Trailer,
+            (Self::LineStart(trailers), _) if is_token(byte) => match trailers.line() {
+                Some(trailers) => Self::TrailerName(trailers, fold(&[byte])),
+                None => return Border::Malformed,
+            },
+            (Self::TrailerName(trailers, name), _) if is_token(byte) => match trailers.byte() {
+                Some(trailers) => Self::TrailerName(trailers, fold_on(name, byte)),
+                None => return Border::Malformed,
+            },
+            (Self::TrailerName(trailers, name), b':') if !NOT_IN_TRAILERS.contains(&name) => {
+                Self::TrailerValue(trailers)
+            }
+            (Self::TrailerValue(trailers), b'\r') => Self::TrailerLf(trailers),
+            (Self::TrailerValue(trailers), _) if is_text(byte) => match trailers.byte() {
+                Some(trailers) => Self::TrailerValue(trailers),
+                None => return Border::Malformed,
+            },
+            (Self::TrailerLf(trailers), b'\n') => Self::LineStart(trailers),
             _ => return Border::Malformed,
         })
     }
+}
+
+impl Trailers {
+    /// Another byte; `None` is one too many.
+    fn byte(self) -> Option<Self> {
+        (self.bytes < MOST_TRAILER_BYTES).then_some(Self { bytes: self.bytes + 1, ..self })
+    }
+
+    /// The first byte of another line.
+    fn line(self) -> Option<Self> {
+        if self.lines < MOST_TRAILERS { Self { lines: self.lines + 1, ..self }.byte() } else { None }
+    }
+}
+
+/// What may stand in a field's value or a chunk's extension (RFC 9110 §5.5): no CR, no LF, no NUL.
+fn is_text(byte: u8) -> bool {
+    matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
+}
+
+/// `tchar` (RFC 9110 §5.6.2).
+pub(super) fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// A name in any case as one number (FNV-1a), so that no name has to be held across reads. A name that was made to
+/// collide with one of those that are refused is refused as well, which harms nobody else.
+const fn fold(name: &[u8]) -> u64 {
+    let mut folded = 0xcbf2_9ce4_8422_2325;
+    let mut at = 0;
+    while at < name.len() {
+        folded = fold_on(folded, name[at]);
+        at += 1;
+    }
+    folded
+}
+
+const fn fold_on(folded: u64, byte: u8) -> u64 {
+    (folded ^ byte.to_ascii_lowercase() as u64).wrapping_mul(0x0100_0000_01b3)
 }
 
 #[cfg(test)]
@@ -147,30 +227,64 @@ mod tests {
         ends_at(b"hello", Border::Counted(5));
         ends_at(b"0\r\n\r\n", Border::CHUNKED);
         ends_at(b"5\r\nhello\r\n0\r\n\r\n", Border::CHUNKED);
+        ends_at(b"0000000000000005\r\nhello\r\n000\r\n\r\n", Border::CHUNKED);
         ends_at(b"5;a=\"b\"\r\nhello\r\nA\r\n0123456789\r\n0\r\n\r\n", Border::CHUNKED);
+        ends_at(b"5;a=\"b;c\\\"\" ; d\r\nhello\r\n0;last\r\n\r\n", Border::CHUNKED);
         ends_at(b"3\r\n\r\n0\r\n0\r\nExpires: never\r\nX: y\r\n\r\n", Border::CHUNKED);
+        ends_at(b"0\r\nTransfer-Encoding2: x\r\nTe-: x\r\nEmpty:\r\n\r\n", Border::CHUNKED);
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_malformed() {
+    fn what_could_be_read_in_two_ways_is_malformed_however_it_is_split() {
+        let long = format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(300));
+        let large = format!("0\r\nX: {}\r\n\r\n", "x".repeat(9000));
+        let many = format!("0\r\n{}\r\n", "X: y\r\n".repeat(40));
         for body in [
             "zz\r\n",
             "\r\n\r\n",
+            " 5\r\nhello\r\n",
+            "\n5\r\nhello\r\n",
+            ";a\r\n",
             "5\nhello\r\n",
             "5;a\nhello\r\n",
+            "5;a\rb\r\nhello\r\n",
+            "5;a\0\r\nhello\r\n",
             "5 \r\nhello\r\n",
+            "5 ;a\r\nhello\r\n",
+            "5\t\r\nhello\r\n",
             "-1\r\n",
+            "+5\r\nhello\r\n",
             "0x5\r\n",
+            "5_0\r\n",
             "5\r\nhelloXX",
             "5\r\nhello\n0\r\n",
+            "5\r\nhello\r0\r\n",
+            "5\r\nhell\r\n0\r\n\r\n",
             "0\r\n\n",
+            "0\r\n\rX",
             "0\r\nX: y\n\r\n",
+            "0\r\nX: y\rz\r\n\r\n",
             "0\r\nX: \0\r\n\r\n",
+            "0\r\nX : y\r\n\r\n",
+            "0\r\n X: y\r\n\r\n",
+            "0\r\nX: y\r\n folded\r\n\r\n",
+            "0\r\nno colon\r\n\r\n",
+            "0\r\n: y\r\n\r\n",
+            "0\r\nContent-Length: 5\r\n\r\n",
+            "0\r\ntransfer-ENCODING: chunked\r\n\r\n",
+            "0\r\nX: y\r\nHost: b\r\n\r\n",
             "11111111111111111\r\n",
+            "00000000000000005\r\nhello\r\n",
+            &long,
+            &large,
+            &many,
         ] {
-            let mut border = Border::CHUNKED;
-            border.advance(body.as_bytes());
-            assert_eq!(border, Border::Malformed, "{body:?}");
+            for split in 0..body.len().min(64) {
+                let mut border = Border::CHUNKED;
+                border.advance(&body.as_bytes()[..split]);
+                border.advance(&body.as_bytes()[split..]);
+                assert_eq!(border, Border::Malformed, "{body:?} split at {split}");
+            }
         }
     }
 

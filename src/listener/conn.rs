@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::RawFd,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
@@ -21,39 +21,22 @@ use pingora_core::{
         UniqueIDType, raw_connect::ProxyDigest,
     },
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixStream},
-};
-use tokio_rustls::server::TlsStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::border::Border;
-use crate::proxy::{Afterwards, ConnInfo};
+pub(super) use super::transport::{Socket, Transport};
+use super::{
+    border::Border,
+    pace::{Pace, Pacing},
+};
+use crate::{
+    proxy::{Afterwards, ConnInfo},
+    types::Reason,
+};
 
 /// Collected writes leave when they would grow beyond this.
 const WRITE_BUFFER: usize = 16 * 1024;
 /// Pipelined bytes held while a request runs; beyond this the client waits.
 const AHEAD_LIMIT: usize = 64 * 1024;
-
-/// A connected socket.
-#[derive(Debug)]
-pub(super) enum Socket {
-    /// TCP
-    Tcp(TcpStream),
-    /// A unix socket.
-    Unix(UnixStream),
-}
-
-/// A connection's byte stream.
-#[derive(Debug)]
-pub(super) enum Transport {
-    /// Given back; see [`Kept`].
-    Gone,
-    /// As it comes.
-    Plain(Socket),
-    /// Inside TLS.
-    Tls(Box<TlsStream<Socket>>),
-}
 
 /// A client's connection as Pingora sees it.
 #[derive(Debug)]
@@ -68,6 +51,12 @@ pub(super) struct Conn {
     digest: Option<Arc<ProxyDigest>>,
     h2: bool,
     keeper: Option<Keeper>,
+    pacing: Option<Pacing>,
+    /// Of the client's body, of the answer; `None` until the client is waited for.
+    sender: Option<Box<Pace>>,
+    reader: Option<Box<Pace>>,
+    /// The client may wait to be asked for its body.
+    expects: bool,
 }
 
 /// Where a connection goes that Pingora drops too early: after an answer of our own in place of a backend's it is good
@@ -84,12 +73,13 @@ pub(super) struct Kept {
     transport: Transport,
     ahead: BytesMut,
     out: BytesMut,
+    pacing: Option<Pacing>,
     pub(super) after: Afterwards,
 }
 
 impl From<Kept> for Conn {
     fn from(kept: Kept) -> Self {
-        let mut conn = Self::new(kept.transport);
+        let mut conn = Self::new(kept.transport, kept.pacing);
         conn.ahead = kept.ahead;
         conn.out = kept.out;
         conn
@@ -105,14 +95,15 @@ impl Drop for Conn {
             Afterwards::Linger | Afterwards::NextRequest => Afterwards::Linger,
         };
         let transport = std::mem::replace(&mut self.transport, Transport::Gone);
-        let kept =
-            Kept { transport, ahead: std::mem::take(&mut self.ahead), out: std::mem::take(&mut self.out), after };
+        let (ahead, out, pacing) = (std::mem::take(&mut self.ahead), std::mem::take(&mut self.out), self.pacing.take());
+        let kept = Kept { transport, ahead, out, pacing, after };
         *keeper.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(kept));
     }
 }
 
 impl Conn {
-    pub(super) fn new(transport: Transport) -> Self {
+    /// `pacing`: what is asked of the client, if anything.
+    pub(super) fn new(transport: Transport, pacing: Option<Pacing>) -> Self {
         Self {
             transport,
             ahead: BytesMut::new(),
@@ -122,6 +113,10 @@ impl Conn {
             digest: None,
             h2: false,
             keeper: None,
+            pacing,
+            sender: None,
+            reader: None,
+            expects: false,
         }
     }
 
@@ -134,11 +129,7 @@ impl Conn {
 
     /// The descriptor of the socket.
     pub(super) fn fd(&self) -> RawFd {
-        match &self.transport {
-            Transport::Gone => -1,
-            Transport::Plain(socket) => socket.as_raw_fd(),
-            Transport::Tls(stream) => stream.get_ref().0.as_raw_fd(),
-        }
+        self.transport.fd()
     }
 
     /// Ends the connection in order: in TLS, the client learns that nothing was cut off.
@@ -160,9 +151,12 @@ impl Conn {
     }
 
     /// Gives the stream to a request, of which `border` is left; what came before has been taken out of
-    /// [`Conn::ahead`].
-    pub(super) fn begin(&mut self, border: Border) {
+    /// [`Conn::ahead`]. `expects`: the client may wait to be asked for the rest.
+    pub(super) fn begin(&mut self, border: Border, expects: bool) {
         self.border = border;
+        self.expects = expects;
+        self.sender = None;
+        self.reader = None;
     }
 
     /// Whether the last request was read to its end, so that the next may begin.
@@ -203,18 +197,57 @@ impl Conn {
         }
     }
 
-    /// Tells whoever watches the backend that it is the client who is slow.
-    fn note_blocked(&self, blocked: bool) {
+    /// Tells whoever watches the backend that it is the client who is slow, and sees that it is not too slow. On an
+    /// upgraded connection silence has a deadline of its own.
+    fn note_sent(&mut self, sent: &Poll<io::Result<usize>>) {
         if let Some(keeper) = &self.keeper {
-            keeper.info.set_blocked(blocked);
+            keeper.info.set_blocked(sent.is_pending());
+        }
+        match (sent, &mut self.reader) {
+            (Poll::Ready(_), None) => {}
+            (Poll::Ready(Ok(bytes)), Some(reader)) if *bytes > 0 => reader.moved(*bytes),
+            (Poll::Ready(_), Some(reader)) => {
+                if reader.ended() {
+                    self.fault(Reason::TooSlow);
+                }
+            }
+            (Poll::Pending, reader) => {
+                let Some(pacing) = self.pacing.as_ref().filter(|_| self.h2 || self.border != Border::Unbounded) else {
+                    return;
+                };
+                let fd = self.transport.fd();
+                reader.get_or_insert_with(|| pacing.reader()).waits(fd);
+            }
+        }
+    }
+
+    /// As [`Conn::note_sent`], of the request's body.
+    fn note_received(&mut self, received: &Poll<io::Result<usize>>) {
+        match (received, &mut self.sender) {
+            (Poll::Ready(_), None) => {}
+            (Poll::Ready(Ok(bytes)), Some(sender)) if *bytes > 0 => sender.moved(*bytes),
+            (Poll::Ready(_), Some(sender)) => {
+                if sender.ended() {
+                    self.fault(Reason::ClientTimeout);
+                }
+            }
+            (Poll::Pending, sender) => {
+                let Some(pacing) = self.pacing.as_ref().filter(|_| self.border != Border::Unbounded) else { return };
+                let (fd, expects) = (self.transport.fd(), self.expects);
+                sender.get_or_insert_with(|| pacing.sender(expects)).waits(fd);
+            }
+        }
+    }
+
+    fn fault(&self, fault: Reason) {
+        if let Some(keeper) = &self.keeper {
+            keeper.info.set_fault(fault);
         }
     }
 
     /// The body is not one; says so to who will have to answer.
     fn malformed(&mut self) -> Poll<io::Result<()>> {
-        if let Some(keeper) = &self.keeper {
-            keeper.info.set_malformed();
-        }
+        self.fault(Reason::BadRequest);
         self.closed = true;
         Poll::Ready(Err(io::ErrorKind::InvalidData.into()))
     }
@@ -222,7 +255,7 @@ impl Conn {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
             let sent = Pin::new(&mut self.transport).poll_write(cx, &self.out);
-            self.note_blocked(sent.is_pending());
+            self.note_sent(&sent);
             let sent = ready!(sent)?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -249,8 +282,11 @@ impl AsyncRead for Conn {
         if this.ahead.is_empty() {
             let mut limited = buf.take(room);
             let before = limited.filled().len();
-            ready!(Pin::new(&mut this.transport).poll_read(cx, &mut limited))?;
+            let received = Pin::new(&mut this.transport).poll_read(cx, &mut limited);
             let filled = limited.filled().len();
+            let received = received.map_ok(|()| filled - before);
+            this.note_received(&received);
+            ready!(received)?;
             let read = &limited.filled()[before..];
             if read.is_empty() {
                 this.closed = true;
@@ -289,13 +325,13 @@ impl AsyncWrite for Conn {
         }
         if this.out.is_empty() {
             let sent = Pin::new(&mut this.transport).poll_write(cx, data);
-            this.note_blocked(sent.is_pending());
+            this.note_sent(&sent);
             return sent;
         }
         // Both in one call; what is left of the collected part stays collected.
         let parts = [io::IoSlice::new(&this.out), io::IoSlice::new(data)];
         let sent = Pin::new(&mut this.transport).poll_write_vectored(cx, &parts);
-        this.note_blocked(sent.is_pending());
+        this.note_sent(&sent);
         let sent = ready!(sent)?;
         let collected = sent.min(this.out.len());
         this.out.advance(collected);
@@ -359,92 +395,3 @@ impl GetSocketDigest for Conn {
 }
 
 impl Peek for Conn {}
-
-impl AsRawFd for Socket {
-    fn as_raw_fd(&self) -> RawFd {
-        match self {
-            Self::Tcp(stream) => stream.as_raw_fd(),
-            Self::Unix(stream) => stream.as_raw_fd(),
-        }
-    }
-}
-
-macro_rules! each {
-    ($value:expr, Socket, $inner:ident => $then:expr) => {
-        match $value {
-            Socket::Tcp($inner) => $then,
-            Socket::Unix($inner) => $then,
-        }
-    };
-    ($value:expr, Transport, $inner:ident => $then:expr) => {
-        match $value {
-            Transport::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-            Transport::Plain($inner) => $then,
-            Transport::Tls($inner) => $then,
-        }
-    };
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), Socket, stream => Pin::new(stream).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), Socket, stream => Pin::new(stream).poll_write(cx, data))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), Socket, stream => Pin::new(stream).poll_write_vectored(cx, parts))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), Socket, stream => Pin::new(stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), Socket, stream => Pin::new(stream).poll_shutdown(cx))
-    }
-}
-
-impl AsyncRead for Transport {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), Transport, stream => Pin::new(stream).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), Transport, stream => Pin::new(stream).poll_write(cx, data))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), Transport, stream => Pin::new(stream).poll_write_vectored(cx, parts))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), Transport, stream => Pin::new(stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), Transport, stream => Pin::new(stream).poll_shutdown(cx))
-    }
-}

@@ -5,13 +5,15 @@ use std::mem::MaybeUninit;
 
 use http::Method;
 
-use super::border::Border;
-use crate::{policy::headers::valid_host, types::Reason};
+use super::border::{Border, is_token};
+use crate::{config::model::ListenerLimits, policy::headers::valid_host, types::Reason};
 
 /// How an HTTP/2 connection by prior knowledge begins (RFC 9113 §3.4).
 pub(super) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// As many fields as Pingora takes.
 const MAX_FIELDS: usize = 256;
+/// As many names as Pingora takes in all `Connection` fields.
+const MAX_NOMINATIONS: usize = 9;
 
 /// What the bytes at the beginning of a request are.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,10 +22,22 @@ pub(super) enum Parsed {
     H2Preface,
     /// A head, so far without its end.
     Incomplete,
-    /// A head of this many bytes, and where its request ends.
-    Request(usize, Border),
+    /// A head.
+    Request(Head),
     /// Not to be served.
     Refused(Box<Refused>),
+}
+
+/// A head that has been read wholly.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// Bytes of it, and of its request as far as they are here.
+    pub(super) head: usize,
+    pub(super) request: usize,
+    /// What is missing of its request.
+    pub(super) border: Border,
+    /// The client may wait to be asked for its body (`Expect`).
+    pub(super) expects: bool,
 }
 
 /// A request that is not served, with what is known of it for the log.
@@ -35,8 +49,11 @@ pub(super) struct Refused {
     pub(super) host: String,
 }
 
-/// Reads the head at the beginning of `bytes`, of at most `limit` bytes.
-pub(super) fn parse(bytes: &[u8], limit: usize, h2c: bool) -> Parsed {
+/// Reads the head at the beginning of `bytes`, after an empty line that may come before it (RFC 9112 §2.2). What is
+/// here of a chunked body is read too: if it is none, nobody hears of the request.
+pub(super) fn parse(bytes: &[u8], limits: &ListenerLimits, h2c: bool) -> Parsed {
+    let limit = usize::try_from(limits.max_header_size.0).unwrap_or(usize::MAX);
+    let longest = usize::try_from(limits.max_uri_length.0).unwrap_or(usize::MAX);
     if h2c && bytes.starts_with(b"PRI ") {
         return match bytes.len() {
             length if length >= H2_PREFACE.len() && bytes.starts_with(H2_PREFACE) => Parsed::H2Preface,
@@ -44,20 +61,49 @@ pub(super) fn parse(bytes: &[u8], limit: usize, h2c: bool) -> Parsed {
             _ => refuse(Reason::BadRequest, None),
         };
     }
+    if matches!(bytes, [b'\n', ..] | [b'\r', _, ..]) {
+        // The parser would skip any number of them.
+        return refuse(Reason::BadRequest, None);
+    }
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
-    match request.parse_with_uninit_headers(bytes, &mut fields) {
-        Ok(httparse::Status::Complete(length)) if length <= limit => match inspect(&request) {
-            Ok(border) => Parsed::Request(length, border),
-            Err(reason) => refuse(reason, Some(&request)),
-        },
+    let parsed = request.parse_with_uninit_headers(bytes, &mut fields);
+    if request.path.is_some_and(|target| target.len() > longest) {
+        return refuse(Reason::UriTooLong, Some(&request));
+    }
+    match parsed {
+        Ok(httparse::Status::Complete(length)) if length <= limit => {
+            let head = inspect(&request, limits).and_then(|(mut border, expects)| {
+                if !strict_lines(&bytes[..length], &request) {
+                    return Err(Reason::BadRequest);
+                }
+                let body = border.advance(&bytes[length..]);
+                let head = Head { head: length, request: length + body, border, expects };
+                if border == Border::Malformed { Err(Reason::BadRequest) } else { Ok(head) }
+            });
+            head.map_or_else(|reason| refuse(reason, Some(&request)), Parsed::Request)
+        }
         Ok(httparse::Status::Complete(_)) => refuse(Reason::HeaderTooLarge, Some(&request)),
         Ok(httparse::Status::Partial) if bytes.len() <= limit => Parsed::Incomplete,
+        Ok(httparse::Status::Partial) if request.path.is_none() && bytes.len() > longest => {
+            refuse(Reason::UriTooLong, Some(&request))
+        }
         Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
             refuse(Reason::HeaderTooLarge, Some(&request))
         }
         Err(_) => refuse(Reason::BadRequest, Some(&request)),
     }
+}
+
+/// Whether every line ends in CRLF. The parser takes a bare LF as well (RFC 9112 §2.2 lets it), which others do not; what
+/// else could stand inside a line it has refused. So it is enough to look at what is before each name.
+fn strict_lines(head: &[u8], request: &httparse::Request<'_, '_>) -> bool {
+    let start = head.as_ptr().addr();
+    let after_crlf = |field: &httparse::Header<'_>| {
+        let at = field.name.as_ptr().addr().wrapping_sub(start);
+        at >= 2 && head.get(at - 2..at) == Some(b"\r\n")
+    };
+    head.ends_with(b"\r\n\r\n") && request.headers.iter().all(after_crlf)
 }
 
 fn refuse(reason: Reason, request: Option<&httparse::Request<'_, '_>>) -> Parsed {
@@ -75,14 +121,19 @@ fn is(field: &httparse::Header<'_>, name: &str) -> bool {
     field.name.eq_ignore_ascii_case(name)
 }
 
-/// Where the request ends, if that and its host are beyond doubt.
-fn inspect(request: &httparse::Request<'_, '_>) -> Result<Border, Reason> {
+/// Where the request ends, if that and its host are beyond doubt, and whether the client may wait before its body.
+fn inspect(request: &httparse::Request<'_, '_>, limits: &ListenerLimits) -> Result<(Border, bool), Reason> {
+    if request.headers.len() > limits.max_headers as usize {
+        return Err(Reason::HeaderTooLarge);
+    }
     let http11 = request.version == Some(1);
     let mut length = None;
     let mut chunked = false;
     let mut host = None;
     let mut upgrade = false;
     let mut connection_upgrade = false;
+    let mut nominations = 0;
+    let mut expects = false;
     for field in request.headers.iter() {
         // Most names are told apart by their length alone.
         match field.name.len() {
@@ -92,9 +143,13 @@ fn inspect(request: &httparse::Request<'_, '_>) -> Result<Border, Reason> {
                     return Err(Reason::BadRequest);
                 }
             }
+            6 if is(field, "expect") => expects = true,
             // Pingora passes no other upgrade on, so after any other the connection goes on as it was.
             7 if is(field, "upgrade") => upgrade |= has_token(field.value, b"websocket"),
-            10 if is(field, "connection") => connection_upgrade |= has_token(field.value, b"upgrade"),
+            10 if is(field, "connection") => {
+                connection_upgrade |= has_token(field.value, b"upgrade");
+                nominations += nominated(field.value).ok_or(Reason::BadRequest)?;
+            }
             14 if is(field, "content-length") => {
                 let value = decimal(field.value).ok_or(Reason::AmbiguousFraming)?;
                 if length.replace(value).is_some() {
@@ -111,11 +166,16 @@ fn inspect(request: &httparse::Request<'_, '_>) -> Result<Border, Reason> {
         }
     }
     match host {
-        Some(host) if !std::str::from_utf8(host).is_ok_and(|host| host.is_empty() || valid_host(host)) => {
+        // No URI of ours is without a host (RFC 9110 §4.2.1). A comma is allowed in one, but is what somebody else makes
+        // of two `Host` fields.
+        Some(host) if host.contains(&b',') || !std::str::from_utf8(host).is_ok_and(valid_host) => {
             return Err(Reason::BadRequest);
         }
         None if http11 => return Err(Reason::BadRequest),
         _ => {}
+    }
+    if nominations > MAX_NOMINATIONS {
+        return Err(Reason::BadRequest);
     }
     if request.method == Some(Method::CONNECT.as_str()) {
         return Err(Reason::MethodNotAllowed);
@@ -123,21 +183,32 @@ fn inspect(request: &httparse::Request<'_, '_>) -> Result<Border, Reason> {
     if !valid_target(request.method.unwrap_or_default(), request.path.unwrap_or_default(), host.unwrap_or_default()) {
         return Err(Reason::BadRequest);
     }
-    match (length, chunked) {
-        (Some(_), true) => Err(Reason::AmbiguousFraming),
-        (_, true) => Ok(Border::CHUNKED),
-        (None | Some(0), false) if upgrade && connection_upgrade && http11 => Ok(Border::Unbounded),
-        (length, false) => Ok(Border::Counted(length.unwrap_or(0))),
+    if length.is_some_and(|length| limits.max_body_size.is_some_and(|most| length > most.0)) && !chunked {
+        return Err(Reason::BodyTooLarge);
     }
+    let border = match (length, chunked) {
+        (Some(_), true) => return Err(Reason::AmbiguousFraming),
+        (_, true) => Border::CHUNKED,
+        (None | Some(0), false) if upgrade && connection_upgrade && http11 => Border::Unbounded,
+        (length, false) => Border::Counted(length.unwrap_or(0)),
+    };
+    Ok((border, expects))
 }
 
 /// Whether the target is in origin form, in absolute form for the same host, or `*` of OPTIONS (RFC 9112 §3.2).
 fn valid_target(method: &str, target: &str, host: &[u8]) -> bool {
     let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~?=&%+,:;@!$'()*|".contains(&byte);
     let Some(first) = target.bytes().next() else { return false };
+    if first == b'/' && target.bytes().all(usual) {
+        return true;
+    }
+    if target.bytes().any(|byte| byte == b'#' || !byte.is_ascii_graphic()) {
+        // A fragment is the client's own, and a URI is ASCII (RFC 3986 §3.5, §2); the parser would drop the one silently.
+        return false;
+    }
     if first == b'/' {
         // Pingora's parser decides about the rest; it is only asked where there is doubt.
-        return target.bytes().all(usual) || target.parse::<http::Uri>().is_ok();
+        return target.parse::<http::Uri>().is_ok();
     }
     if target == "*" {
         return method == Method::OPTIONS.as_str();
@@ -147,101 +218,43 @@ fn valid_target(method: &str, target: &str, host: &[u8]) -> bool {
     matches!(uri.scheme_str(), Some("http" | "https")) && same_host
 }
 
-fn has_token(list: &[u8], token: &[u8]) -> bool {
-    list.split(|byte| *byte == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token))
+fn tokens(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
-/// A length of digits only (RFC 9110 §8.6); `None` for signs, blanks inside, lists, or more than fits.
+fn has_token(list: &[u8], token: &[u8]) -> bool {
+    tokens(list).any(|part| part.eq_ignore_ascii_case(token))
+}
+
+/// How many names a `Connection` field has; `None` where one is no name, or of a field that says where the request ends
+/// or where it comes from: a proxy that takes it out would send another request than it was sent.
+fn nominated(list: &[u8]) -> Option<usize> {
+    let kept: [&[u8]; 6] = [
+        b"content-length",
+        b"host",
+        b"transfer-encoding",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+    ];
+    let mut names = 0;
+    for name in tokens(list).filter(|name| !name.is_empty()) {
+        if !name.iter().all(|byte| is_token(*byte)) || kept.iter().any(|kept| kept.eq_ignore_ascii_case(name)) {
+            return None;
+        }
+        names += 1;
+    }
+    Some(names)
+}
+
+/// A length of digits only (RFC 9110 §8.6); `None` for signs, blanks inside, lists, or more than any parser takes.
 fn decimal(value: &[u8]) -> Option<u64> {
     let digits = value.trim_ascii();
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    std::str::from_utf8(digits).ok()?.parse().ok()
+    std::str::from_utf8(digits).ok()?.parse().ok().filter(|length| i64::try_from(*length).is_ok())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn reason(head: &str) -> Option<Reason> {
-        match parse(head.as_bytes(), 4096, true) {
-            Parsed::Refused(refused) => Some(refused.reason),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn a_request_ends_where_its_framing_says() {
-        let head = "POST /a HTTP/1.1\r\nHost: x\r\n";
-        for (fields, border) in [
-            ("\r\n", Border::END),
-            ("Content-Length: 12\r\n\r\n", Border::Counted(12)),
-            ("transfer-encoding: Chunked\r\n\r\n", Border::CHUNKED),
-            ("Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n\r\n", Border::Unbounded),
-            ("Upgrade: websocket\r\n\r\n", Border::END),
-            ("Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n\r\n", Border::END),
-        ] {
-            let text = format!("{head}{fields}");
-            assert_eq!(parse(text.as_bytes(), 4096, false), Parsed::Request(text.len(), border), "{text}");
-        }
-    }
-
-    #[test]
-    fn ambiguous_framing_is_refused() {
-        for fields in [
-            "Content-Length: 5\r\nTransfer-Encoding: chunked",
-            "Content-Length: 5\r\nContent-Length: 6",
-            "Content-Length: 5\r\nContent-Length: 5",
-            "Content-Length: 5, 5",
-            "Content-Length: +5",
-            "Content-Length: -1",
-            "Content-Length: 99999999999999999999",
-            "Content-Length:",
-            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-            "Transfer-Encoding: gzip, chunked",
-            "Transfer-Encoding: identity",
-            "Transfer-Encoding: xchunked",
-        ] {
-            let head = format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n");
-            assert_eq!(reason(&head), Some(Reason::AmbiguousFraming), "{head}");
-        }
-        assert_eq!(reason("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), Some(Reason::AmbiguousFraming));
-    }
-
-    #[test]
-    fn a_bad_head_is_refused() {
-        for head in [
-            "GET / HTTP/1.1\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: user@a\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
-            "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
-            "GET /\r\n\r\n",
-            "\0GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-            "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
-            "GET admin/x HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET ?x=1 HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET /<> HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
-        ] {
-            assert_eq!(reason(head), Some(Reason::BadRequest), "{head:?}");
-        }
-        assert_eq!(reason("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n"), Some(Reason::MethodNotAllowed));
-        let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(5000));
-        assert_eq!(reason(&long), Some(Reason::HeaderTooLarge));
-        assert_eq!(reason(&long[..4200]), Some(Reason::HeaderTooLarge));
-    }
-
-    #[test]
-    fn http2_by_prior_knowledge_is_seen_at_any_split() {
-        for split in 4..H2_PREFACE.len() {
-            assert_eq!(parse(&H2_PREFACE[..split], 4096, true), Parsed::Incomplete);
-        }
-        assert_eq!(parse(H2_PREFACE, 4096, true), Parsed::H2Preface);
-        assert!(matches!(parse(H2_PREFACE, 4096, false), Parsed::Refused(_)));
-    }
-}
+mod tests;

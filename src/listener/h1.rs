@@ -9,18 +9,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Buf;
 use pingora_core::{
     apps::{HttpServerApp, ReusedHttpStream},
     protocols::http::ServerSession,
 };
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWriteExt, ReadBuf},
+    sync::watch,
+};
 
 use super::{
     Endpoint,
     accept::Open,
     border::Border,
     conn::{Conn, Kept},
-    front::{self, Parsed, Refused},
+    front::{self, Head, Parsed, Refused},
     h2,
     worker::{FIRST_REQUEST_GRACE, NEXT_REQUEST_GRACE, Post},
 };
@@ -47,13 +51,17 @@ pub(super) async fn serve(
     let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
     let kept = Arc::default();
     let mut wait = Wait::First;
+    let mut left = endpoint.model.limits.requests_per_connection;
     loop {
         match head(&mut conn, &endpoint, &deadline, wait).await {
-            Some(Parsed::Request(length, border)) => {
+            Some(Parsed::Request(head)) => {
                 deadline.disarm();
-                let returned = exchange(&post, &post.current(), &endpoint, conn, (length, border), &info, &kept).await;
+                left = left.saturating_sub(1);
+                let last = if left == 0 { &post.last } else { endpoint.place().last(&post.draining) };
+                let returned = exchange(&post, &post.current(), conn, head, &info, &kept, last).await;
                 match afterwards(&post, returned, &info, &kept) {
-                    Next::Request(again) => conn = again,
+                    Next::Request(again) if left > 0 => conn = again,
+                    Next::Request(mut last) => return Box::pin(linger(&post, &mut last)).await,
                     Next::Linger(mut last) => return Box::pin(linger(&post, &mut last)).await,
                     Next::Nothing => return,
                 }
@@ -77,6 +85,7 @@ pub(super) async fn serve(
 async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadline, wait: Wait) -> Option<Parsed> {
     let limits = &endpoint.model.limits;
     let limit = usize::try_from(limits.max_header_size.0).unwrap_or(usize::MAX);
+    let mut blank = false;
     let fd: RawFd = conn.fd();
     let gone = endpoint.place().is_gone();
     let patience = match wait {
@@ -94,8 +103,13 @@ async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadline, wait: W
         deadline.arm(fd, Wait::Work, began, limits.header_timeout);
     }
     loop {
+        if !blank && conn.ahead().starts_with(b"\r\n") {
+            // One empty line is no request yet (RFC 9112 §2.2).
+            conn.ahead().advance(2);
+            blank = true;
+        }
         if parse {
-            match front::parse(conn.ahead(), limit, endpoint.model.h2c) {
+            match front::parse(conn.ahead(), limits, endpoint.model.h2c) {
                 Parsed::Incomplete => {}
                 parsed => return Some(parsed),
             }
@@ -136,21 +150,20 @@ type Slot = Arc<Mutex<Option<Box<Kept>>>>;
 fn exchange<'a>(
     post: &'a Post,
     current: &'a Arc<Current>,
-    endpoint: &'a Endpoint,
     mut conn: Box<Conn>,
-    (head, mut border): (usize, Border),
+    head: Head,
     info: &Arc<ConnInfo>,
     kept: &Slot,
+    last: &'a watch::Receiver<bool>,
 ) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>> {
     let seed = post.kit.random();
-    let body = border.advance(&conn.ahead()[head..]);
-    conn.begin(border);
-    let bytes = conn.ahead().split_to(head + body);
+    conn.begin(head.border, head.expects);
+    let bytes = conn.ahead().split_to(head.request);
     if conn.ahead().is_empty() {
         // The bytes are the request's alone then, and are freed with it.
         *conn.ahead() = bytes::BytesMut::new();
     }
-    let proxy = current.for_head(&bytes[..head], seed);
+    let proxy = current.for_head(&bytes[..head.head], seed);
     info.begin_request();
     conn.keep(info, kept);
     let start =
@@ -158,7 +171,7 @@ fn exchange<'a>(
     let mut session = ServerSession::new_http1(conn);
     session.set_pipelined_prefix(bytes);
     session.set_connection_user_context(Some(Box::new(start)));
-    proxy.process_new_http(session, endpoint.place().last(&post.draining))
+    proxy.process_new_http(session, last)
 }
 
 /// What becomes of a connection after a request.
@@ -192,8 +205,12 @@ async fn refuse(post: &Post, conn: &mut Conn, info: &ConnInfo, deadline: &Deadli
     let unserved = Unserved { reason, method, target, host, protocol: "HTTP/1.1", began: Instant::now() };
     let answer = post.kit.refusal(reason);
     post.log_unserved(info, unserved);
+    // A client that took nothing of the answers before will not take this one either.
+    deadline.set_how(How::Both);
+    deadline.arm(conn.fd(), Wait::Work, Instant::now(), LINGER_TIME);
+    let written = conn.write_all(&answer).await;
     deadline.disarm();
-    if conn.write_all(&answer).await.is_ok() {
+    if written.is_ok() {
         linger(post, conn).await;
     }
 }
@@ -205,7 +222,7 @@ async fn linger(post: &Post, conn: &mut Conn) {
     if conn.shutdown().await.is_err() {
         return;
     }
-    conn.begin(Border::Unbounded);
+    conn.begin(Border::Unbounded, false);
     let mut left = LINGER_BYTES;
     while left > 0 {
         match poll_fn(|cx| poll_discard(conn, cx)).await {

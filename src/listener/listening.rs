@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use super::{Draining, ListenSocket, Tls};
+use super::{Draining, ListenSocket, Tls, limits::Census};
 use crate::{config::model, telemetry::metrics::ListenerMetrics};
 
 /// One bound address, shared by all workers. The socket is closed as soon as nobody holds this any more; connections
@@ -40,6 +40,7 @@ pub(super) struct Place {
     gone: AtomicBool,
     closed: watch::Sender<bool>,
     follow: Draining,
+    census: Arc<Census>,
 }
 
 impl Listening {
@@ -51,7 +52,7 @@ impl Listening {
         metrics: Arc<ListenerMetrics>,
     ) -> Self {
         let (closed, follow) = Draining::switch();
-        let place = Arc::new(Place { gone: AtomicBool::new(false), closed, follow });
+        let place = Arc::new(Place { gone: AtomicBool::new(false), closed, follow, census: Arc::default() });
         let endpoint = Endpoint { model, tls, metrics, place: place.clone() };
         Self { socket, endpoint: ArcSwap::from_pointee(endpoint), place }
     }
@@ -89,6 +90,11 @@ impl Place {
     pub(super) fn close(&self) {
         self.gone.store(true, Ordering::Release);
         self.closed.send_replace(true);
+    }
+
+    /// Its connections, whatever the configuration they began with.
+    pub(super) fn census(&self) -> &Arc<Census> {
+        &self.census
     }
 
     /// Whether the listener was taken away.

@@ -9,12 +9,15 @@ mod crew;
 mod front;
 mod h1;
 mod h2;
+mod limits;
 mod listening;
+mod pace;
 mod pulse;
 mod socket;
 mod subject;
 pub mod tickets;
 mod tls;
+mod transport;
 mod worker;
 
 pub use crew::{Crew, Draining};
@@ -22,3 +25,25 @@ pub use listening::{Endpoint, Listening};
 pub use socket::{BindError, ListenSocket};
 pub use tls::Tls;
 pub use worker::Worker;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::{config::model::ListenerLimits, types::ByteSize};
+
+    /// Small ones, for tests of the parts.
+    pub(super) const LIMITS: ListenerLimits = ListenerLimits {
+        handshake_timeout: Duration::from_secs(10),
+        header_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(60),
+        max_header_size: ByteSize(4096),
+        max_uri_length: ByteSize(1024),
+        max_headers: 20,
+        max_body_size: Some(ByteSize(1_000_000)),
+        min_body_rate: Some(ByteSize(1024)),
+        requests_per_connection: 10_000,
+        connections: None,
+        connections_per_ip: None,
+    };
+}

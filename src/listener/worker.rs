@@ -22,6 +22,7 @@ use super::{
     conn::{Conn, Socket, Transport},
     crew::{Mail, Member},
     h1, h2,
+    pace::Pacing,
     pulse::Pulse,
 };
 use crate::{
@@ -54,6 +55,8 @@ pub struct Worker {
 pub(super) struct Post {
     pub(super) kit: Arc<Kit>,
     pub(super) draining: Draining,
+    /// What tells Pingora that a request is its connection's last.
+    pub(super) last: watch::Receiver<bool>,
     current: ArcSwap<Current>,
 }
 
@@ -86,7 +89,12 @@ impl Worker {
         let member = |(kit, current): (Arc<Kit>, Current)| {
             let (inbox, receiver) = mpsc::unbounded_channel();
             let (open, metrics) = (kit.open_connections().clone(), kit.metrics().worker(kit.index()).clone());
-            let post = Post { kit, draining: draining.clone(), current: ArcSwap::from_pointee(current) };
+            let post = Post {
+                kit,
+                draining: draining.clone(),
+                last: watch::channel(true).1,
+                current: ArcSwap::from_pointee(current),
+            };
             (Member { open, metrics, inbox, post: Arc::new(post), pulse: Arc::new(Pulse::new()) }, receiver)
         };
         let (members, inboxes): (Vec<_>, Vec<_>) = kits.into_iter().map(member).unzip();
@@ -190,10 +198,14 @@ fn start(post: &Arc<Post>, accepted: Accepted) {
     if endpoint.tls.is_some() {
         tokio::spawn(secure(post, endpoint, socket, client, open));
     } else {
-        let conn = Box::new(Conn::new(Transport::Plain(socket)));
+        let conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint)));
         let info = Arc::new(ConnInfo::new(client, None, &endpoint.model, conn.fd()));
         tokio::spawn(h1::serve(post, conn, info, endpoint, open));
     }
+}
+
+fn pacing(post: &Post, endpoint: &Endpoint) -> Option<Pacing> {
+    Pacing::new(post.kit.deadlines(), endpoint.model.limits.min_body_rate)
 }
 
 async fn secure(
@@ -237,7 +249,7 @@ async fn handshake(
                 version: session.protocol_version(),
                 alpn: session.alpn_protocol().map(|name| if name == b"h2" { Alpn::Http2 } else { Alpn::Http1 }),
             };
-            let conn = Box::new(Conn::new(Transport::Tls(Box::new(stream))));
+            let conn = Box::new(Conn::new(Transport::Tls(Box::new(stream)), pacing(post, endpoint)));
             let info = ConnInfo::new(client, Some(info), &endpoint.model, conn.fd()).with_client(verified);
             let info = Arc::new(info);
             Some((conn, info))

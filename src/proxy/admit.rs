@@ -27,6 +27,9 @@ use crate::{
 
 /// How long one write to a client may take. A reader slower than this holds memory that others need.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same where `min_body_rate` judges the reader: one who is fast enough may still need minutes for what the system
+/// holds for it, and nothing is written meanwhile.
+const JUDGED_WRITE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long the next part of a request's body may take.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -46,7 +49,9 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
     for name in &forged {
         request.remove_header(name);
     }
-    session.set_write_timeout(Some(WRITE_TIMEOUT));
+    let paced = ctx.info().is_some_and(|info| info.limits().min_body_rate.is_some());
+    let judged = paced && session.req_header().version != Version::HTTP_2 && !session.is_upgrade_req();
+    session.set_write_timeout(Some(if judged { JUDGED_WRITE_TIMEOUT } else { WRITE_TIMEOUT }));
     session.set_read_timeout(Some(READ_TIMEOUT));
     session.set_total_drain_timeout(Some(READ_TIMEOUT));
     if session.req_header().headers.contains_key(header::EXPECT) {
@@ -60,7 +65,7 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
     }
     let Some(start) = &ctx.start else { return };
     ctx.started = start.began;
-    let keep_alive = start.info.keep_alive().as_secs().max(1);
+    let keep_alive = start.info.limits().idle_timeout.as_secs().max(1);
     if session.get_keepalive().is_some() {
         session.set_keepalive(Some(keep_alive));
     }
@@ -89,6 +94,9 @@ fn request_id(kit: &Kit, request: &RequestHeader) -> HeaderValue {
 pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
     if ctx.info().is_some_and(|info| !info.is_admitted()) {
         return refuse(session, ctx, Reason::Denied, None).await;
+    }
+    if let Some(reason) = over_limit(session.req_header(), ctx) {
+        return refuse(session, ctx, reason, None).await;
     }
     if ctx.info().is_some_and(|info| info.redirect_https()) {
         return redirect_https(session, ctx).await;
@@ -136,6 +144,23 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
             respond(session, ctx, head, respond_with.body.clone()).await
         }
     }
+}
+
+/// The listener's limits on a head of HTTP/2, as decoded; those of HTTP/1 the front has kept.
+fn over_limit(request: &RequestHeader, ctx: &RequestCtx) -> Option<Reason> {
+    if request.version != Version::HTTP_2 {
+        return None;
+    }
+    let limits = ctx.info()?.limits();
+    let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target as u64 > limits.max_uri_length.0 {
+        return Some(Reason::UriTooLong);
+    }
+    if request.headers.len() > limits.max_headers as usize {
+        return Some(Reason::HeaderTooLarge);
+    }
+    let declared = request.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok()?;
+    limits.max_body_size.filter(|most| declared > most.0).map(|_| Reason::BodyTooLarge)
 }
 
 /// The position of a request's route, and what its backend is asked for where that is not the target as it came.

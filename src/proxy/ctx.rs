@@ -29,6 +29,9 @@ use crate::{
     types::{AttemptFailure, Reason},
 };
 
+/// No place in [`Reason::ALL`].
+const NO_FAULT: u8 = u8::MAX;
+
 /// What is known of a client's connection.
 #[derive(Debug)]
 pub struct ConnInfo {
@@ -36,11 +39,11 @@ pub struct ConnInfo {
     tls: Option<TlsInfo>,
     verified: Verified,
     redirect_https: bool,
-    keep_alive: Duration,
     access: Option<Arc<Access>>,
     logged: AtomicBool,
     afterwards: AtomicU8,
-    malformed: AtomicBool,
+    fault: AtomicU8,
+    limits: model::ListenerLimits,
     blocked: Arc<AtomicBool>,
     fd: RawFd,
 }
@@ -94,11 +97,11 @@ impl ConnInfo {
             tls,
             verified: Verified::NotAsked,
             redirect_https: listener.redirect_https,
-            keep_alive: listener.limits.idle_timeout,
             access: listener.access.clone(),
             logged: AtomicBool::new(false),
             afterwards: AtomicU8::new(Afterwards::Drop as u8),
-            malformed: AtomicBool::new(false),
+            fault: AtomicU8::new(NO_FAULT),
+            limits: listener.limits,
             blocked: Arc::default(),
             fd,
         }
@@ -137,8 +140,9 @@ impl ConnInfo {
         self.redirect_https
     }
 
-    pub(super) fn keep_alive(&self) -> Duration {
-        self.keep_alive
+    /// What the listener allows.
+    pub(super) fn limits(&self) -> &model::ListenerLimits {
+        &self.limits
     }
 
     /// As in logs; empty on plain text.
@@ -159,7 +163,7 @@ impl ConnInfo {
     pub fn begin_request(&self) {
         self.logged.store(false, Ordering::Relaxed);
         self.afterwards.store(Afterwards::Drop as u8, Ordering::Relaxed);
-        self.malformed.store(false, Ordering::Relaxed);
+        self.fault.store(NO_FAULT, Ordering::Relaxed);
         self.blocked.store(false, Ordering::Relaxed);
     }
 
@@ -182,13 +186,14 @@ impl ConnInfo {
         self.afterwards.store(afterwards as u8, Ordering::Relaxed);
     }
 
-    /// The current request's body is not well-formed.
-    pub fn set_malformed(&self) {
-        self.malformed.store(true, Ordering::Relaxed);
+    /// What the connection itself found wrong with the client in the current request.
+    pub fn set_fault(&self, fault: Reason) {
+        self.fault.store(fault as u8, Ordering::Relaxed);
     }
 
-    pub(super) fn malformed(&self) -> bool {
-        self.malformed.load(Ordering::Relaxed)
+    /// See [`ConnInfo::set_fault`].
+    pub(super) fn fault(&self) -> Option<Reason> {
+        Reason::ALL.get(usize::from(self.fault.load(Ordering::Relaxed))).copied()
     }
 
     /// Whether the client does not take what is sent to it.

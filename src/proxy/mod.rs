@@ -115,8 +115,7 @@ impl ProxyHttp for App {
         end: bool,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        watch::request_body(session, body.as_ref(), end, ctx);
-        Ok(())
+        watch::request_body(session, body.as_ref(), end, ctx)
     }
 
     async fn upstream_response_filter(

@@ -21,13 +21,15 @@ pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-i
 /// The status a client gets; `None` where there is no client left to get one.
 pub(super) fn status(reason: Reason) -> Option<StatusCode> {
     Some(match reason {
-        Reason::ClientAborted => return None,
+        Reason::ClientAborted | Reason::TooSlow => return None,
         Reason::AmbiguousFraming | Reason::AmbiguousPath | Reason::BadRequest => StatusCode::BAD_REQUEST,
         Reason::Unauthorized => StatusCode::UNAUTHORIZED,
         Reason::Denied => StatusCode::FORBIDDEN,
         Reason::NoRoute => StatusCode::NOT_FOUND,
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Reason::ClientTimeout | Reason::HeaderTimeout => StatusCode::REQUEST_TIMEOUT,
+        Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Reason::UriTooLong => StatusCode::URI_TOO_LONG,
         Reason::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Reason::RateLimited | Reason::TooManyConcurrent => StatusCode::TOO_MANY_REQUESTS,
         Reason::AuthUnavailable | Reason::NoBackend => StatusCode::SERVICE_UNAVAILABLE,
@@ -64,7 +66,8 @@ pub(super) async fn answer(session: &mut Session, ctx: &RequestCtx, reason: Reas
     if session.response_written().is_some_and(final_answer) {
         return 0;
     }
-    if session.is_upgrade_req() || !session.is_body_done() {
+    let broken = ctx.info().is_some_and(|info| info.fault().is_some());
+    if session.is_upgrade_req() || !session.is_body_done() || broken {
         // What is left of the request is not read; the next one could not be told from it.
         session.set_keepalive(None);
     }

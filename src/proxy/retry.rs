@@ -163,8 +163,8 @@ fn exchange_reason(error: &Error, ctx: &RequestCtx, fired: bool) -> Reason {
     if ctx.total_due.is_some_and(|due| due <= Instant::now()) && !ctx.upgraded {
         return Reason::TotalTimeout;
     }
-    if ctx.info().is_some_and(ConnInfo::malformed) {
-        return Reason::BadRequest;
+    if let Some(fault) = ctx.info().and_then(ConnInfo::fault) {
+        return fault;
     }
     if fired {
         return late(ctx, ctx.waiting);

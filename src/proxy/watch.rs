@@ -78,11 +78,23 @@ fn wait_for_body(session: &Session, ctx: &mut RequestCtx) {
 }
 
 /// A part of the request's body goes towards the backend.
-pub(super) fn request_body(session: &Session, body: Option<&Bytes>, end: bool, ctx: &mut RequestCtx) {
+///
+/// # Errors
+/// The body is larger than the listener allows. The backend's connection ends, so that it never sees a whole request.
+pub(super) fn request_body(session: &Session, body: Option<&Bytes>, end: bool, ctx: &mut RequestCtx) -> Result<()> {
     ctx.body_sent |= body.is_some_and(|body| !body.is_empty()) || (end && ctx.has_body);
     if ctx.upgraded {
         renew(ctx);
-    } else if ctx.answered {
+        return Ok(());
+    }
+    let most = ctx.info().and_then(|info| info.limits().max_body_size);
+    if most.is_some_and(|most| session.body_bytes_read() as u64 > most.0) {
+        ctx.reason = Some(Reason::BodyTooLarge);
+        let mut error = Error::explain(ErrorType::HTTPStatus(413), "the request's body is too large");
+        error.as_down();
+        return Err(error);
+    }
+    if ctx.answered {
         // The answer's deadlines count.
     } else if !end {
         wait_for_body(session, ctx);
@@ -90,6 +102,7 @@ pub(super) fn request_body(session: &Session, body: Option<&Bytes>, end: bool, c
         let first_byte = ctx.member().map(|member| member.upstream.timeouts.first_byte);
         wait_for(ctx, Waiting::FirstByte, first_byte);
     }
+    Ok(())
 }
 
 /// The answer's head has come.
@@ -97,6 +110,7 @@ pub(super) fn request_body(session: &Session, body: Option<&Bytes>, end: bool, c
 /// # Errors
 /// The backend switches protocols without having been asked, or its framing is ambiguous.
 pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
+    framing(answer, ctx)?;
     if answer.status == StatusCode::SWITCHING_PROTOCOLS {
         if !session.is_upgrade_req() {
             ctx.reason = Some(Reason::BadResponse);
@@ -110,7 +124,6 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
         let silence = ctx.member().map(|member| member.upstream.timeouts.websocket_idle);
         wait_for(ctx, Waiting::WebSocket, silence);
     } else if !answer.status.is_informational() {
-        framing(answer, ctx)?;
         ctx.answered = true;
         let timeouts = ctx.member().map(|member| member.upstream.timeouts);
         let ours = session.req_header().version != Version::HTTP_2;
@@ -129,36 +142,52 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
     Ok(())
 }
 
-/// An HTTP/1 backend's framing must have one meaning only (RFC 9112 §6.3).
+/// An HTTP/1 backend's framing must have one meaning only (RFC 9112 §6.3). What Pingora's parser has decided already,
+/// and what it hides, is in `docs/framing.md`.
 fn framing(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
-    let refuse = |ctx: &mut RequestCtx, why: &'static str| {
-        ctx.reason = Some(Reason::BadResponse);
-        let mut error = Error::explain(ErrorType::InvalidHTTPHeader, why);
-        error.as_up();
-        Err(error)
-    };
-    if answer.status == StatusCode::NO_CONTENT {
-        // It has no body, so it has no framing (RFC 9110 §8.6, RFC 9112 §6.1).
+    if answer.status.is_informational() || answer.status == StatusCode::NO_CONTENT {
+        // They have no body, so they have no framing (RFC 9110 §8.6, RFC 9112 §6.1).
         answer.remove_header(&header::TRANSFER_ENCODING);
         answer.remove_header(&header::CONTENT_LENGTH);
         return Ok(());
     }
-    let mut codings = answer.headers.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next()
-        && (codings.next().is_some() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
-    {
-        return refuse(ctx, "a transfer coding other than chunked");
+    if let Err(why) = framed(answer) {
+        ctx.reason = Some(Reason::BadResponse);
+        let mut error = Error::explain(ErrorType::InvalidHTTPHeader, why);
+        error.as_up();
+        return Err(error);
+    }
+    if answer.status == StatusCode::NOT_MODIFIED {
+        // What it says of a body is about another answer's.
+        answer.remove_header(&header::TRANSFER_ENCODING);
     }
     let mut lengths = answer.headers.get_all(header::CONTENT_LENGTH).iter();
-    if let Some(first) = lengths.next().cloned()
-        && let Some(second) = lengths.next()
+    if let Some(first) = lengths.next()
+        && lengths.next().is_some()
     {
-        if *second != first || lengths.any(|length| *length != first) {
-            return refuse(ctx, "several lengths");
-        }
+        let first = first.clone();
         answer.insert_header(header::CONTENT_LENGTH, first)?;
     }
     Ok(())
+}
+
+fn framed(answer: &ResponseHeader) -> Result<(), &'static str> {
+    let mut codings = answer.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut lengths = answer.headers.get_all(header::CONTENT_LENGTH).iter();
+    if let Some(coding) = codings.next() {
+        if codings.next().is_some() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            return Err("a transfer coding other than chunked");
+        }
+        if answer.version == Version::HTTP_10 {
+            return Err("a transfer coding in HTTP/1.0");
+        }
+        return if lengths.next().is_some() { Err("a length and a transfer coding") } else { Ok(()) };
+    }
+    let Some(first) = lengths.next() else { return Ok(()) };
+    if first.is_empty() || !first.as_bytes().iter().all(u8::is_ascii_digit) {
+        return Err("a length that is no number");
+    }
+    if lengths.any(|length| length != first) { Err("several lengths") } else { Ok(()) }
 }
 
 /// A part of the answer's body has come.

@@ -49,8 +49,19 @@ struct Entry {
     owner: usize,
     /// While this is true the deadline does not count; see [`Deadline::pause_while`].
     paused: Option<Arc<AtomicBool>>,
+    /// Not due while the socket's client takes what is queued for it; see [`Deadline::drains`].
+    drains: Option<Drains>,
     /// Woken in place of shutting a socket down; see [`Deadline::wake`].
     wake: Option<Arc<Notify>>,
+}
+
+/// What is looked at when a deadline is due that waits for a reader.
+#[derive(Clone, Copy)]
+struct Drains {
+    /// Bytes per second.
+    rate: u64,
+    /// Bytes in the system's buffer when it was looked at last.
+    queued: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -95,7 +106,7 @@ impl Deadlines {
     /// As [`Deadlines::guard`], for [`Deadlines::hasten_of`]; 0 is nobody's.
     pub fn guard_of(self: &Arc<Self>, owner: usize, how: How) -> Deadline {
         let (state, wait) = (State::Idle, Wait::Work);
-        let entry = Entry { due: 0, fd: -1, state, how, wait, owner, paused: None, wake: None };
+        let entry = Entry { due: 0, fd: -1, state, how, wait, owner, paused: None, drains: None, wake: None };
         let mut table = self.lock();
         let slot = match table.free.pop() {
             Some(slot) => {
@@ -120,6 +131,10 @@ impl Deadlines {
             let paused = entry.paused.as_ref().is_some_and(|paused| paused.load(Ordering::Relaxed));
             if entry.due <= millis && paused {
                 entry.due = millis.saturating_add(PAUSE);
+            } else if entry.due <= millis
+                && let Some(rest) = entry.drains.as_mut().and_then(|drains| drains.rest(entry.fd))
+            {
+                entry.due = millis.saturating_add(rest);
             } else if entry.due <= millis {
                 entry.state = State::Fired;
                 match &entry.wake {
@@ -187,13 +202,21 @@ impl Deadline {
     pub fn arm(&self, fd: RawFd, wait: Wait, now: Instant, after: Duration) {
         let due = self.table.millis(now).saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
         self.with(due, |entry| {
-            *entry = Entry { due, fd, state: State::Armed, wait, paused: None, wake: entry.wake.take(), ..*entry }
+            let drains = entry.drains.map(|drains| Drains { queued: queued(fd), ..drains });
+            *entry =
+                Entry { due, fd, state: State::Armed, wait, paused: None, drains, wake: entry.wake.take(), ..*entry }
         });
     }
 
     /// While `paused` is true the armed deadline does not count: it is another who is slow.
     pub fn pause_while(&self, paused: Arc<AtomicBool>) {
         self.with(u64::MAX, |entry| entry.paused = Some(paused));
+    }
+
+    /// From now on the deadline waits for a reader: when it is due, each byte that was taken from the system's buffer
+    /// meanwhile defers it by its share of a second at `rate` bytes per second.
+    pub fn drains(&self, rate: u64) {
+        self.with(u64::MAX, |entry| entry.drains = Some(Drains { rate: rate.max(1), queued: 0 }));
     }
 
     /// From now on `wake` is woken when the deadline passes, and no socket is touched.
@@ -237,6 +260,25 @@ impl Deadline {
         }
         done
     }
+}
+
+impl Drains {
+    /// By how many milliseconds the deadline is deferred; `None` where nothing was taken.
+    fn rest(&mut self, fd: RawFd) -> Option<u64> {
+        /// No more at once: what was still on its way into the client's own buffer must not pay for minutes of silence.
+        const MOST: u64 = 5_000;
+        let before = std::mem::replace(&mut self.queued, queued(fd));
+        let taken = before.saturating_sub(self.queued);
+        (taken > 0).then(|| (taken.saturating_mul(1000) / self.rate).clamp(1, MOST))
+    }
+}
+
+/// Bytes that were written and have not arrived (`TIOCOUTQ`, tcp(7), unix(7)); 0 where the system does not say.
+fn queued(fd: RawFd) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: `bytes` outlives the call, which writes one int; any other descriptor is an error.
+    let done = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes) };
+    if done == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
 impl Drop for Deadline {

@@ -305,6 +305,28 @@ pub struct WorkerMetrics {
     pub bytes_received: Counter,
 }
 
+/// Why a connection was closed as it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedConnection {
+    /// The listener has as many as it may.
+    Limit,
+    /// The client has as many as it may.
+    PerIp,
+}
+
+impl RefusedConnection {
+    /// Every cause.
+    pub const ALL: [Self; 2] = [Self::Limit, Self::PerIp];
+
+    /// The label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::PerIp => "per_ip",
+        }
+    }
+}
+
 /// How a TLS handshake with a client ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handshake {
@@ -349,6 +371,7 @@ pub struct ListenerMetrics {
     connections: Counter,
     open: Gauge,
     handshakes: [Counter; Handshake::ALL.len()],
+    refused: [Counter; RefusedConnection::ALL.len()],
 }
 
 impl ListenerMetrics {
@@ -359,6 +382,13 @@ impl ListenerMetrics {
         worker.accepted.increment();
         worker.open.increment();
         OpenConnection { listener: Arc::clone(self), worker: Arc::clone(worker) }
+    }
+
+    /// Counts a connection that was closed as it came.
+    pub fn refused(&self, cause: RefusedConnection) {
+        if let Some(counter) = self.refused.get(cause as usize) {
+            counter.increment();
+        }
     }
 
     /// Counts the end of a TLS handshake.

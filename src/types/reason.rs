@@ -43,6 +43,8 @@ reasons! {
     BadRequest "bad_request" Some("http_request_error");
     /// The backend's answer was not HTTP.
     BadResponse "bad_response" Some("http_protocol_error");
+    /// The request's body is larger than allowed.
+    BodyTooLarge "body_too_large" Some("http_request_error");
     /// The client went away before the answer was finished.
     ClientAborted "client_aborted" None;
     /// The client's body did not arrive in time.
@@ -99,12 +101,16 @@ reasons! {
     TlsWrongName "tls_wrong_name" Some("tls_certificate_error");
     /// More requests in flight than a route's `concurrency`.
     TooManyConcurrent "too_many_concurrent" Some("http_request_denied");
+    /// The client took its answer more slowly than allowed.
+    TooSlow "too_slow" None;
     /// The request as a whole took longer than `total`.
     TotalTimeout "total_timeout" Some("http_response_timeout");
     /// The client has not shown who it is, or may not.
     Unauthorized "unauthorized" Some("http_request_denied");
     /// The backend did not take the upgrade it was asked for.
     UpgradeFailed "upgrade_failed" Some("http_upgrade_failed");
+    /// The request's target is longer than allowed.
+    UriTooLong "uri_too_long" Some("http_request_error");
     /// The backend did not take the request's bytes in time.
     WriteTimeout "write_timeout" Some("connection_write_timeout");
 }

@@ -92,6 +92,20 @@ async fn broken_heads_are_refused() {
         ("no colon", "GET / HTTP/1.1\r\nHost: a.test\r\nnonsense\r\n\r\n".to_owned()),
         ("NUL in a value", "GET / HTTP/1.1\r\nHost: a.test\r\nX-A: a\0b\r\n\r\n".to_owned()),
         ("bare CR in a value", "GET / HTTP/1.1\r\nHost: a.test\r\nX-A: a\rb\r\n\r\n".to_owned()),
+        ("bare LF after the request line", "GET / HTTP/1.1\nHost: a.test\r\n\r\n".to_owned()),
+        ("bare LF after a field", "GET / HTTP/1.1\r\nHost: a.test\nX-A: b\r\n\r\n".to_owned()),
+        ("bare LFs at the end", "GET / HTTP/1.1\r\nHost: a.test\n\n".to_owned()),
+        ("two empty lines first", "\r\n\r\nGET / HTTP/1.1\r\nHost: a.test\r\n\r\n".to_owned()),
+        ("blank first", " GET / HTTP/1.1\r\nHost: a.test\r\n\r\n".to_owned()),
+        ("fragment", "GET /#a HTTP/1.1\r\nHost: a.test\r\n\r\n".to_owned()),
+        ("another host in the target", "GET http://b.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n".to_owned()),
+        (
+            "the length taken out",
+            "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\nConnection: content-length\r\n\r\nhello"
+                .to_owned(),
+        ),
+        ("broken first chunk", post("Transfer-Encoding: chunked\r\n", "5 \r\nhello\r\n0\r\n\r\n")),
+        ("framing in trailers", post("Transfer-Encoding: chunked\r\n", "0\r\nContent-Length: 5\r\n\r\n")),
     ];
     refused(&cases, &[400]).await;
 }
@@ -122,6 +136,45 @@ async fn broken_chunks_end_the_request_and_nothing_is_smuggled() {
         assert!(answers <= 1 && !text.starts_with("HTTP/1.1 2"), "{chunk:?}: {text}");
     }
     assert_eq!(origin.count("/smuggled"), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_at_any_byte_never_ends_for_the_origin() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let chunks = "5;x=\"y\"\r\nhello\r\n0\r\nX-T: z\r\n\r\n";
+    let head = "POST /broken HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for at in 0..chunks.len() - 1 {
+        let mut client = proxy.client().await;
+        client.send(head).await;
+        client.send(&chunks[..at]).await;
+        tokio::task::yield_now().await;
+        // A NUL is data within the five bytes only; there the next byte is wrong.
+        client.send(if (9..15).contains(&at) { "\0\0\0\0\0\0\0" } else { "\0" }).await;
+        let text = String::from_utf8_lossy(&client.closed().await).into_owned();
+        assert!(text.starts_with("HTTP/1.1 400"), "broken at {at}: {text:?}");
+        assert!(text.contains("bad_request") && text.contains("Connection: close"), "{text:?}");
+    }
+    assert_eq!(origin.count("/broken"), 0, "an origin saw a whole request");
+    for at in 1..chunks.len() {
+        let mut client = proxy.client().await;
+        client.send(format!("{head}{}", &chunks[..at])).await;
+        tokio::task::yield_now().await;
+        client.send(&chunks[at..]).await;
+        assert_eq!(client.response().await.text(), "hello", "split at {at}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_line_before_a_request_is_skipped() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let mut client = proxy.client().await;
+    for _ in 0..3 {
+        client.send("\r").await;
+        tokio::task::yield_now().await;
+        assert_eq!(client.ask("\nGET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await.status(), 200);
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::PoisonError};
 
-use super::{AcceptError, AdminOutcome, CLASSES, Handshake, Metrics, NO_UPSTREAM, Named, UpstreamMetrics};
+use super::{
+    AcceptError, AdminOutcome, CLASSES, Handshake, Metrics, NO_UPSTREAM, Named, RefusedConnection, UpstreamMetrics,
+};
 use crate::{
     telemetry::{
         cell::BOUNDS,
@@ -162,6 +164,13 @@ fn connections(out: &mut Exposition, metrics: &Metrics, named: &Named) {
     out.family(name, Kind::Gauge, "Connections open, idle ones included.");
     for (listener, counts) in &named.listeners {
         out.sample(name, &[("listener", listener.as_str())], counts.open.value());
+    }
+    let name = "rrlb_connections_refused_total";
+    out.family(name, Kind::Counter, "Connections closed as they came, over a limit of the listener.");
+    for (listener, counts) in &named.listeners {
+        for (counter, cause) in counts.refused.iter().zip(RefusedConnection::ALL) {
+            out.sample(name, &[("listener", listener.as_str()), ("cause", cause.as_str())], counter.value());
+        }
     }
     let name = "rrlb_tls_handshakes_total";
     out.family(name, Kind::Counter, "TLS handshakes with clients.");

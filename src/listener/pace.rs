@@ -1,0 +1,109 @@
+//! How slowly a client may send its body or take its answer. Only time in which it is the client who is waited for
+//! counts, so who waits for a backend or sends at once costs nothing and is never late. Each byte that moves pays for
+//! its share of a second; when what was paid for is used up, the worker's table of deadlines ends the connection.
+
+use std::{
+    os::fd::RawFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    runtime::deadlines::{Deadline, Deadlines, How, Wait},
+    types::ByteSize,
+};
+
+/// What everyone may wait for at first.
+const GRACE: Duration = Duration::from_secs(5);
+/// As long as this nobody is silent, however much came before. A client that was told to wait for `100 Continue` has
+/// this from the beginning: it is a backend who lets it wait.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// What is asked of the clients of a listener.
+#[derive(Clone)]
+pub(super) struct Pacing {
+    deadlines: Arc<Deadlines>,
+    /// Bytes per second, more than 0.
+    rate: u64,
+}
+
+/// One direction of one message. Made when the client is waited for the first time.
+pub(super) struct Pace {
+    deadline: Deadline,
+    rate: u64,
+    /// What this direction may wait. Of an answer each write that is held up begins anew: what the client takes
+    /// meanwhile is counted where the deadline is swept, out of the system's buffer.
+    credit: Duration,
+    answer: bool,
+    since: Option<Instant>,
+    late: bool,
+}
+
+impl Pacing {
+    /// `None` where nothing is asked.
+    pub(super) fn new(deadlines: &Arc<Deadlines>, rate: Option<ByteSize>) -> Option<Self> {
+        rate.filter(|rate| rate.0 > 0).map(|rate| Self { deadlines: deadlines.clone(), rate: rate.0 })
+    }
+
+    /// For bytes from the client. `patient`: it has been asked for nothing yet.
+    pub(super) fn sender(&self, patient: bool) -> Box<Pace> {
+        self.pace(How::Read, if patient { LONGEST } else { GRACE })
+    }
+
+    /// For bytes to the client. What it takes out of the system's buffer counts, though nothing is written meanwhile.
+    pub(super) fn reader(&self) -> Box<Pace> {
+        let mut pace = self.pace(How::Both, GRACE);
+        pace.deadline.drains(self.rate);
+        pace.answer = true;
+        pace
+    }
+
+    fn pace(&self, how: How, credit: Duration) -> Box<Pace> {
+        let (deadline, rate) = (self.deadlines.guard(how), self.rate);
+        Box::new(Pace { deadline, rate, credit, answer: false, since: None, late: false })
+    }
+}
+
+impl Pace {
+    /// The client is waited for, if it was not already.
+    pub(super) fn waits(&mut self, fd: RawFd) {
+        if self.since.is_none() {
+            let now = Instant::now();
+            self.since = Some(now);
+            self.deadline.arm(fd, Wait::Work, now, self.credit);
+        }
+    }
+
+    /// So many bytes moved.
+    pub(super) fn moved(&mut self, bytes: usize) {
+        if let Some(since) = self.since.take() {
+            self.late |= self.deadline.disarm();
+            if !self.answer {
+                self.credit = self.credit.saturating_sub(since.elapsed());
+            }
+        }
+        if self.answer {
+            return;
+        }
+        let millis = (bytes as u64).saturating_mul(1000) / self.rate;
+        self.credit = self.credit.saturating_add(Duration::from_millis(millis)).min(LONGEST);
+    }
+
+    /// Nothing moved: the connection has ended, perhaps because the client was late.
+    pub(super) fn ended(&mut self) -> bool {
+        self.late |= self.deadline.fired();
+        self.late
+    }
+}
+
+impl std::fmt::Debug for Pacing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pacing").field("rate", &self.rate).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Pace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pace").field("credit", &self.credit).field("late", &self.late).finish_non_exhaustive()
+    }
+}

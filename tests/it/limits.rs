@@ -1,0 +1,274 @@
+//! The limits of a listener: on heads, bodies, connections and the patience with slow clients.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::{io::AsyncReadExt, task::JoinSet};
+
+use crate::support::{
+    http1::{Client, get},
+    http2::{Client2, request},
+    origin::Origin,
+    proxy::{Config, Proxy},
+    wait_until, within,
+};
+
+async fn limited(origin: &Origin, limits: &str) -> Proxy {
+    let more = "listeners: [{ address: <listen>, h2c: true, limits: { <limits> } }]";
+    Config::before(&[origin], more).put("limits", limits).start().await
+}
+
+/// The reasons in the access log, once there are so many.
+async fn reasons(proxy: &Proxy, count: usize) -> Vec<String> {
+    let lines = proxy.access_log(count).await;
+    lines.iter().map(|line| line["reason"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_target_over_the_limit_is_414() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "max_uri_length: 100B").await;
+    let path = |length: usize| format!("/{}", "x".repeat(length - 1));
+    assert_eq!(proxy.get(&path(100)).await.status(), 200);
+    for length in [101, 30_000, 40_000] {
+        let mut client = proxy.client().await;
+        client.send(get(&path(length))).await;
+        assert_eq!(client.response().await.status(), 414, "{length}");
+        assert_eq!(client.closed().await, b"");
+    }
+    let client = Client2::prior(proxy.listen).await;
+    assert_eq!(client.get(&path(100)).await.status, 200);
+    assert_eq!(client.get(&path(101)).await.status, 414);
+    assert_eq!(origin.total(), 2);
+    let reasons = reasons(&proxy, 6).await;
+    assert_eq!(reasons.iter().filter(|reason| *reason == "uri_too_long").count(), 4, "{reasons:?}");
+}
+
+#[tokio::test]
+async fn more_fields_than_the_limit_are_431() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "max_headers: 5").await;
+    let head = |fields: usize| format!("GET / HTTP/1.1\r\nHost: a.test\r\n{}\r\n", "X: y\r\n".repeat(fields - 1));
+    assert_eq!(proxy.client().await.ask(head(5)).await.status(), 200);
+    assert_eq!(proxy.client().await.ask(head(6)).await.status(), 431);
+    let client = Client2::prior(proxy.listen).await;
+    let fields = |count: usize| {
+        let mut request = request("GET", "/");
+        for _ in 0..count {
+            request.headers_mut().append("x", "y".parse().expect("a value"));
+        }
+        request
+    };
+    assert_eq!(client.send(fields(5), vec![], None).await.status, 200);
+    assert_eq!(client.send(fields(6), vec![], None).await.status, 431);
+    assert_eq!(origin.total(), 2);
+}
+
+#[tokio::test]
+async fn a_declared_body_over_the_limit_is_413_before_an_origin_hears_of_it() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "max_body_size: 1000B").await;
+    let post = |length: usize| format!("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {length}\r\n");
+    let body = "x".repeat(1000);
+    let fine = proxy.client().await.ask(format!("{}\r\n{body}", post(1000))).await;
+    assert_eq!((fine.status(), fine.length), (200, 1000));
+    for fields in ["", "Expect: 100-continue\r\n"] {
+        let mut client = proxy.client().await;
+        client.send(format!("{}{fields}\r\n", post(1001))).await;
+        let reply = client.any_response().await;
+        assert_eq!(reply.status(), 413);
+        assert!(reply.field("proxy-status").is_some_and(|told| told.contains("body_too_large")), "{reply:?}");
+        assert_eq!(client.closed().await, b"");
+    }
+    let client = Client2::prior(proxy.listen).await;
+    let mut declared = request("POST", "/");
+    declared.headers_mut().insert("content-length", "1001".parse().expect("a value"));
+    let (response, _sending) = client.open(declared, false).await.expect("a stream");
+    assert_eq!(within("the answer", response).await.expect("an answer").status(), 413);
+    assert_eq!((origin.total(), origin.connections()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_body_that_grows_over_the_limit_is_413_and_never_whole_for_an_origin() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "max_body_size: 1000B").await;
+    let mut client = proxy.client().await;
+    client.send("POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    let chunk = format!("1f4\r\n{}\r\n", "x".repeat(500));
+    client.send(&chunk).await;
+    client.send(&chunk).await;
+    client.send("1\r\nx\r\n").await;
+    assert_eq!(client.response().await.status(), 413);
+    assert_eq!(client.closed().await, b"");
+    let whole = format!("POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}{chunk}0\r\n\r\n");
+    assert_eq!(proxy.client().await.ask(whole).await.length, 1000);
+    let client = Client2::prior(proxy.listen).await;
+    let parts = vec![Bytes::from(vec![b'x'; 600]); 2];
+    assert_eq!(client.send(request("POST", "/"), parts, None).await.status, 413);
+    assert_eq!(origin.total(), 1, "an origin saw a body that was cut");
+    let reasons = reasons(&proxy, 3).await;
+    assert_eq!(reasons.iter().filter(|reason| *reason == "body_too_large").count(), 2, "{reasons:?}");
+    wait_until("the cut requests' connections to end", || origin.open() <= 1).await;
+}
+
+#[tokio::test]
+async fn an_upload_slower_than_the_rate_is_408() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "min_body_rate: 1KiB").await;
+    let begun = Instant::now();
+    let mut slow = proxy.client().await;
+    slow.send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 100000\r\n\r\n").await;
+    let trickle = async {
+        let mut answer = Vec::new();
+        let (mut reader, mut writer) = tokio::io::split(slow.wire.into_parts().0);
+        loop {
+            // The client's pace: 100 bytes a second, each well within any deadline of a single read.
+            match tokio::time::timeout(Duration::from_millis(100), reader.read_buf(&mut answer)).await {
+                Ok(Ok(0) | Err(_)) => return answer,
+                Ok(Ok(_)) => {}
+                Err(_) => drop(tokio::io::AsyncWriteExt::write_all(&mut writer, b"0123456789").await),
+            }
+        }
+    };
+    // Ten times as fast as it has to be: it takes longer than the grace and is served.
+    let fast = async {
+        let mut client = proxy.client().await;
+        client.send("POST /fast HTTP/1.1\r\nHost: a.test\r\nContent-Length: 70000\r\n\r\n").await;
+        for _ in 0..70 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            client.send(vec![b'x'; 1000]).await;
+        }
+        client.response().await
+    };
+    let (answer, fast) = tokio::join!(within("the cut", trickle), fast);
+    let text = String::from_utf8_lossy(&answer);
+    assert!(text.starts_with("HTTP/1.1 408") && text.contains("client_timeout"), "{text:?}");
+    assert!(text.contains("Connection: close"), "{text:?}");
+    assert!(begun.elapsed() > Duration::from_secs(5), "cut after {:?}", begun.elapsed());
+    assert_eq!((fast.status(), fast.length), (200, 70_000));
+    assert_eq!(origin.count("/"), 0, "an origin saw a body that was cut");
+}
+
+#[tokio::test]
+async fn a_reader_slower_than_the_rate_is_cut_and_one_that_keeps_it_is_not() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "min_body_rate: 1KiB").await;
+    let mut stuck = proxy.client().await;
+    stuck.send(get("/size/100000000")).await;
+    // Slow enough to outlast the grace, and many times as fast as it has to be.
+    let steady = async {
+        let mut client = proxy.client().await;
+        client.send(get("/size/40000000")).await;
+        let (mut stream, _) = client.wire.into_parts();
+        let mut part = vec![0; 256 << 10];
+        let mut all = 0;
+        while all < 40_000_000 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            match stream.read(&mut part).await {
+                Ok(read) if read > 0 => all += read,
+                end => panic!("cut after {all} bytes: {end:?}"),
+            }
+        }
+    };
+    let cut = proxy.metric("rrlb_failures_total", &["reason=\"too_slow\""], |n| n == 1.0);
+    tokio::join!(within("the steady reader", steady), cut);
+    assert!(stuck.closed().await.len() < 100_000_000);
+    let reasons = reasons(&proxy, 2).await;
+    assert!(reasons.contains(&"too_slow".to_owned()) && reasons.contains(&"ok".to_owned()), "{reasons:?}");
+}
+
+#[tokio::test]
+async fn the_last_request_of_a_connection_closes_it() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "requests_per_connection: 3").await;
+    let mut client = proxy.client().await;
+    for n in 1..=3 {
+        let reply = client.get("/").await;
+        assert_eq!(reply.status(), 200);
+        assert_eq!(reply.field("connection"), Some(if n == 3 { "close" } else { "keep-alive" }), "request {n}");
+    }
+    assert_eq!(client.closed().await, b"");
+    let mut client = proxy.client().await;
+    client.send([get("/1"), get("/2"), get("/3"), get("/4")].concat()).await;
+    for _ in 0..3 {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    assert_eq!(client.closed().await, b"");
+    assert_eq!(origin.count("/4"), 0);
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_are_closed_as_they_come() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "connections: 2").await;
+    let (mut first, mut second) = (proxy.client().await, proxy.client().await);
+    assert_eq!((first.get("/").await.status(), second.get("/").await.status()), (200, 200));
+    assert_eq!(proxy.client().await.closed().await, b"");
+    proxy.metric("rrlb_connections_refused_total", &["cause=\"limit\""], |n| n == 1.0).await;
+    assert_eq!(first.get("/").await.status(), 200);
+    drop(second);
+    crate::support::eventually("a place to be free", async || {
+        let Ok(mut client) = Client::try_connect(proxy.listen).await else { return false };
+        client.try_get("/").await.is_ok_and(|reply| reply.status() == 200)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn connections_of_one_client_over_the_limit_are_closed_as_they_come() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "connections_per_ip: 2").await;
+    let from = |last: u8| Client::connect_from(IpAddr::from([127, 0, 0, last]), proxy.listen);
+    let (mut first, mut second) = (from(1).await, from(1).await);
+    assert_eq!((first.get("/").await.status(), second.get("/").await.status()), (200, 200));
+    assert_eq!(from(1).await.closed().await, b"");
+    assert_eq!(from(2).await.get("/").await.status(), 200);
+    proxy.metric("rrlb_connections_refused_total", &["cause=\"per_ip\""], |n| n == 1.0).await;
+    drop(first);
+    crate::support::eventually("a place to be free", async || {
+        from(1).await.try_get("/").await.is_ok_and(|reply| reply.status() == 200)
+    })
+    .await;
+}
+
+/// `RRLB_TEST_TRICKLERS=5000` is the long form; both processes need as many descriptors.
+#[tokio::test]
+async fn others_are_served_while_clients_trickle_and_the_tricklers_go_in_time() {
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let count: usize = std::env::var("RRLB_TEST_TRICKLERS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "header_timeout: 3s").await;
+    let mut tricklers = JoinSet::new();
+    let listen = proxy.listen;
+    for _ in 0..count {
+        tricklers.spawn(async move {
+            let mut client = Client::connect(listen).await;
+            let begun = Instant::now();
+            client.send("GET / HTTP/1.1\r\nHost: a.test\r\nX-Drip: ").await;
+            // A byte now and then, until the other side has closed.
+            while tokio::time::timeout(Duration::from_millis(250), client.wire.rest()).await.is_err() {
+                let _ = client.wire.send("x").await;
+            }
+            begun.elapsed()
+        });
+    }
+    let mut slowest = Duration::ZERO;
+    let mut served = 0;
+    let mut client = proxy.client().await;
+    while !tricklers.is_empty() {
+        let begun = Instant::now();
+        assert_eq!(client.get("/").await.status(), 200);
+        assert_eq!(proxy.get("/").await.status(), 200);
+        slowest = slowest.max(begun.elapsed());
+        served += 2;
+        while let Some(gone) = tricklers.try_join_next() {
+            let took = gone.expect("no panic");
+            assert!(took < TIMEOUT + Duration::from_secs(2), "a trickler was gone only after {took:?}");
+        }
+    }
+    assert!(served > 50 && slowest < Duration::from_secs(2), "{served} served, the slowest in {slowest:?}");
+    assert_eq!(origin.total(), served);
+}
