@@ -6,5 +6,6 @@ pub mod forwarded;
 pub mod headers;
 pub mod health;
 pub mod path;
+pub mod proxy_protocol;
 pub mod retry;
 pub mod route;
