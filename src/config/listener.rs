@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::{
     certificate::Certificates,
     decode::{Decoder, Fields, Item, Table, table, value},
-    model::{Alpn, Certificate, Listener, ListenerLimits, ListenerTls, TlsVersion},
+    model::{Alpn, Certificate, Listener, ListenerLimits, ListenerTls, ProxyProtocol, TlsVersion},
 };
-use crate::types::ByteSize;
+use crate::types::{ByteSize, ListenAddress};
 
 pub(super) const LISTENER: Table = Table {
     what: "a listener",
@@ -16,6 +16,7 @@ pub(super) const LISTENER: Table = Table {
         table("tls", "none: plain text", &TLS),
         value("h2c", "false"),
         value("redirect_https", "false"),
+        table("proxy_protocol", "none", &PROXY_PROTOCOL),
         table("limits", "see there", &LIMITS),
     ],
 };
@@ -23,6 +24,11 @@ pub(super) const LISTENER: Table = Table {
 const TLS: Table = Table {
     what: "a listener's tls",
     keys: &[value("certificates", "required"), value("min_version", "\"1.2\""), value("alpn", "[h2, http/1.1]")],
+};
+
+const PROXY_PROTOCOL: Table = Table {
+    what: "proxy_protocol",
+    keys: &[value("from", "required, but for a unix socket"), value("required", "true")],
 };
 
 const LIMITS: Table = Table {
@@ -47,6 +53,9 @@ pub(super) fn decode<'t>(
     let tls = fields.get("tls").map_or(Some(None), |item| tls(d, &item, certificates).map(Some));
     let h2c = fields.get("h2c").map_or(Some(false), |item| d.boolean(&item));
     let redirect_https = fields.get("redirect_https").map_or(Some(false), |item| d.boolean(&item));
+    let unix = matches!(address, Some(ListenAddress::Unix(_)));
+    let proxy_protocol =
+        fields.get("proxy_protocol").map_or(Some(None), |item| proxy_protocol(d, &item, unix).map(Some));
     let limits = limits(d, fields.get("limits"));
 
     if let (Some(_), Some(true), Some(item)) = (fields.get("tls"), h2c, fields.get("h2c")) {
@@ -58,9 +67,35 @@ pub(super) fn decode<'t>(
         let help = "write `redirect_https` on the listener for port 80";
         d.error_at(item.node.head(), &item.path, "redirect-with-tls", message, help);
     }
-    let listener =
-        Listener { address: address?, tls: tls?, h2c: h2c?, redirect_https: redirect_https?, limits: limits? };
+    let listener = Listener {
+        address: address?,
+        tls: tls?,
+        h2c: h2c?,
+        redirect_https: redirect_https?,
+        proxy_protocol: proxy_protocol?,
+        limits: limits?,
+    };
     Some((listener, address_item?))
+}
+
+fn proxy_protocol(d: &mut Decoder<'_>, item: &Item<'_>, unix: bool) -> Option<ProxyProtocol> {
+    const HELP: &str = "write the addresses of your load balancers, such as `from: [10.0.0.0/8]`";
+    let fields = d.fields(item, &PROXY_PROTOCOL)?;
+    let required = fields.get("required").map_or(Some(true), |item| d.boolean(&item));
+    let from = match fields.get("from") {
+        Some(from) => {
+            let networks = d.at_least_one(&from, "a network or a list of networks", HELP);
+            d.all(networks, |d, item| d.network(item))
+        }
+        // Who can open the socket may.
+        None if unix => Some(Vec::new()),
+        None => {
+            let message = "`from` is missing: whoever may send a PROXY header can claim to be any client";
+            d.error_at(item.node.head(), &item.path, "missing-key", message, HELP);
+            None
+        }
+    };
+    Some(ProxyProtocol { from: from?, required: required? })
 }
 
 fn tls(d: &mut Decoder<'_>, item: &Item<'_>, certificates: &Certificates) -> Option<ListenerTls> {

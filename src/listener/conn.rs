@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::border::Border;
+use super::{border::Border, proxy_protocol::Replayed};
 use crate::proxy::{Afterwards, ConnInfo};
 
 /// Collected writes leave when they would grow beyond this.
@@ -38,6 +38,8 @@ const AHEAD_LIMIT: usize = 64 * 1024;
 /// A connected socket.
 #[derive(Debug)]
 pub(super) enum Socket {
+    /// One that was read from before.
+    Replayed(Box<Replayed>),
     /// TCP
     Tcp(TcpStream),
     /// A unix socket.
@@ -363,6 +365,7 @@ impl Peek for Conn {}
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
         match self {
+            Self::Replayed(stream) => stream.socket.as_raw_fd(),
             Self::Tcp(stream) => stream.as_raw_fd(),
             Self::Unix(stream) => stream.as_raw_fd(),
         }
@@ -372,6 +375,7 @@ impl AsRawFd for Socket {
 macro_rules! each {
     ($value:expr, Socket, $inner:ident => $then:expr) => {
         match $value {
+            Socket::Replayed($inner) => $then,
             Socket::Tcp($inner) => $then,
             Socket::Unix($inner) => $then,
         }

@@ -9,6 +9,7 @@ mod front;
 mod h1;
 mod h2;
 mod listening;
+mod proxy_protocol;
 mod pulse;
 mod socket;
 pub mod tickets;

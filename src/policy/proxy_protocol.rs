@@ -101,9 +101,7 @@ fn parse_v1(bytes: &[u8]) -> Parsed {
         _ => return Parsed::Malformed,
     }
     match std::str::from_utf8(&line[V1_START.len()..end]).ok().and_then(source_v1) {
-        Some(source) => {
-            Parsed::Complete(Header { version: Version::V1, source, alpn: None, authority: None }, end + 2)
-        }
+        Some(source) => Parsed::Complete(Header { version: Version::V1, source, alpn: None, authority: None }, end + 2),
         // What follows UNKNOWN need not be text.
         None if is_unknown(&line[V1_START.len()..end]) => {
             let header = Header { version: Version::V1, source: Source::Unknown, alpn: None, authority: None };

@@ -11,7 +11,7 @@ use std::{
 };
 
 use http::{HeaderValue, uri::PathAndQuery};
-use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::{http::bridge::grpc_web::GrpcWebCtx, raw_connect::ProxyDigest};
 use pingora_http::ResponseHeader;
 use rustls::ProtocolVersion;
 use tokio::sync::Notify;
@@ -33,6 +33,7 @@ use crate::{
 #[derive(Debug)]
 pub struct ConnInfo {
     client: Option<SocketAddr>,
+    local: Option<SocketAddr>,
     tls: Option<TlsInfo>,
     redirect_https: bool,
     keep_alive: Duration,
@@ -65,10 +66,11 @@ pub struct TlsInfo {
 }
 
 impl ConnInfo {
-    /// A connection from `client` (`None` for a unix socket) on the descriptor `fd`.
+    /// A connection from `client` (`None` for a unix socket), by the PROXY header where there was one, on the descriptor `fd`.
     pub fn new(client: Option<SocketAddr>, tls: Option<TlsInfo>, listener: &model::Listener, fd: RawFd) -> Self {
         Self {
             client,
+            local: None,
             tls,
             redirect_https: listener.redirect_https,
             keep_alive: listener.limits.idle_timeout,
@@ -80,7 +82,17 @@ impl ConnInfo {
         }
     }
 
-    /// The peer's address; `None` for a unix socket.
+    /// As it is, from a client that connected to `local`.
+    pub fn at(self, local: Option<SocketAddr>) -> Self {
+        Self { local, ..self }
+    }
+
+    /// The client's address and the one it connected to; `None` for a unix socket.
+    pub(super) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        self.client.zip(self.local)
+    }
+
+    /// The peer's address, by the PROXY header where there was one; `None` for a unix socket.
     pub fn peer(&self) -> Option<IpAddr> {
         self.client.map(|client| client.ip())
     }
@@ -300,6 +312,8 @@ pub struct RequestCtx {
     pub(super) read_timeout: Duration,
     pub(super) answered: bool,
     pub(super) upgraded: bool,
+    /// How far the translation of gRPC-web is.
+    pub(super) grpc_web: GrpcWebCtx,
     pub(super) reason: Option<Reason>,
 }
 
@@ -334,6 +348,7 @@ impl RequestCtx {
             read_timeout: Duration::MAX,
             answered: false,
             upgraded: false,
+            grpc_web: GrpcWebCtx::Disabled,
             reason: None,
         }
     }

@@ -6,7 +6,7 @@ use pingora_core::{ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
-use super::{admit, ctx::RequestCtx, reject::X_REQUEST_ID};
+use super::{admit, ctx::RequestCtx, grpc_web, reject::X_REQUEST_ID};
 use crate::{
     config::model::HostHeader,
     policy::{
@@ -44,6 +44,7 @@ pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &Req
             fields.insert(X_REQUEST_ID, id.clone());
         }
     })?;
+    grpc_web::upstream_request(upstream, &ctx.grpc_web)?;
     if upstream.version != Version::HTTP_2 {
         origin_form(upstream)?;
     }
@@ -185,7 +186,7 @@ fn join_cookies(upstream: &mut HeaderMap) {
 ///
 /// # Errors
 /// A value that is no value, which validation has ruled out.
-pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> {
+pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
     let upgrade = answer.status == StatusCode::SWITCHING_PROTOCOLS;
     if !upgrade {
         hop_by_hop(answer);
@@ -193,6 +194,7 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
     if answer.status.is_informational() {
         return Ok(());
     }
+    ctx.grpc_web.response_header_filter(answer);
     if session.is_upgrade_req() {
         // Refused: what the client sends after its handshake has no border.
         session.set_keepalive(None);

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::PoisonError};
 
-use super::{AcceptError, AdminOutcome, CLASSES, Handshake, Metrics, NO_UPSTREAM, Named, UpstreamMetrics};
+use super::{AcceptError, AdminOutcome, CLASSES, Handshake, Metrics, NO_UPSTREAM, Named, ProxyHeader, UpstreamMetrics};
 use crate::{
     telemetry::{
         cell::BOUNDS,
@@ -169,6 +169,13 @@ fn connections(out: &mut Exposition, metrics: &Metrics, named: &Named) {
             let (result, resumed) = outcome.labels();
             let labels = [("listener", listener.as_str()), ("result", result), ("resumed", resumed)];
             out.sample(name, &labels, counter.value());
+        }
+    }
+    let name = "rrlb_proxy_protocol_total";
+    out.family(name, Kind::Counter, "What became of the PROXY headers of connections.");
+    for (listener, counts) in &named.listeners {
+        for (counter, result) in counts.proxy_headers.iter().zip(ProxyHeader::ALL) {
+            out.sample(name, &[("listener", listener.as_str()), ("result", result.as_str())], counter.value());
         }
     }
     let name = "rrlb_connections_per_worker";
