@@ -210,9 +210,14 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
         answer.remove_header(&header::TRANSFER_ENCODING);
         session.set_keepalive(None);
     }
+    // Trailers go from HTTP/2 to HTTP/2 only, so nobody else is told of them.
+    let lost_trailers = answer.version != Version::HTTP_2 || session.req_header().version != Version::HTTP_2;
     let via = ctx.current().and_then(|current| current.via(answer.version));
     edit_response(answer, |fields| {
         fields.reserve(4);
+        if lost_trailers {
+            fields.remove(header::TRAILER);
+        }
         if let Some(via) = via {
             fields.append(header::VIA, via.clone());
         }

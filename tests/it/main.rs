@@ -21,6 +21,8 @@ mod layering;
 mod listeners;
 mod metrics;
 mod normalisation;
+mod protocols;
+mod proxy_protocol;
 mod regressions;
 mod regressions_lifecycle;
 mod reload;

@@ -1,3 +1,5 @@
+//! Headers good and bad, at every split, and what is written read again.
+
 use proptest::prelude::*;
 
 use super::*;
