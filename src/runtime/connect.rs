@@ -25,7 +25,10 @@ use pingora_core::{
 use tokio::io::AsyncWriteExt;
 
 use super::connections::Connections;
-use crate::config::model;
+use crate::{
+    config::model,
+    policy::proxy_protocol::{self, Said, Version},
+};
 
 /// Opens the connections of one upstream.
 #[derive(Debug)]
@@ -123,6 +126,15 @@ impl Announcing {
     /// Connects by `connector`, and sends `header`.
     pub fn new(connector: Arc<dyn Connect + Send + Sync>, header: Vec<u8>) -> Self {
         Self { connector, header }
+    }
+}
+
+/// For probes, which are for no client: where backends are sent PROXY headers, theirs say so.
+pub fn for_probes(connector: Connector, version: Option<Version>) -> Arc<dyn Connect + Send + Sync> {
+    let connector = Arc::new(connector);
+    match version {
+        Some(version) => Arc::new(Announcing::new(connector, proxy_protocol::write(version, Said::Local))),
+        None => connector,
     }
 }
 

@@ -36,13 +36,10 @@ use tokio::{
 
 use crate::{
     config::model::{HealthCheck, HttpProbe, Probe, Process},
-    policy::{
-        health::{Flip, Health, HealthState},
-        proxy_protocol::{self, Said},
-    },
+    policy::health::{Flip, Health, HealthState},
     runtime::{
         backend::BackendState,
-        connect::{Announcing, Connector},
+        connect::{self, Connector},
         peer::TlsProfile,
         upstream::Upstream,
     },
@@ -233,11 +230,7 @@ impl HealthChecks {
             |profile: &TlsProfile| Arc::new(TransportConnector::new(Some(profile.connector_options(&self.process))));
         let connector = probing.connectors.entry(upstream.tls_profile.clone()).or_insert_with_key(make).clone();
         let dialer = Connector::new(check.timeout, check.timeout, &self.process, Arc::default());
-        let mut dialer: Arc<dyn L4Connect + Send + Sync> = Arc::new(dialer);
-        if let Some(version) = upstream.proxy_protocol {
-            // A probe is for no client.
-            dialer = Arc::new(Announcing::new(dialer, proxy_protocol::write(version, Said::Local)));
-        }
+        let dialer = connect::for_probes(dialer, upstream.proxy_protocol);
         let check = Arc::new(check.clone());
         let mut tasks = HashMap::new();
         for backend in upstream.backends() {
