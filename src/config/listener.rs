@@ -7,7 +7,8 @@ use super::{
     decode::{Decoder, Fields, Item, Table, table, value},
     guard,
     model::{
-        Alpn, Certificate, CipherProfile, ClientAuth, ClientAuthMode, Listener, ListenerLimits, ListenerTls, TlsVersion,
+        Alpn, Certificate, CipherProfile, ClientAuth, ClientAuthMode, Listener, ListenerLimits, ListenerTls,
+        ProxyProtocol, TlsVersion,
     },
 };
 use crate::types::{ByteSize, ListenAddress};
@@ -19,6 +20,7 @@ pub(super) const LISTENER: Table = Table {
         table("tls", "none: plain text", &TLS),
         value("h2c", "false"),
         value("redirect_https", "false"),
+        table("proxy_protocol", "none", &PROXY_PROTOCOL),
         table("limits", "see there", &LIMITS),
         guard::ALLOW,
         guard::DENY,
@@ -41,6 +43,11 @@ const TLS: Table = Table {
 const CLIENT_AUTH: Table = Table {
     what: "client_auth",
     keys: &[value("mode", "required"), value("ca", "required with optional and required"), value("crl", "none")],
+};
+
+const PROXY_PROTOCOL: Table = Table {
+    what: "proxy_protocol",
+    keys: &[value("from", "required, but for a unix socket"), value("required", "true")],
 };
 
 const LIMITS: Table = Table {
@@ -72,6 +79,9 @@ pub(super) fn decode<'t>(
     let tls = fields.get("tls").map_or(Some(None), |item| tls(d, &item, certificates).map(Some));
     let h2c = fields.get("h2c").map_or(Some(false), |item| d.boolean(&item));
     let redirect_https = fields.get("redirect_https").map_or(Some(false), |item| d.boolean(&item));
+    let unix = matches!(address, Some(ListenAddress::Unix(_)));
+    let proxy_protocol =
+        fields.get("proxy_protocol").map_or(Some(None), |item| proxy_protocol(d, &item, unix).map(Some));
     let limits = limits(d, fields.get("limits"));
     let access = guard::access(d, &fields);
 
@@ -96,10 +106,31 @@ pub(super) fn decode<'t>(
         tls: tls?,
         h2c: h2c?,
         redirect_https: redirect_https?,
+        proxy_protocol: proxy_protocol?,
         limits: limits?,
         access: access?,
     };
     Some((listener, address_item?))
+}
+
+fn proxy_protocol(d: &mut Decoder<'_>, item: &Item<'_>, unix: bool) -> Option<ProxyProtocol> {
+    const HELP: &str = "write the addresses of your load balancers, such as `from: [10.0.0.0/8]`";
+    let fields = d.fields(item, &PROXY_PROTOCOL)?;
+    let required = fields.get("required").map_or(Some(true), |item| d.boolean(&item));
+    let from = match fields.get("from") {
+        Some(from) => {
+            let networks = d.at_least_one(&from, "a network or a list of networks", HELP);
+            d.all(networks, |d, item| d.network(item))
+        }
+        // Who can open the socket may.
+        None if unix => Some(Vec::new()),
+        None => {
+            let message = "`from` is missing: whoever may send a PROXY header can claim to be any client";
+            d.error_at(item.node.head(), &item.path, "missing-key", message, HELP);
+            None
+        }
+    };
+    Some(ProxyProtocol { from: from?, required: required? })
 }
 
 fn tls(d: &mut Decoder<'_>, item: &Item<'_>, certificates: &Certificates) -> Option<ListenerTls> {

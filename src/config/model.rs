@@ -1,7 +1,13 @@
 //! The validated configuration: what every other floor reads. No serde, no operator text left to parse; a `Model`
 //! that exists is one that can be served, but for what only the machine can tell (a used port, a dead backend).
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
@@ -12,8 +18,8 @@ pub use guard::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Sec
 
 use crate::{
     policy::{
-        access::Access, balance::Balance, headers::HeaderEdits, health::Thresholds, path::SentPath, retry::RetryPolicy,
-        route::RouteMatch,
+        access::Access, balance::Balance, headers::HeaderEdits, health::Thresholds, path::SentPath, proxy_protocol,
+        retry::RetryPolicy, route::RouteMatch,
     },
     types::{AdminState, BackendAddress, ByteSize, ListenAddress, Name, Weight},
 };
@@ -132,10 +138,29 @@ pub struct Listener {
     pub h2c: bool,
     /// Every request is answered with a redirect to `https://` and the same host.
     pub redirect_https: bool,
+    /// Who says on whose behalf it connects; `None`: nobody, the default.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Deadlines and sizes.
     pub limits: ListenerLimits,
     /// Whose requests are taken, by the connection's peer; `None` is everybody's.
     pub access: Option<Arc<Access>>,
+}
+
+/// Load balancers that send PROXY protocol headers, version 1 or 2, before anything else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    /// Who may send one; never empty, but for a unix socket: who can open that may.
+    pub from: Vec<IpNet>,
+    /// They must send one, and nobody else is served; default true. Otherwise those who send none, and anybody else, are
+    /// served as they are.
+    pub required: bool,
+}
+
+impl ProxyProtocol {
+    /// Whether a header from there is believed; `None` is a unix socket.
+    pub fn believes(&self, peer: Option<IpAddr>) -> bool {
+        peer.is_none_or(|peer| self.from.iter().any(|network| network.contains(&peer.to_canonical())))
+    }
 }
 
 /// A TLS version rrlb speaks.
@@ -207,6 +232,11 @@ pub struct Upstream {
     pub timeouts: Timeouts,
     /// When and how often another backend is tried.
     pub retry: RetryPolicy,
+    /// How each connection begins by saying for which client it is; `None`: it does not, the default. Never with HTTP/2,
+    /// whose connections are for many clients.
+    pub proxy_protocol: Option<proxy_protocol::Version>,
+    /// gRPC-web is translated into gRPC; default false.
+    pub grpc_web: bool,
 }
 
 /// Where backends come from beside the file.

@@ -10,8 +10,8 @@ use super::{
     model::{
         AccessLog, Admin, AdminTcp, Alpn, Backend, Certificate, CipherProfile, ClientAuth, Discover, DiscoverDns,
         DiscoverList, DnsRecords, HealthCheck, HostHeader, HttpProbe, Listener, ListenerLimits, ListenerTls, LogFormat,
-        LogTarget, Model, Ocsp, Probe, Process, RevocationLists, Timeouts, TlsVersion, Token, TrustStore, Upstream,
-        UpstreamProtocol, UpstreamTls,
+        LogTarget, Model, Ocsp, Probe, Process, ProxyProtocol, RevocationLists, Timeouts, TlsVersion, Token,
+        TrustStore, Upstream, UpstreamProtocol, UpstreamTls,
     },
     scalar::is_id,
 };
@@ -19,6 +19,7 @@ use crate::{
     policy::{
         balance::Balance,
         health::{InitialHealth, Thresholds},
+        proxy_protocol::Version,
         retry::RetryPolicy,
     },
     types::Name,
@@ -179,11 +180,16 @@ fn listeners(all: &[Listener]) -> Part<'_> {
 }
 
 fn listener(listener: &Listener) -> Part<'_> {
-    let Listener { address, tls, h2c, redirect_https, limits, access } = listener;
+    let Listener { address, tls, h2c, redirect_https, proxy_protocol, limits, access } = listener;
     let limits = listener_limits(limits);
     let mut out = vec![entry("address", shown(address))];
     out.extend(tls.as_ref().map(|tls| entry("tls", listener_tls(tls, true))));
-    out.extend([entry("h2c", bare(h2c)), entry("redirect_https", bare(redirect_https)), entry("limits", limits)]);
+    out.extend([entry("h2c", bare(h2c)), entry("redirect_https", bare(redirect_https))]);
+    out.extend(proxy_protocol.as_ref().map(|ProxyProtocol { from, required }| {
+        let from = (!from.is_empty()).then(|| entry("from", list(from, shown)));
+        entry("proxy_protocol", Part::Map(from.into_iter().chain([entry("required", bare(required))]).collect()))
+    }));
+    out.push(entry("limits", limits));
     guard::access(access.as_deref(), &mut out);
     Part::Map(out)
 }
@@ -276,6 +282,8 @@ fn upstream(upstream: &Upstream) -> Part<'_> {
         health_check: check,
         timeouts,
         retry,
+        proxy_protocol,
+        grpc_web,
     } = upstream;
     let items = backends.iter().map(|one| (one.id.as_str().into(), backend(one))).collect();
     let mut out = vec![entry("backends", Part::Items(Items { ordered: true, joints: ('.', ' '), items }))];
@@ -299,12 +307,19 @@ fn upstream(upstream: &Upstream) -> Part<'_> {
         HostHeader::Preserve => bare("preserve"),
         HostHeader::Sni => bare("sni"),
     };
+    let proxy_protocol = match proxy_protocol {
+        None => "off",
+        Some(Version::V1) => "v1",
+        Some(Version::V2) => "v2",
+    };
     out.extend([
         entry("protocol", bare(protocol)),
         entry("host_header", host_header),
         entry("health_check", check.as_ref().map_or_else(|| bare("off"), health_check)),
         entry("timeouts", self::timeouts(timeouts)),
         entry("retry", self::retry(retry)),
+        entry("proxy_protocol", bare(proxy_protocol)),
+        entry("grpc_web", bare(grpc_web)),
     ]);
     Part::Map(out)
 }

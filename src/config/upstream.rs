@@ -8,11 +8,11 @@ use super::{
     defaults::{self, Defaults, HEALTH_CHECK, RETRY, TIMEOUTS, host_value},
     discover::{self, DISCOVER},
     listener::alpn,
-    model::{Backend, Discover, DnsRecords, HostHeader, Upstream, UpstreamProtocol, UpstreamTls},
+    model::{Alpn, Backend, Discover, DnsRecords, HostHeader, Upstream, UpstreamProtocol, UpstreamTls},
     tree::{Node, Value},
 };
 use crate::{
-    policy::balance::Balance,
+    policy::{balance::Balance, proxy_protocol::Version},
     types::{AdminState, BackendAddress, Name, Weight},
 };
 
@@ -28,6 +28,8 @@ pub(super) const UPSTREAM: Table = Table {
         table("health_check", "off", &HEALTH_CHECK),
         table("timeouts", "those of defaults", &TIMEOUTS),
         table("retry", "that of defaults", &RETRY),
+        value("proxy_protocol", "off"),
+        value("grpc_web", "false"),
     ],
 };
 
@@ -104,6 +106,9 @@ fn upstream(d: &mut Decoder<'_>, item: &Item<'_>, name: &str, around: &Around<'_
     let nameless = nameless(name, backends.as_deref().unwrap_or_default(), discover.as_ref());
     let tls = fields.get("tls").map_or(Some(None), |item| tls(d, &item, name, nameless, around.certificates).map(Some));
     let protocol = protocol(d, &fields);
+    let proxy_protocol = proxy_protocol(d, &fields);
+    let protocol = one_client(d, &fields, protocol, proxy_protocol, &tls);
+    let grpc_web = grpc_web(d, &fields, protocol, &tls);
     let host_header = host_header(d, &fields);
     let inherited = defaults::inherited(d, &fields, around.defaults);
     let inherited = inherited?;
@@ -118,6 +123,8 @@ fn upstream(d: &mut Decoder<'_>, item: &Item<'_>, name: &str, around: &Around<'_
         health_check: inherited.health_check,
         timeouts: inherited.timeouts,
         retry: inherited.retry,
+        proxy_protocol: proxy_protocol?,
+        grpc_web: grpc_web?,
     })
 }
 
@@ -256,6 +263,53 @@ fn protocol(d: &mut Decoder<'_>, fields: &Fields<'_>) -> Option<UpstreamProtocol
     };
     d.error(&item, code, message, help);
     None
+}
+
+fn proxy_protocol(d: &mut Decoder<'_>, fields: &Fields<'_>) -> Option<Option<Version>> {
+    let Some(item) = fields.get("proxy_protocol") else { return Some(None) };
+    d.choice(&item, &[("off", None), ("v1", Some(Version::V1)), ("v2", Some(Version::V2))])
+}
+
+/// With PROXY headers a connection is for one client, so HTTP/1.1 is spoken.
+fn one_client(
+    d: &mut Decoder<'_>,
+    fields: &Fields<'_>,
+    protocol: Option<UpstreamProtocol>,
+    proxy_protocol: Option<Option<Version>>,
+    tls: &Option<Option<UpstreamTls>>,
+) -> Option<UpstreamProtocol> {
+    let (Some(Some(_)), Some(item)) = (proxy_protocol, fields.get("proxy_protocol")) else { return protocol };
+    let h2_only = matches!(tls, Some(Some(tls)) if !tls.alpn.contains(&Alpn::Http1));
+    match protocol? {
+        UpstreamProtocol::Auto if !h2_only => Some(UpstreamProtocol::Http1),
+        UpstreamProtocol::Http1 => Some(UpstreamProtocol::Http1),
+        UpstreamProtocol::Auto | UpstreamProtocol::H2c | UpstreamProtocol::Http2 => {
+            let message = "an HTTP/2 connection carries many clients, and a PROXY header names one";
+            d.error(&item, "proxy-protocol-with-h2", message, "write `protocol: h1`, or take `proxy_protocol` out");
+            None
+        }
+    }
+}
+
+fn grpc_web(
+    d: &mut Decoder<'_>,
+    fields: &Fields<'_>,
+    protocol: Option<UpstreamProtocol>,
+    tls: &Option<Option<UpstreamTls>>,
+) -> Option<bool> {
+    let Some(item) = fields.get("grpc_web") else { return Some(false) };
+    let wanted = d.boolean(&item)?;
+    let h2 = match protocol? {
+        UpstreamProtocol::Auto => matches!(tls, Some(Some(tls)) if tls.alpn.contains(&Alpn::Http2)),
+        UpstreamProtocol::H2c | UpstreamProtocol::Http2 => true,
+        UpstreamProtocol::Http1 => false,
+    };
+    if wanted && !h2 {
+        let help = "write `protocol: h2c`, or h2 with `tls`";
+        d.error(&item, "grpc-web-without-h2", "gRPC is spoken over HTTP/2 only", help);
+        return None;
+    }
+    Some(wanted)
 }
 
 fn host_header(d: &mut Decoder<'_>, fields: &Fields<'_>) -> Option<HostHeader> {

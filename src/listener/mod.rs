@@ -12,6 +12,7 @@ mod h2;
 mod limits;
 mod listening;
 mod pace;
+mod proxy_protocol;
 mod pulse;
 mod socket;
 mod subject;

@@ -13,9 +13,13 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
+use super::proxy_protocol::Replayed;
+
 /// A connected socket.
 #[derive(Debug)]
 pub(super) enum Socket {
+    /// One that was read from before.
+    Replayed(Box<Replayed>),
     /// TCP
     Tcp(TcpStream),
     /// A unix socket.
@@ -47,6 +51,7 @@ impl Transport {
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
         match self {
+            Self::Replayed(stream) => stream.socket.as_raw_fd(),
             Self::Tcp(stream) => stream.as_raw_fd(),
             Self::Unix(stream) => stream.as_raw_fd(),
         }
@@ -56,6 +61,7 @@ impl AsRawFd for Socket {
 macro_rules! each {
     ($value:expr, Socket, $inner:ident => $then:expr) => {
         match $value {
+            Socket::Replayed($inner) => $then,
             Socket::Tcp($inner) => $then,
             Socket::Unix($inner) => $then,
         }

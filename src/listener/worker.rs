@@ -1,6 +1,7 @@
 //! A worker: one thread, one event loop, its own `HttpProxy` and upstream pool. A connection stays where it began.
 
 use std::{
+    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -23,6 +24,7 @@ use super::{
     crew::{Mail, Member},
     h1, h2,
     pace::Pacing,
+    proxy_protocol::{self, Ends, Replayed},
     pulse::Pulse,
 };
 use crate::{
@@ -195,11 +197,14 @@ fn start(post: &Arc<Post>, accepted: Accepted) {
         }
     };
     let post = post.clone();
+    let ends = Ends::of(&endpoint, &socket, client);
     if endpoint.tls.is_some() {
-        tokio::spawn(secure(post, endpoint, socket, client, open));
+        tokio::spawn(secure(post, endpoint, socket, ends, open));
+    } else if endpoint.model.proxy_protocol.is_some() {
+        tokio::spawn(announced(post, endpoint, socket, ends, open));
     } else {
         let conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint)));
-        let info = Arc::new(ConnInfo::new(client, None, &endpoint.model, conn.fd()));
+        let info = Arc::new(ConnInfo::new(ends.client, None, &endpoint.model, conn.fd()).at(ends.local));
         tokio::spawn(h1::serve(post, conn, info, endpoint, open));
     }
 }
@@ -208,14 +213,22 @@ fn pacing(post: &Post, endpoint: &Endpoint) -> Option<Pacing> {
     Pacing::new(post.kit.deadlines(), endpoint.model.limits.min_body_rate)
 }
 
-async fn secure(
-    post: Arc<Post>,
-    endpoint: Arc<Endpoint>,
-    socket: Socket,
-    client: Option<std::net::SocketAddr>,
-    open: Open,
-) {
-    let Some((conn, info)) = Box::pin(handshake(&post, &endpoint, socket, client)).await else { return };
+/// Plain text behind a PROXY header, which may take as long as a head.
+async fn announced(post: Arc<Post>, endpoint: Arc<Endpoint>, mut socket: Socket, ends: Ends, open: Open) {
+    let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
+    deadline.arm(socket.as_raw_fd(), Wait::First, Instant::now(), endpoint.model.limits.header_timeout);
+    let Some((ends, ahead)) = Box::pin(proxy_protocol::read(&mut socket, ends, &endpoint, &deadline)).await else {
+        return;
+    };
+    drop(deadline);
+    let mut conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint)));
+    *conn.ahead() = ahead;
+    let info = Arc::new(ConnInfo::new(ends.client, None, &endpoint.model, conn.fd()).at(ends.local));
+    h1::serve(post, conn, info, endpoint, open).await;
+}
+
+async fn secure(post: Arc<Post>, endpoint: Arc<Endpoint>, socket: Socket, ends: Ends, open: Open) {
+    let Some((conn, info)) = Box::pin(handshake(&post, &endpoint, socket, ends)).await else { return };
     match info.tls().map(|tls| tls.alpn) {
         Some(Some(Alpn::Http2)) => {
             Box::pin(h2::serve(post, conn, info, endpoint)).await;
@@ -228,13 +241,14 @@ async fn secure(
 async fn handshake(
     post: &Post,
     endpoint: &Endpoint,
-    socket: Socket,
-    client: Option<std::net::SocketAddr>,
+    mut socket: Socket,
+    ends: Ends,
 ) -> Option<(Box<Conn>, Arc<ConnInfo>)> {
-    use std::os::fd::AsRawFd;
     let tls = endpoint.tls.as_ref()?.serving();
     let deadline = post.kit.deadlines().guard(How::Both);
     deadline.arm(socket.as_raw_fd(), Wait::Work, Instant::now(), endpoint.model.limits.handshake_timeout);
+    let (ends, ahead) = proxy_protocol::read(&mut socket, ends, endpoint, &deadline).await?;
+    let socket = Replayed::over(socket, ahead);
     let accepted = tls.accept(socket).await.and_then(|stream| {
         let session = stream.get_ref().1;
         let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
@@ -250,8 +264,8 @@ async fn handshake(
                 alpn: session.alpn_protocol().map(|name| if name == b"h2" { Alpn::Http2 } else { Alpn::Http1 }),
             };
             let conn = Box::new(Conn::new(Transport::Tls(Box::new(stream)), pacing(post, endpoint)));
-            let info = ConnInfo::new(client, Some(info), &endpoint.model, conn.fd()).with_client(verified);
-            let info = Arc::new(info);
+            let info = ConnInfo::new(ends.client, Some(info), &endpoint.model, conn.fd());
+            let info = Arc::new(info.at(ends.local).with_client(verified));
             Some((conn, info))
         }
         Err(error) => {

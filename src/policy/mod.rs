@@ -10,6 +10,7 @@ pub mod health;
 pub mod limit_key;
 pub mod password;
 pub mod path;
+pub mod proxy_protocol;
 pub mod rate;
 pub mod retry;
 pub mod route;

@@ -10,7 +10,7 @@ use pingora_proxy::Session;
 
 use super::{
     ctx::{RequestCtx, RequestStart},
-    edit, guard,
+    edit, grpc_web, guard,
     kit::Kit,
     reject,
 };
@@ -127,6 +127,9 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
             ctx.total_due = member.upstream.timeouts.total.map(|total| ctx.started + total);
             ctx.in_flight = Some(member.metrics.begin(kit.index()));
             member.upstream.budget.on_request(kit.millis(ctx.started));
+            if member.upstream.grpc_web {
+                grpc_web::request(session.req_header_mut(), &mut ctx.grpc_web);
+            }
             Ok(false)
         }
         Action::Redirect(redirect) => {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use http::{HeaderValue, uri::PathAndQuery};
-use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::{http::bridge::grpc_web::GrpcWebCtx, raw_connect::ProxyDigest};
 use pingora_http::ResponseHeader;
 use rustls::ProtocolVersion;
 use tokio::sync::Notify;
@@ -36,6 +36,7 @@ const NO_FAULT: u8 = u8::MAX;
 #[derive(Debug)]
 pub struct ConnInfo {
     client: Option<SocketAddr>,
+    local: Option<SocketAddr>,
     tls: Option<TlsInfo>,
     verified: Verified,
     redirect_https: bool,
@@ -90,10 +91,11 @@ pub struct ClientCertificate {
 }
 
 impl ConnInfo {
-    /// A connection from `client` (`None` for a unix socket) on the descriptor `fd`.
+    /// A connection from `client` (`None` for a unix socket), by the PROXY header where there was one, on the descriptor `fd`.
     pub fn new(client: Option<SocketAddr>, tls: Option<TlsInfo>, listener: &model::Listener, fd: RawFd) -> Self {
         Self {
             client,
+            local: None,
             tls,
             verified: Verified::NotAsked,
             redirect_https: listener.redirect_https,
@@ -117,7 +119,17 @@ impl ConnInfo {
         &self.verified
     }
 
-    /// The peer's address; `None` for a unix socket.
+    /// As it is, from a client that connected to `local`.
+    pub fn at(self, local: Option<SocketAddr>) -> Self {
+        Self { local, ..self }
+    }
+
+    /// The client's address and the one it connected to; `None` for a unix socket.
+    pub(super) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        self.client.zip(self.local)
+    }
+
+    /// The peer's address, by the PROXY header where there was one; `None` for a unix socket.
     pub fn peer(&self) -> Option<IpAddr> {
         self.client.map(|client| client.ip())
     }
@@ -346,6 +358,8 @@ pub struct RequestCtx {
     pub(super) read_timeout: Duration,
     pub(super) answered: bool,
     pub(super) upgraded: bool,
+    /// How far the translation of gRPC-web is.
+    pub(super) grpc_web: GrpcWebCtx,
     pub(super) reason: Option<Reason>,
 }
 
@@ -381,6 +395,7 @@ impl RequestCtx {
             read_timeout: Duration::MAX,
             answered: false,
             upgraded: false,
+            grpc_web: GrpcWebCtx::Disabled,
             reason: None,
         }
     }

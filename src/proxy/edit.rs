@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 use super::{
     admit,
     ctx::{ConnInfo, RequestCtx, Verified},
-    guard,
+    grpc_web, guard,
     reject::X_REQUEST_ID,
 };
 use crate::{
@@ -52,6 +52,7 @@ pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &Req
             fields.insert(X_REQUEST_ID, id.clone());
         }
     })?;
+    grpc_web::upstream_request(upstream, &ctx.grpc_web)?;
     if upstream.version != Version::HTTP_2 {
         origin_form(upstream)?;
     }
@@ -207,7 +208,7 @@ pub(super) fn join_cookies(upstream: &mut HeaderMap) {
 ///
 /// # Errors
 /// A value that is no value, which validation has ruled out.
-pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: &RequestCtx) -> Result<()> {
+pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
     let upgrade = answer.status == StatusCode::SWITCHING_PROTOCOLS;
     if !upgrade {
         hop_by_hop(answer);
@@ -215,6 +216,7 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
     if answer.status.is_informational() {
         return Ok(());
     }
+    ctx.grpc_web.response_header_filter(answer);
     if session.is_upgrade_req() {
         // Refused: what the client sends after its handshake has no border.
         session.set_keepalive(None);
@@ -230,11 +232,16 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
         answer.remove_header(&header::TRANSFER_ENCODING);
         session.set_keepalive(None);
     }
+    // Trailers go from HTTP/2 to HTTP/2 only, so nobody else is told of them.
+    let lost_trailers = answer.version != Version::HTTP_2 || session.req_header().version != Version::HTTP_2;
     let via = ctx.current().and_then(|current| current.via(answer.version));
     edit_response(answer, |fields| {
         fields.reserve(4);
         for (name, value) in guard::rate_fields(ctx) {
             fields.append(name, value);
+        }
+        if lost_trailers {
+            fields.remove(header::TRAILER);
         }
         if let Some(via) = via {
             fields.append(header::VIA, via.clone());

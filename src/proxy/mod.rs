@@ -6,6 +6,7 @@ mod ctx;
 mod current;
 mod edit;
 mod finish;
+mod grpc_web;
 mod guard;
 mod kit;
 mod profile;
@@ -20,6 +21,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 pub use ctx::{Afterwards, Cancel, ClientCertificate, ConnInfo, RequestCtx, RequestStart, TlsInfo, Unserved, Verified};
 pub use current::{Current, Log};
+use http::HeaderMap;
 pub use kit::Kit;
 use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -147,6 +149,16 @@ impl ProxyHttp for App {
             watch::answer_body(ctx);
         }
         Ok(None)
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _: &mut Session,
+        trailers: &mut HeaderMap,
+        ctx: &mut RequestCtx,
+    ) -> Result<Option<Bytes>> {
+        // Nothing unless a gRPC-web call is under way: then trailers become the end of the body.
+        ctx.grpc_web.response_trailer_filter(trailers)
     }
 
     fn error_while_proxy(

@@ -7,12 +7,16 @@ use pingora_core::{Error, ErrorType, Result, protocols::ALPN, upstreams::peer::H
 use pingora_proxy::Session;
 
 use super::{
-    ctx::{Fresh, RequestCtx},
+    ctx::{ConnInfo, Fresh, RequestCtx},
     kit::Kit,
 };
 use crate::{
     config::model::UpstreamProtocol,
-    runtime::{peer::TlsProfile, upstream::NoBackend},
+    policy::proxy_protocol::Said,
+    runtime::{
+        peer::{self, TlsProfile},
+        upstream::NoBackend,
+    },
     telemetry::metrics::BackendMetrics,
     types::Reason,
 };
@@ -60,6 +64,10 @@ pub(super) fn peer(
     };
     if let Some(kind) = ctx.retry.take() {
         member.metrics.retried(kind);
+    }
+    if let Some(version) = upstream.proxy_protocol {
+        let ends = ctx.info().and_then(ConnInfo::ends);
+        peer::announce(&mut peer, version, ends.map_or(Said::Unknown, |(from, to)| Said::Client { from, to }));
     }
     if ctx.fresh == Fresh::Needed {
         // No pooled connection is known by this key.

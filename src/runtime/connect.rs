@@ -22,8 +22,13 @@ use pingora_core::{
     },
 };
 
+use tokio::io::AsyncWriteExt;
+
 use super::connections::Connections;
-use crate::config::model;
+use crate::{
+    config::model,
+    policy::proxy_protocol::{self, Said, Version},
+};
 
 /// Opens the connections of one upstream.
 #[derive(Debug)]
@@ -106,6 +111,49 @@ impl Connect for Connector {
                 Err(error)
             }
         }
+    }
+}
+
+/// As another connector, but the first bytes of each connection are a PROXY header, before TLS. For the connections of one
+/// client only, so it is made for a request and not for an upstream.
+#[derive(Debug)]
+pub struct Announcing {
+    connector: Arc<dyn Connect + Send + Sync>,
+    header: Vec<u8>,
+}
+
+impl Announcing {
+    /// Connects by `connector`, and sends `header`.
+    pub fn new(connector: Arc<dyn Connect + Send + Sync>, header: Vec<u8>) -> Self {
+        Self { connector, header }
+    }
+}
+
+/// For probes, which are for no client: where backends are sent PROXY headers, theirs say so.
+pub fn for_probes(connector: Connector, version: Option<Version>) -> Arc<dyn Connect + Send + Sync> {
+    let connector = Arc::new(connector);
+    match version {
+        Some(version) => Arc::new(Announcing::new(connector, proxy_protocol::write(version, Said::Local))),
+        None => connector,
+    }
+}
+
+#[async_trait]
+impl Connect for Announcing {
+    async fn connect(&self, to: &SocketAddr) -> Result<Stream> {
+        let mut stream = self.connector.connect(to).await?;
+        // Less than the buffer of a fresh socket, so that it does not wait.
+        let sent = async {
+            stream.write_all(&self.header).await?;
+            stream.flush().await
+        };
+        sent.await.map_err(|error| {
+            let mut error =
+                Error::because(ErrorType::ConnectError, format!("cannot send a PROXY header to {to}"), error);
+            error.set_retry(true);
+            error
+        })?;
+        Ok(stream)
     }
 }
 

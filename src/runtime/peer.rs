@@ -15,8 +15,10 @@ use pingora_core::{
     upstreams::peer::HttpPeer,
 };
 
+use super::connect::Announcing;
 use crate::{
     config::model::{self, Alpn, UpstreamProtocol},
+    policy::proxy_protocol::{self, Said},
     types::{BackendAddress, HostPort},
 };
 
@@ -102,6 +104,17 @@ pub fn template(
     peer
 }
 
+/// Has a new connection for `peer` begin with a PROXY header, and a pooled one taken only if it began with the same.
+pub fn announce(peer: &mut HttpPeer, version: proxy_protocol::Version, said: Said) {
+    let header = proxy_protocol::write(version, said);
+    let mut hasher = DefaultHasher::new();
+    (peer.group_key, &header).hash(&mut hasher);
+    peer.group_key = hasher.finish();
+    if let Some(connector) = peer.options.custom_l4.take() {
+        peer.options.custom_l4 = Some(Arc::new(Announcing::new(connector, header)));
+    }
+}
+
 /// The name in SNI, which the certificate is checked against. Never empty: Pingora checks nothing without a name.
 pub fn server_name(tls: &model::UpstreamTls, address: &BackendAddress) -> String {
     match (&tls.sni, address) {
@@ -142,6 +155,7 @@ fn group_key(upstream: &model::Upstream, profile: &TlsProfile, sni: &str) -> u64
     alpn(upstream).hash(&mut hasher);
     std::mem::discriminant(&upstream.protocol).hash(&mut hasher);
     upstream.timeouts.idle.hash(&mut hasher);
+    upstream.proxy_protocol.hash(&mut hasher);
     hasher.finish()
 }
 
@@ -193,6 +207,24 @@ mod tests {
         let mut other = tls_upstream();
         other.name = "other".into();
         assert_eq!(peer(&tls_upstream()).reuse_hash(), peer(&other).reuse_hash());
+    }
+
+    #[test]
+    fn a_connection_for_one_client_is_not_taken_for_another() {
+        let mut upstream = fixtures::upstream("app", &[("a", 1)]);
+        upstream.proxy_protocol = Some(proxy_protocol::Version::V2);
+        let announced = |said| {
+            let mut peer = peer(&upstream);
+            announce(&mut peer, proxy_protocol::Version::V2, said);
+            peer.reuse_hash()
+        };
+        let client =
+            |from: &str| Said::Client { from: from.parse().expect("an address"), to: ([10, 0, 0, 1], 80).into() };
+        let all = [client("192.0.2.1:1"), client("192.0.2.1:2"), client("192.0.2.2:1"), Said::Local, Said::Unknown];
+        let hashes: std::collections::BTreeSet<u64> = all.into_iter().map(announced).collect();
+        assert_eq!(hashes.len(), all.len());
+        assert_eq!(announced(client("192.0.2.1:1")), announced(client("192.0.2.1:1")));
+        assert_ne!(peer(&upstream).reuse_hash(), peer(&fixtures::upstream("app", &[("a", 1)])).reuse_hash());
     }
 
     #[test]

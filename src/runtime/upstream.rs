@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     config::model::{self, HealthCheck, HostHeader, Timeouts, UpstreamProtocol, UpstreamTls},
-    policy::{budget::RetryBudget, retry::RetryPolicy},
+    policy::{budget::RetryBudget, proxy_protocol, retry::RetryPolicy},
     types::{AdminState, BackendAddress, Name},
 };
 
@@ -49,6 +49,10 @@ pub struct Upstream {
     pub timeouts: Timeouts,
     /// When and how often another backend is tried.
     pub retry: RetryPolicy,
+    /// How each connection begins by saying for which client it is.
+    pub proxy_protocol: Option<proxy_protocol::Version>,
+    /// gRPC-web is translated into gRPC.
+    pub grpc_web: bool,
     /// Counts requests and retries, kept over builds; the share is `retry.budget`.
     pub budget: Arc<RetryBudget>,
     backends: Box<[Arc<BackendState>]>,
@@ -116,6 +120,8 @@ impl Upstream {
             health_check: model.health_check.clone(),
             timeouts: model.timeouts,
             retry: model.retry,
+            proxy_protocol: model.proxy_protocol,
+            grpc_web: model.grpc_web,
             budget: previous.map(|previous| previous.budget.clone()).unwrap_or_default(),
             backends,
             pool: config.pool(),
@@ -306,6 +312,8 @@ pub(crate) mod fixtures {
                 on_reset_before_headers: true,
                 budget: Percent::new(20).expect("a percentage"),
             },
+            proxy_protocol: None,
+            grpc_web: false,
         }
     }
 

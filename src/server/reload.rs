@@ -380,10 +380,11 @@ fn runnable(before: &Model, loaded: Model) -> Model {
 
 /// Whether connections to both listeners are served alike; else what is behind the socket is made anew.
 fn same(one: &Listener, other: &Listener) -> bool {
-    let Listener { address, tls, h2c, redirect_https, limits, access } = one;
+    let Listener { address, tls, h2c, redirect_https, proxy_protocol, limits, access } = one;
     *address == other.address
         && *h2c == other.h2c
         && *redirect_https == other.redirect_https
+        && *proxy_protocol == other.proxy_protocol
         && *limits == other.limits
         && *access == other.access
         && match (tls, &other.tls) {

@@ -20,7 +20,7 @@ use pingora::http::RequestHeader;
 use pingora_core::{
     BError, ErrorType, OkOrErr, OrErr,
     connectors::{
-        TransportConnector,
+        L4Connect, TransportConnector,
         http::v2::{H2HandshakeSettings, handshake},
     },
     protocols::{ALPN, Stream, http::v1::client::HttpSession as Http1Session},
@@ -37,7 +37,12 @@ use tokio::{
 use crate::{
     config::model::{HealthCheck, HttpProbe, Probe, Process},
     policy::health::{Flip, Health, HealthState},
-    runtime::{backend::BackendState, connect::Connector, peer::TlsProfile, upstream::Upstream},
+    runtime::{
+        backend::BackendState,
+        connect::{self, Connector},
+        peer::TlsProfile,
+        upstream::Upstream,
+    },
     types::{AdminState, BackendAddress, Name},
 };
 
@@ -224,7 +229,8 @@ impl HealthChecks {
         let make =
             |profile: &TlsProfile| Arc::new(TransportConnector::new(Some(profile.connector_options(&self.process))));
         let connector = probing.connectors.entry(upstream.tls_profile.clone()).or_insert_with_key(make).clone();
-        let dialer = Arc::new(Connector::new(check.timeout, check.timeout, &self.process, Arc::default()));
+        let dialer = Connector::new(check.timeout, check.timeout, &self.process, Arc::default());
+        let dialer = connect::for_probes(dialer, upstream.proxy_protocol);
         let check = Arc::new(check.clone());
         let mut tasks = HashMap::new();
         for backend in upstream.backends() {
@@ -269,7 +275,7 @@ struct Plan {
     backend: Arc<BackendState>,
     check: Arc<HealthCheck>,
     connector: Arc<TransportConnector>,
-    dialer: Arc<Connector>,
+    dialer: Arc<dyn L4Connect + Send + Sync>,
 }
 
 impl Plan {

@@ -365,6 +365,44 @@ pub struct CertificateMetrics {
     ocsp: bool,
 }
 
+/// What became of the PROXY header of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyHeader {
+    /// The load balancer connected for itself.
+    Local,
+    /// It was not well-formed, or ended early.
+    Malformed,
+    /// None was sent where one must be.
+    Missing,
+    /// From elsewhere than where one may come from.
+    Refused,
+    /// It was not there in time.
+    TimedOut,
+    /// Version 1.
+    V1,
+    /// Version 2.
+    V2,
+}
+
+impl ProxyHeader {
+    /// Every outcome.
+    pub const ALL: [Self; 7] =
+        [Self::Local, Self::Malformed, Self::Missing, Self::Refused, Self::TimedOut, Self::V1, Self::V2];
+
+    /// The label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Malformed => "malformed",
+            Self::Missing => "missing",
+            Self::Refused => "refused",
+            Self::TimedOut => "timeout",
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        }
+    }
+}
+
 /// Counts of one listener.
 #[derive(Debug, Default)]
 pub struct ListenerMetrics {
@@ -372,6 +410,7 @@ pub struct ListenerMetrics {
     open: Gauge,
     handshakes: [Counter; Handshake::ALL.len()],
     refused: [Counter; RefusedConnection::ALL.len()],
+    proxy_headers: [Counter; ProxyHeader::ALL.len()],
 }
 
 impl ListenerMetrics {
@@ -387,6 +426,13 @@ impl ListenerMetrics {
     /// Counts a connection that was closed as it came.
     pub fn refused(&self, cause: RefusedConnection) {
         if let Some(counter) = self.refused.get(cause as usize) {
+            counter.increment();
+        }
+    }
+
+    /// Counts what became of a connection's PROXY header.
+    pub fn proxy_header(&self, result: ProxyHeader) {
+        if let Some(counter) = self.proxy_headers.get(result as usize) {
             counter.increment();
         }
     }

@@ -24,6 +24,8 @@ mod limits;
 mod listeners;
 mod metrics;
 mod normalisation;
+mod protocols;
+mod proxy_protocol;
 mod regressions;
 mod regressions_lifecycle;
 mod reload;

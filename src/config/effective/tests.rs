@@ -244,6 +244,8 @@ upstreams:
       attempts: 2
       on: [connect, reset_before_headers]
       budget: 20%
+    proxy_protocol: off
+    grpc_web: false
 routes:
   - name: route-1
     match:

@@ -3,7 +3,8 @@
 use std::{fmt, sync::PoisonError};
 
 use super::{
-    AcceptError, AdminOutcome, CLASSES, Handshake, Metrics, NO_UPSTREAM, Named, RefusedConnection, UpstreamMetrics,
+    AcceptError, AdminOutcome, CLASSES, Handshake, Metrics, NO_UPSTREAM, Named, ProxyHeader, RefusedConnection,
+    UpstreamMetrics,
 };
 use crate::{
     telemetry::{
@@ -179,6 +180,13 @@ fn connections(out: &mut Exposition, metrics: &Metrics, named: &Named) {
             let (result, resumed) = outcome.labels();
             let labels = [("listener", listener.as_str()), ("result", result), ("resumed", resumed)];
             out.sample(name, &labels, counter.value());
+        }
+    }
+    let name = "rrlb_proxy_protocol_total";
+    out.family(name, Kind::Counter, "What became of the PROXY headers of connections.");
+    for (listener, counts) in &named.listeners {
+        for (counter, result) in counts.proxy_headers.iter().zip(ProxyHeader::ALL) {
+            out.sample(name, &[("listener", listener.as_str()), ("result", result.as_str())], counter.value());
         }
     }
     let name = "rrlb_connections_per_worker";

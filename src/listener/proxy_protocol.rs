@@ -1,0 +1,164 @@
+//! PROXY headers of load balancers, read before anything else on a connection: who the client is. What came with the
+//! header (a ClientHello, a request) is kept for who reads on.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use super::{Endpoint, conn::Socket};
+use crate::{
+    policy::proxy_protocol::{self, Header, Parsed, Source, Version},
+    runtime::deadlines::Deadline,
+    telemetry::metrics::ProxyHeader,
+    types::ListenAddress,
+};
+
+/// Read at once; more than any header that carries no certificate.
+const READ: usize = 512;
+
+/// Both ends of a client's connection, as everything after this sees them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ends {
+    /// `None` for a unix socket.
+    pub(super) client: Option<SocketAddr>,
+    /// Where the client connected to; `None` for a unix socket.
+    pub(super) local: Option<SocketAddr>,
+}
+
+impl Ends {
+    /// As the connection itself says.
+    pub(super) fn of(endpoint: &Endpoint, socket: &Socket, client: Option<SocketAddr>) -> Self {
+        let local = match (&endpoint.model.address, socket) {
+            (ListenAddress::Inet(address), _) if !address.ip().is_unspecified() && address.port() > 0 => Some(*address),
+            (_, Socket::Tcp(stream)) => stream.local_addr().ok(),
+            _ => None,
+        };
+        Self { client, local }
+    }
+
+    /// As a header says.
+    fn told(self, source: Source) -> Self {
+        match source {
+            Source::Inet { from, to } => Self { client: Some(from), local: Some(to) },
+            Source::Local | Source::Unknown => self,
+            Source::Unix => Self { client: None, local: None },
+        }
+    }
+}
+
+/// Reads the header that the listener asks for, if it does. Gives the ends of the connection and what came behind the
+/// header; `None` where the connection is not to be served. `deadline` is armed on the socket.
+pub(super) async fn read(
+    socket: &mut Socket,
+    ends: Ends,
+    endpoint: &Endpoint,
+    deadline: &Deadline,
+) -> Option<(Ends, BytesMut)> {
+    let Some(rule) = &endpoint.model.proxy_protocol else { return Some((ends, BytesMut::new())) };
+    let count = |result| endpoint.metrics.proxy_header(result);
+    if !rule.believes(ends.client.map(|client| client.ip())) {
+        // What it sends is never taken for a header.
+        if rule.required {
+            count(ProxyHeader::Refused);
+        }
+        return (!rule.required).then(|| (ends, BytesMut::new()));
+    }
+    let mut bytes = BytesMut::with_capacity(READ);
+    let (header, length) = loop {
+        match proxy_protocol::parse(&bytes) {
+            Parsed::Absent if !rule.required => return Some((ends, bytes)),
+            Parsed::Absent => {
+                count(ProxyHeader::Missing);
+                return None;
+            }
+            Parsed::Complete(header, length) => break (header, length),
+            Parsed::Incomplete => {}
+            Parsed::Malformed => {
+                count(ProxyHeader::Malformed);
+                return None;
+            }
+        }
+        if !matches!(socket.read_buf(&mut bytes).await, Ok(1..)) {
+            if deadline.fired() {
+                count(ProxyHeader::TimedOut);
+            } else if !bytes.is_empty() {
+                count(ProxyHeader::Malformed);
+            }
+            return None;
+        }
+    };
+    count(result(&header));
+    let told = ends.told(header.source);
+    log::debug!("{}: {:?} connects for {:?}: {header:?}", endpoint.model.address, ends.client, told.client);
+    bytes.advance(length);
+    Some((told, bytes))
+}
+
+fn result(header: &Header) -> ProxyHeader {
+    match (header.source, header.version) {
+        (Source::Local, _) => ProxyHeader::Local,
+        (_, Version::V1) => ProxyHeader::V1,
+        (_, Version::V2) => ProxyHeader::V2,
+    }
+}
+
+/// A socket, and what was read of it before.
+#[derive(Debug)]
+pub(super) struct Replayed {
+    ahead: BytesMut,
+    pub(super) socket: Socket,
+}
+
+impl Replayed {
+    /// The socket itself where nothing was read.
+    pub(super) fn over(socket: Socket, ahead: BytesMut) -> Socket {
+        if ahead.is_empty() { socket } else { Socket::Replayed(Box::new(Self { ahead, socket })) }
+    }
+}
+
+impl AsyncRead for Replayed {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.ahead.is_empty() {
+            return Pin::new(&mut this.socket).poll_read(cx, buf);
+        }
+        let now = this.ahead.split_to(this.ahead.len().min(buf.remaining()));
+        buf.put_slice(&now);
+        if this.ahead.is_empty() {
+            this.ahead = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Replayed {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().socket).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().socket).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+    }
+}
