@@ -38,6 +38,26 @@ impl RetryBudget {
         let earlier = self.retries.sum_before(now);
         self.retries.add_if(now, |count| count < ALWAYS_PER_SECOND || earlier + u64::from(count) < allowed)
     }
+
+    /// Requests and retries of each second that counts, this one first, then backwards. Quiet seconds at the end are
+    /// left out.
+    pub fn export(&self, now_ms: u64) -> Vec<(u32, u32)> {
+        let now = second(now_ms);
+        let of = |ring: &Ring, back| u32::try_from(ring.count(now.wrapping_sub(back))).unwrap_or(u32::MAX);
+        let mut counts: Vec<_> = (0..WINDOW).map(|back| (of(&self.requests, back), of(&self.retries, back))).collect();
+        let kept = counts.iter().rposition(|counts| *counts != (0, 0)).map_or(0, |last| last + 1);
+        counts.truncate(kept);
+        counts
+    }
+
+    /// Goes on with what another budget has exported. To be called before anything is counted.
+    pub fn adopt(&self, counts: &[(u32, u32)], now_ms: u64) {
+        let now = second(now_ms);
+        for (back, (requests, retries)) in (0..WINDOW).zip(counts) {
+            self.requests.set(now.wrapping_sub(back), *requests);
+            self.retries.set(now.wrapping_sub(back), *retries);
+        }
+    }
 }
 
 fn second(now_ms: u64) -> u32 {
@@ -77,13 +97,21 @@ impl Ring {
         slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).is_ok()
     }
 
+    fn set(&self, second: u32, count: u32) {
+        if let Some(slot) = self.slot(second) {
+            // Far from where adding would spill into the second.
+            slot.store(pack(second, count.min(u32::MAX / 2)), Ordering::Relaxed);
+        }
+    }
+
     fn count(&self, second: u32) -> u64 {
         let (stamp, count) = self.slot(second).map_or((0, 0), |slot| unpack(slot.load(Ordering::Relaxed)));
         if stamp == second { u64::from(count) } else { 0 }
     }
 
     fn sum_before(&self, now: u32) -> u64 {
-        (1..WINDOW).filter_map(|back| now.checked_sub(back)).map(|second| self.count(second)).sum()
+        // Before a clock's beginning there is what another process counted.
+        (1..WINDOW).map(|back| self.count(now.wrapping_sub(back))).sum()
     }
 
     fn sum(&self, now: u32) -> u64 {
@@ -130,6 +158,36 @@ mod tests {
         assert_eq!(granted(&budget, 20, 9_999, 5_000), 2_000);
         assert_eq!(granted(&budget, 20, 10_500, 5_000), 10, "the share is used up, ten a second remain");
         assert_eq!(granted(&budget, 20, 40_000, 5_000), 10, "the requests have left the window");
+    }
+
+    #[test]
+    fn a_budget_goes_on_under_another_clock() {
+        let (old, new) = (RetryBudget::default(), RetryBudget::default());
+        for n in 0..1_000 {
+            old.on_request(50_000 + n);
+        }
+        assert_eq!(granted(&old, 20, 52_000, 150), 150);
+        let counts = old.export(53_500);
+        assert_eq!(counts, [(0, 0), (0, 150), (0, 0), (1_000, 0)]);
+        new.adopt(&counts, 0);
+        assert_eq!(new.export(0), counts);
+        assert_eq!(granted(&new, 20, 0, 5_000), 50, "200 in all");
+        assert_eq!(
+            granted(&new, 20, 7_000, 5_000),
+            10,
+            "the requests have left the window, ten seconds after they came"
+        );
+        assert_eq!(RetryBudget::default().export(53_500), []);
+        assert_eq!(old.export(70_000), []);
+    }
+
+    #[test]
+    fn a_bent_count_spills_nowhere() {
+        let budget = RetryBudget::default();
+        budget.adopt(&[(u32::MAX, u32::MAX); 40], 5_000);
+        budget.on_request(5_000);
+        assert_eq!(budget.export(5_000)[0], (u32::MAX / 2 + 1, u32::MAX / 2));
+        assert_eq!(budget.export(5_000).len(), 10);
     }
 
     #[test]

@@ -1,12 +1,44 @@
 //! By what requests are counted together, and the number that stands for it. The seed is the caller's, so that nobody
-//! outside can choose keys that meet in one place.
+//! outside can choose keys that meet in one place. A successor goes on with a process's seed and counts, so what is
+//! hashed is spelled out byte by byte, and does not change between releases.
 
-use std::{
-    hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState},
-    net::IpAddr,
-};
+use std::{hash::Hasher as _, net::IpAddr};
 
 use http::{HeaderMap, HeaderName, header};
+use siphasher::sip::SipHasher13;
+
+/// What makes the numbers of keys those of one process and its successors. Secret: who knows it can choose keys that
+/// meet in one place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Seed([u8; 16]);
+
+impl Seed {
+    /// A seed of random bytes.
+    pub fn new(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// For a successor.
+    pub fn bytes(&self) -> [u8; 16] {
+        self.0
+    }
+
+    /// The number of some parts, told from other parts by their lengths.
+    fn hash<'p>(&self, parts: impl IntoIterator<Item = &'p [u8]>) -> u64 {
+        let mut hasher = SipHasher13::new_with_key(&self.0);
+        for part in parts {
+            hasher.write(&(part.len() as u64).to_le_bytes());
+            hasher.write(part);
+        }
+        hasher.finish()
+    }
+}
+
+impl std::fmt::Debug for Seed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Seed")
+    }
+}
 
 /// By what requests are counted together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,21 +66,15 @@ impl LimitKey {
     }
 
     /// The number of a request's key.
-    pub fn of(&self, client: Option<IpAddr>, headers: &HeaderMap, seed: &RandomState) -> u64 {
+    pub fn of(&self, client: Option<IpAddr>, headers: &HeaderMap, seed: &Seed) -> u64 {
         match self {
             Self::ClientIp => match client.map(|client| client.to_canonical()) {
-                Some(IpAddr::V4(address)) => seed.hash_one((4u8, u64::from(address.to_bits()))),
-                Some(IpAddr::V6(address)) => seed.hash_one((6u8, (address.to_bits() >> 64) as u64)),
-                None => seed.hash_one(0u8),
+                Some(IpAddr::V4(address)) => seed.hash([&address.octets()[..]]),
+                Some(IpAddr::V6(address)) => seed.hash([&address.octets()[..8]]),
+                None => seed.hash([]),
             },
-            Self::Cookie(name) => seed.hash_one(cookie(headers, name.as_bytes())),
-            Self::Header(name) => {
-                let mut hasher = seed.build_hasher();
-                for value in headers.get_all(name) {
-                    value.as_bytes().hash(&mut hasher);
-                }
-                hasher.finish()
-            }
+            Self::Cookie(name) => seed.hash(cookie(headers, name.as_bytes())),
+            Self::Header(name) => seed.hash(headers.get_all(name).iter().map(|value| value.as_bytes())),
             Self::Route => 1,
         }
     }
@@ -85,7 +111,7 @@ mod tests {
 
     #[test]
     fn addresses_of_one_network_of_ipv6_are_one_key() {
-        let seed = RandomState::new();
+        let seed = Seed::new([7; 16]);
         let key =
             |address: &str| LimitKey::ClientIp.of(Some(address.parse().expect("an address")), &HeaderMap::new(), &seed);
         assert_eq!(key("2001:db8:1:2::1"), key("2001:db8:1:2:ffff:ffff:ffff:ffff"));
@@ -98,7 +124,7 @@ mod tests {
 
     #[test]
     fn fields_and_cookies_are_keys_by_their_value_and_none_is_one_key() {
-        let seed = RandomState::new();
+        let seed = Seed::new([7; 16]);
         let field = LimitKey::Header(HeaderName::from_static("x-key"));
         let of = |fields: &[(&'static str, &'static str)]| field.of(None, &headers(fields), &seed);
         assert_eq!(of(&[]), of(&[("x-other", "1")]));
@@ -114,8 +140,10 @@ mod tests {
     }
 
     #[test]
-    fn another_process_has_other_numbers() {
-        let of = |seed: &RandomState| LimitKey::ClientIp.of(Some([10, 0, 0, 1].into()), &HeaderMap::new(), seed);
-        assert_ne!(of(&RandomState::new()), of(&RandomState::new()));
+    fn another_seed_has_other_numbers_and_every_release_the_same() {
+        let of =
+            |seed: u8| LimitKey::ClientIp.of(Some([10, 0, 0, 1].into()), &HeaderMap::new(), &Seed::new([seed; 16]));
+        assert_ne!(of(7), of(8));
+        assert_eq!(of(7), 981_093_129_933_072_728, "counts of an older release are handed over under this number");
     }
 }

@@ -105,6 +105,15 @@ const SHARDS: usize = 16;
 /// hardly a row full.
 const MOST_ROWS: usize = 1024;
 
+/// A key that has used something of its burst, as another table of the same rate goes on with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// Its number.
+    pub key: u64,
+    /// Nanoseconds until its theoretical arrival time, when its burst is whole again.
+    pub left: u64,
+}
+
 #[derive(Clone, Copy, Default)]
 struct Row {
     keys: [u64; WAYS],
@@ -160,17 +169,62 @@ impl RateTable {
         verdict
     }
 
+    /// How many keys have used something of their burst.
+    pub fn live(&self, now: u64) -> usize {
+        let live = |row: &Row| row.arrivals.iter().filter(|arrival| **arrival > now).count();
+        let in_shard = |shard| lock(shard).iter().map(live).sum::<usize>();
+        self.shards.iter().map(in_shard).sum()
+    }
+
+    /// Those keys, in no order; where there are more than `most`, the busiest: those with the most time left. Each part
+    /// is locked for as long as it takes to copy it.
+    pub fn export(&self, most: usize, now: u64) -> Vec<Live> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            let rows = lock(shard);
+            let places = rows.iter().flat_map(|row| row.keys.iter().zip(&row.arrivals));
+            let live = places.filter(|(_, arrival)| **arrival > now);
+            all.extend(live.map(|(key, arrival)| Live { key: *key, left: arrival - now }));
+        }
+        if all.len() > most {
+            all.select_nth_unstable_by_key(most, |live| std::cmp::Reverse(live.left));
+            all.truncate(most);
+        }
+        all
+    }
+
+    /// Goes on with a key of another table of the same rate. What is known of it here is not forgiven.
+    pub fn adopt(&self, live: Live, now: u64) {
+        // No key can have more left than a whole burst: what says so is bent.
+        let arrival = now.saturating_add(live.left.min(self.rate.window_nanos()));
+        let key = live.key.max(1);
+        if arrival == now {
+            return;
+        }
+        let mut rows = self.shard(key);
+        if let Some(row) = row_of(&mut rows, key)
+            && let Some(at) = row.keys.iter().position(|held| *held == key)
+        {
+            row.arrivals[at] = row.arrivals[at].max(arrival);
+            return;
+        }
+        place(&mut rows, key, arrival, now);
+    }
+
     fn shard(&self, key: u64) -> MutexGuard<'_, Vec<Row>> {
         // The shard by other bits than the row.
         let at = (key >> 60) as usize % SHARDS;
-        self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shards[at])
     }
 
     /// Bytes that the table holds.
     pub fn size(&self) -> usize {
-        let rows = |shard: &Mutex<Vec<Row>>| shard.lock().unwrap_or_else(PoisonError::into_inner).len();
-        self.shards.iter().map(rows).sum::<usize>() * size_of::<Row>()
+        self.shards.iter().map(|shard| lock(shard).len()).sum::<usize>() * size_of::<Row>()
     }
+}
+
+fn lock(shard: &Mutex<Vec<Row>>) -> MutexGuard<'_, Vec<Row>> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The row a key belongs to; the number of rows is 0 or a power of two.

@@ -3,9 +3,8 @@
 
 use std::{
     fmt::Write as _,
-    hash::RandomState,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Instant,
 };
 
@@ -16,11 +15,29 @@ use crate::{
     policy::{
         access::Access,
         concurrency::{InFlight, Permit},
-        limit_key::LimitKey,
+        limit_key::{LimitKey, Seed},
         password::{Credentials, Tag, Users, Verdicts},
-        rate::{Rate, RateTable, Verdict},
+        rate::{Live, Rate, RateTable, Verdict},
     },
 };
+
+/// The seed of all keys of a process, shared by its snapshots: the one its predecessor handed over, else a random one
+/// from the first use on.
+#[derive(Debug, Default)]
+pub struct LimitSeed(OnceLock<Seed>);
+
+impl LimitSeed {
+    /// The seed.
+    pub fn get(&self) -> &Seed {
+        self.0.get_or_init(|| Seed::new(rand::random()))
+    }
+
+    /// Goes on with another process's seed; `false` where keys have been counted by another one already.
+    #[must_use]
+    pub fn adopt(&self, seed: Seed) -> bool {
+        *self.0.get_or_init(|| seed) == seed
+    }
+}
 
 /// What a request must pass before a route does anything with it, in this order.
 pub struct Guards {
@@ -38,14 +55,14 @@ pub struct Guards {
 
 impl Guards {
     /// The guards of a route, going on from those it had; `None` where everything passes.
-    pub fn build(model: &model::Guards, previous: Option<&Self>) -> Option<Self> {
+    pub fn build(model: &model::Guards, previous: Option<&Self>, seed: &Arc<LimitSeed>) -> Option<Self> {
         if model.is_empty() {
             return None;
         }
-        let rate = RateLimits::build(&model.rate_limits, previous.and_then(|before| before.rate.as_ref()));
+        let rate = RateLimits::build(&model.rate_limits, previous.and_then(|before| before.rate.as_ref()), seed);
         let concurrency = model.concurrency.as_ref();
         let before = previous.and_then(|before| before.concurrency.as_ref());
-        let concurrency = concurrency.map(|model| ConcurrencyLimit::build(model, before));
+        let concurrency = concurrency.map(|model| ConcurrencyLimit::build(model, before, seed));
         let before = previous.and_then(|before| before.basic.as_ref());
         let basic = model.basic_auth.as_ref().map(|model| BasicAuth::build(model, before));
         let forward = model.forward_auth.clone();
@@ -62,12 +79,46 @@ pub struct RateLimits {
     pub policy: HeaderValue,
 }
 
-/// One rate limit. Its seed and its clock belong to its counters.
-struct RateLimit {
+/// One rate limit. Its clock belongs to its counters.
+pub struct RateLimit {
     key: LimitKey,
     table: RateTable,
-    seed: RandomState,
+    seed: Arc<LimitSeed>,
     epoch: Instant,
+}
+
+impl RateLimit {
+    /// By what requests are counted together.
+    pub fn key(&self) -> &LimitKey {
+        &self.key
+    }
+
+    /// How often.
+    pub fn rate(&self) -> Rate {
+        self.table.rate()
+    }
+
+    /// How many keys have used something of their burst.
+    pub fn live(&self, now: Instant) -> usize {
+        self.table.live(self.clock(now))
+    }
+
+    /// As [`RateTable::export`].
+    pub fn export(&self, most: usize, now: Instant) -> Vec<Live> {
+        self.table.export(most, self.clock(now))
+    }
+
+    /// Goes on with keys of another process whose seed this one has adopted.
+    pub fn adopt(&self, keys: impl IntoIterator<Item = Live>, now: Instant) {
+        let now = self.clock(now);
+        keys.into_iter().for_each(|live| self.table.adopt(live, now));
+    }
+
+    fn clock(&self, now: Instant) -> u64 {
+        // A second, because 0 is the time of keys that are not known.
+        let now = now.saturating_duration_since(self.epoch).as_nanos().saturating_add(1_000_000_000);
+        u64::try_from(now).unwrap_or(u64::MAX)
+    }
 }
 
 /// What rate limits say of a request.
@@ -80,7 +131,7 @@ pub struct Rated {
 }
 
 impl RateLimits {
-    fn build(models: &[model::RateLimit], previous: Option<&Self>) -> Option<Self> {
+    fn build(models: &[model::RateLimit], previous: Option<&Self>, seed: &Arc<LimitSeed>) -> Option<Self> {
         if models.is_empty() {
             return None;
         }
@@ -90,7 +141,7 @@ impl RateLimits {
             // Times of arrival mean nothing at another rate, so such a limit begins anew. Two alike have each their own.
             let same = before.iter().position(|old| old.key == *key && old.table.rate() == *rate);
             let fresh = || {
-                let (table, seed) = (RateTable::new(*rate), RandomState::new());
+                let (table, seed) = (RateTable::new(*rate), seed.clone());
                 Arc::new(RateLimit { key: key.clone(), table, seed, epoch: Instant::now() })
             };
             limits.push(same.map_or_else(fresh, |at| before.swap_remove(at)));
@@ -102,15 +153,15 @@ impl RateLimits {
         Some(Self { limits: limits.into(), names, policy })
     }
 
+    /// Each of them, as the configuration lists them.
+    pub fn limits(&self) -> &[Arc<RateLimit>] {
+        &self.limits
+    }
+
     /// Decides about a request at `now`. One that exceeds any of the limits counts for none, so that a client beyond its
     /// own does not use up what all share.
     pub fn decide(&self, client: Option<IpAddr>, headers: &HeaderMap, now: Instant) -> Rated {
-        let asked = |limit: &RateLimit| {
-            let key = limit.key.of(client, headers, &limit.seed);
-            // A second, because 0 is the time of keys that are not known.
-            let now = now.saturating_duration_since(limit.epoch).as_nanos().saturating_add(1_000_000_000);
-            (key, u64::try_from(now).unwrap_or(u64::MAX))
-        };
+        let asked = |limit: &RateLimit| (limit.key.of(client, headers, limit.seed.get()), limit.clock(now));
         if let [only] = &*self.limits {
             let (key, now) = asked(only);
             return self.told(&[only.table.decide(key, now)]);
@@ -175,22 +226,21 @@ pub struct ConcurrencyLimit {
     key: LimitKey,
     limit: u32,
     table: Arc<InFlight>,
-    seed: RandomState,
+    seed: Arc<LimitSeed>,
 }
 
 impl ConcurrencyLimit {
-    fn build(model: &model::ConcurrencyLimit, previous: Option<&Self>) -> Self {
+    fn build(model: &model::ConcurrencyLimit, previous: Option<&Self>, seed: &Arc<LimitSeed>) -> Self {
         let model::ConcurrencyLimit { key, limit } = model;
-        let (table, seed) = match previous.filter(|before| before.key == *key) {
-            Some(before) => (before.table.clone(), before.seed.clone()),
-            None => Default::default(),
-        };
-        Self { key: key.clone(), limit: *limit, table, seed }
+        let same = previous.filter(|before| before.key == *key);
+        let table = same.map(|before| before.table.clone()).unwrap_or_default();
+        // Of the same seed always: builds that go on from one another share one.
+        Self { key: key.clone(), limit: *limit, table, seed: seed.clone() }
     }
 
     /// Counts a request as long as the permit lives; `None` where too many are in flight.
     pub fn enter(&self, client: Option<IpAddr>, headers: &HeaderMap) -> Option<Permit> {
-        self.table.enter(self.key.of(client, headers, &self.seed), self.limit)
+        self.table.enter(self.key.of(client, headers, self.seed.get()), self.limit)
     }
 }
 

@@ -4,7 +4,12 @@ use std::{collections::HashMap, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 
-use super::{connections::Connections, guards::Guards, peer::TlsProfile, upstream::Upstream};
+use super::{
+    connections::Connections,
+    guards::{Guards, LimitSeed},
+    peer::TlsProfile,
+    upstream::Upstream,
+};
 use crate::{
     config::model::{self, Model, Redirect, Respond},
     policy::{
@@ -22,6 +27,7 @@ pub struct Snapshot {
     rules: Arc<Rules>,
     upstreams: Box<[Arc<Member>]>,
     connections: Arc<Connections>,
+    limit_seed: Arc<LimitSeed>,
 }
 
 /// What only a new configuration changes, shared by all snapshots of one.
@@ -112,6 +118,7 @@ impl Snapshot {
             .map(|member| (&member.upstream.name, &member.upstream))
             .collect();
         let connections = previous.map(|previous| previous.connections.clone()).unwrap_or_default();
+        let limit_seed = previous.map(|previous| previous.limit_seed.clone()).unwrap_or_default();
         let member = |upstream: &model::Upstream| {
             let previous = before.get(&upstream.name).copied();
             let backends = backends(upstream);
@@ -124,7 +131,8 @@ impl Snapshot {
             .filter(|route| route.guards.is_some())
             .map(|route| (&route.name, route))
             .collect();
-        let route = |route: &model::Route| Route::build(route, &places, routes_before.get(&route.name).copied());
+        let route =
+            |route: &model::Route| Route::build(route, &places, routes_before.get(&route.name).copied(), &limit_seed);
         let rules = Rules {
             router: Router::new(model.routes.iter().map(|route| &route.matches)),
             routes: model.routes.iter().map(route).collect(),
@@ -132,7 +140,7 @@ impl Snapshot {
             via: model.via.as_ref().and_then(|name| Via::new(name.as_str())),
         };
         let upstreams = model.upstreams.values().map(member).collect();
-        Self { rules: Arc::new(rules), upstreams, connections }
+        Self { rules: Arc::new(rules), upstreams, connections, limit_seed }
     }
 
     /// The same configuration with another list of backends for one upstream. Costs a pointer for each other upstream.
@@ -152,12 +160,18 @@ impl Snapshot {
             Arc::new(Member::build(upstream, backends.clone(), process, previous, connections, metrics))
         };
         let upstreams = self.upstreams.iter().map(rebuilt).collect();
-        Self { rules: self.rules.clone(), upstreams, connections: self.connections.clone() }
+        let (connections, limit_seed) = (self.connections.clone(), self.limit_seed.clone());
+        Self { rules: self.rules.clone(), upstreams, connections, limit_seed }
     }
 
     /// The sockets to all backends, of all snapshots.
     pub fn connections(&self) -> &Connections {
         &self.connections
+    }
+
+    /// The seed of what guards count by, the same for all snapshots of a process.
+    pub fn limit_seed(&self) -> &Arc<LimitSeed> {
+        &self.limit_seed
     }
 
     /// Peers whose forwarding fields are believed.
@@ -176,6 +190,11 @@ impl Snapshot {
     /// A route by its position.
     pub fn route(&self, index: usize) -> &Route {
         &self.rules.routes[index]
+    }
+
+    /// All routes.
+    pub fn routes(&self) -> &[Route] {
+        &self.rules.routes
     }
 
     /// An upstream by its position.
@@ -233,7 +252,12 @@ pub fn choose(upstreams: &[(usize, Weight)], seed: u64) -> usize {
 }
 
 impl Route {
-    fn build(route: &model::Route, places: &HashMap<&Name, usize>, previous: Option<&Self>) -> Self {
+    fn build(
+        route: &model::Route,
+        places: &HashMap<&Name, usize>,
+        previous: Option<&Self>,
+        seed: &Arc<LimitSeed>,
+    ) -> Self {
         let action = match &route.action {
             model::RouteAction::Proxy(proxy) => Action::Proxy {
                 // Validation has seen to it that every name exists.
@@ -250,7 +274,7 @@ impl Route {
         };
         Self {
             name: route.name.clone(),
-            guards: Guards::build(&route.guards, previous.and_then(|before| before.guards.as_ref())),
+            guards: Guards::build(&route.guards, previous.and_then(|before| before.guards.as_ref()), seed),
             action,
             request_headers: route.request_headers.clone(),
             response_headers: route.response_headers.clone(),

@@ -72,6 +72,8 @@ pub(super) struct Control {
     /// What is handed over beside the sockets.
     pub(super) store: Arc<Store>,
     pub(super) tickets: Arc<TicketKeys>,
+    /// When the workers' clock began.
+    pub(super) epoch: Instant,
     pub(super) successors: Successors,
     /// Where this process logs when it serves.
     pub(super) own_log: OwnLog,
@@ -134,6 +136,7 @@ struct House {
     held: Arc<Mutex<Held>>,
     store: Arc<Store>,
     tickets: Arc<TicketKeys>,
+    epoch: Instant,
     hooks: Hooks,
 }
 
@@ -144,7 +147,7 @@ impl Estate for House {
     }
 
     fn state(&self) -> HandedOver {
-        HandedOver::collect(&self.store.snapshot(), &self.tickets)
+        HandedOver::collect(&self.store.snapshot(), &self.tickets, self.epoch.elapsed())
     }
 
     fn given(&self, pid: i32) {
@@ -359,7 +362,8 @@ impl Control {
     fn hand_over(&self, hand_over: HandOver, claimed: &Arc<AtomicBool>, report: mpsc::Sender<(i32, io::Result<()>)>) {
         let pid = hand_over.pid();
         let (held, store, tickets) = (self.state.clone(), self.store.clone(), self.tickets.clone());
-        let (house, claimed) = (House { held, store, tickets, hooks: self.hooks.clone() }, claimed.clone());
+        let (epoch, hooks, claimed) = (self.epoch, self.hooks.clone(), claimed.clone());
+        let house = House { held, store, tickets, epoch, hooks };
         // A thread and not a task: it waits for as long as the new process likes, and must not keep this one from ending.
         std::thread::spawn(move || {
             let outcome = match hand_over.run(&house, &claimed) {

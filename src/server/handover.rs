@@ -1,7 +1,9 @@
 //! What a process knows beyond its configuration, for its successor: verdicts on backends, turns of the balancers, keys
-//! of session tickets. JSON in a file without a name. A part that either side does not know is left out or ignored, so
-//! a release may add parts (ejections, slow starts, rate limits: more keys of an upstream or a backend) and leave the
-//! number alone; that changes only with the meaning of a part. The retry budget is not here: it looks back 10 seconds.
+//! of session tickets, what rate limits and retry budgets have counted. JSON in a file without a name. A part that either
+//! side does not know is left out or ignored, so a release may add parts (ejections, slow starts: more keys of an
+//! upstream or a backend) and leave the number alone; that changes only with the meaning of a part.
+
+mod limits;
 
 use std::{
     collections::BTreeMap,
@@ -9,9 +11,10 @@ use std::{
     io::{self, Write},
     os::{fd::OwnedFd, unix::fs::FileExt},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use limits::HandedLimits;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +26,7 @@ use crate::{
 
 /// Of the format.
 const VERSION: u32 = 1;
-/// What is longer is not read: 10,000 backends make 2 MiB.
+/// What is longer is not read: 10,000 backends make 2 MiB, and rate limits at most 5.
 const LONGEST: u64 = 64 << 20;
 
 /// What one process hands to the next.
@@ -35,6 +38,8 @@ pub struct HandedOver {
     /// Newest first.
     #[serde(default)]
     tickets: Vec<HandedKey>,
+    #[serde(default)]
+    rate_limits: Option<HandedLimits>,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -42,6 +47,8 @@ pub struct HandedOver {
 struct HandedUpstream {
     /// Turns taken of its schedule.
     turn: usize,
+    /// Requests and retries of the last seconds, newest first.
+    budget: Vec<(u32, u32)>,
     backends: BTreeMap<String, HandedBackend>,
 }
 
@@ -83,10 +90,12 @@ pub(super) enum StateError {
 }
 
 impl HandedOver {
-    /// What is known now.
-    pub fn collect(snapshot: &Snapshot, tickets: &TicketKeys) -> Self {
+    /// What is known now, `uptime` after the workers' clock began.
+    pub fn collect(snapshot: &Snapshot, tickets: &TicketKeys, uptime: Duration) -> Self {
+        let millis = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
         let upstream = |upstream: &Upstream| HandedUpstream {
             turn: upstream.turn(),
+            budget: upstream.budget.export(millis),
             backends: upstream.backends().iter().map(|one| (one.id.to_string(), backend(one))).collect(),
         };
         let members = snapshot.members().iter().map(|member| &member.upstream);
@@ -95,14 +104,19 @@ impl HandedOver {
             version: VERSION,
             upstreams: members.map(|member| (member.name.to_string(), upstream(member))).collect(),
             tickets: tickets.export().into_iter().map(key).collect(),
+            rate_limits: HandedLimits::collect(snapshot, Instant::now()),
         }
     }
 
-    /// Goes on from there: before the first probe and the first request. What is not there any more is passed over.
+    /// Goes on from there: before the first probe and the first request, as the workers' clock begins. What is not there any more is passed over.
     pub fn apply(&self, snapshot: &Snapshot) {
+        if let Some(limits) = &self.rate_limits {
+            limits.apply(snapshot, Instant::now());
+        }
         for upstream in snapshot.members().iter().map(|member| &member.upstream) {
             let Some(handed) = self.upstreams.get(upstream.name.as_str()) else { continue };
             upstream.begin_at(handed.turn);
+            upstream.budget.adopt(&handed.budget, 0);
             for state in upstream.backends().iter().filter(|state| state.is_checked()) {
                 let handed = handed.backends.get(state.id.as_str());
                 if let Some(handed) = handed.filter(|handed| handed.address == state.label)

@@ -1,4 +1,4 @@
-//! What a successor knows from the process before it: health, turns, ticket keys. And no more than it should.
+//! What a successor knows from the process before it: health, turns, ticket keys, rate limits. And no more than it should.
 
 use rustls::{HandshakeKind, version};
 
@@ -89,4 +89,28 @@ async fn a_tls_session_resumes_at_the_successor() {
         }
         proxy = proxy.upgrade().await;
     }
+}
+
+#[tokio::test]
+async fn a_client_that_has_used_up_its_burst_is_refused_by_the_successor_too() {
+    let origin = Origin::echo("a").await;
+    let yaml = "routes: [{ name: api, upstream: app, rate_limit: { key: { header: X-Key }, rate: 2/h } }]\n";
+    let mut proxy = Config::before(&[&origin], yaml).start().await;
+    let ask = async |proxy: &Proxy, key: &str| {
+        let request = format!("GET / HTTP/1.1\r\nHost: a.test\r\nX-Key: {key}\r\n\r\n");
+        proxy.client().await.ask(&request).await.status()
+    };
+    for expected in [200, 200, 429] {
+        assert_eq!(ask(&proxy, "used up").await, expected);
+    }
+    assert_eq!(ask(&proxy, "one left").await, 200);
+    proxy = proxy.upgrade().await;
+    assert_eq!(ask(&proxy, "used up").await, 429, "after one upgrade");
+    assert_eq!(ask(&proxy, "one left").await, 200);
+    proxy = proxy.upgrade().await;
+    for key in ["used up", "one left"] {
+        assert_eq!(ask(&proxy, key).await, 429, "{key}, after two upgrades");
+    }
+    assert_eq!(ask(&proxy, "new").await, 200);
+    assert_eq!(origin.total(), 5);
 }

@@ -144,3 +144,45 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_key_that_was_exported_is_held_to_what_it_has_used_under_another_clock() {
+    let (old, new) = (table(1, Duration::from_secs(60), 2), table(1, Duration::from_secs(60), 2));
+    let (there, here) = (900 * SECOND, SECOND);
+    assert!(passes(old.decide(42, there)) && passes(old.decide(42, there)) && passes(old.decide(43, there)));
+    let exported = old.export(10, there + 20 * SECOND);
+    assert_eq!((exported.len(), old.live(there + 20 * SECOND)), (2, 2));
+    for live in exported {
+        new.adopt(live, here);
+    }
+    assert_eq!(new.decide(42, here), Verdict::Exceeded { retry_after: Duration::from_secs(40) });
+    assert!(passes(new.decide(42, here + 40 * SECOND)), "when the old one would have let it");
+    assert!(passes(new.decide(43, here)) && !passes(new.decide(43, here)), "it had one left");
+    assert_eq!(old.export(10, there + 120 * SECOND), [], "a burst that is whole again is not told");
+}
+
+#[test]
+fn of_too_many_keys_the_busiest_are_exported() {
+    let table = table(1, Duration::from_secs(60), 10);
+    for key in 1..=9u64 {
+        for _ in 0..key {
+            table.decide(key << 58 | key, SECOND);
+        }
+    }
+    let mut kept: Vec<u64> = table.export(3, SECOND).iter().map(|live| live.key & 0xff).collect();
+    kept.sort_unstable();
+    assert_eq!(kept, [7, 8, 9]);
+    assert_eq!(table.export(0, SECOND), []);
+}
+
+#[test]
+fn what_is_adopted_forgives_nothing_and_blocks_nobody_beyond_a_burst() {
+    let table = table(1, Duration::from_secs(60), 1);
+    assert!(passes(table.decide(42, SECOND)));
+    table.adopt(Live { key: 42, left: 1 }, SECOND);
+    assert_eq!(table.look(42, SECOND), Verdict::Exceeded { retry_after: Duration::from_secs(60) });
+    table.adopt(Live { key: 43, left: u64::MAX }, SECOND);
+    assert_eq!(table.look(43, SECOND), Verdict::Exceeded { retry_after: Duration::from_secs(60) });
+    table.adopt(Live { key: 44, left: 0 }, SECOND);
+    assert!(passes(table.look(44, SECOND)));
+}

@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashMap,
-    hash::RandomState,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -19,7 +18,7 @@ use super::Asked;
 use crate::{
     policy::{
         concurrency::{InFlight, Permit},
-        limit_key::LimitKey,
+        limit_key::{LimitKey, Seed},
         password::{Credentials, Tag},
     },
     runtime::guards::BasicAuth,
@@ -39,7 +38,7 @@ pub(super) struct Verifier {
     places: Arc<Semaphore>,
     pending: Arc<Pending>,
     clients: Arc<InFlight>,
-    seed: RandomState,
+    seed: Seed,
 }
 
 impl Default for Verifier {
@@ -48,7 +47,7 @@ impl Default for Verifier {
             places: Arc::new(Semaphore::new(AT_ONCE)),
             pending: Arc::default(),
             clients: Arc::default(),
-            seed: RandomState::new(),
+            seed: Seed::new(rand::random()),
         }
     }
 }

@@ -20,7 +20,12 @@ fn model(route: &str) -> model::Model {
 }
 
 fn guards(route: &str, previous: Option<&Guards>) -> Guards {
-    Guards::build(&model(route).routes[0].guards, previous).expect("guards")
+    // As all snapshots of a process do.
+    let before = previous.and_then(|before| {
+        let rate = before.rate.as_ref().map(|limits| limits.limits[0].seed.clone());
+        rate.or_else(|| Some(before.concurrency.as_ref()?.seed.clone()))
+    });
+    Guards::build(&model(route).routes[0].guards, previous, &before.unwrap_or_default()).expect("guards")
 }
 
 fn passes(guards: &Guards, now: Instant) -> bool {
@@ -79,7 +84,13 @@ fn a_reload_and_a_change_of_backends_keep_the_counters() {
         store.change(&"app".into(), None, |members, now| members.put(&"b".into(), put, Default::default(), now));
     added.expect("another backend");
     assert_eq!(store.snapshot().member(0).backends.len(), 2);
+    let seed = *store.snapshot().limit_seed().get();
     assert!(!passes_now(&store.snapshot()), "after a change of backends");
+    store.reload(Arc::new(model("rate_limit: { rate: 9/h }")));
+    let snapshot = store.snapshot();
+    assert_eq!(*snapshot.limit_seed().get(), seed, "a limit of a later reload counts by the same seed");
+    let limits = snapshot.route(0).guards.as_ref().and_then(|guards| guards.rate.as_ref()).expect("a limit");
+    assert!(Arc::ptr_eq(&limits.limits[0].seed, snapshot.limit_seed()));
 }
 
 #[test]
@@ -146,4 +157,17 @@ fn another_password_file_is_asked_at_once() {
     assert_eq!(verdict, None);
     assert!(!changed.basic.as_ref().expect("basic").verify(&credentials(), tag));
     assert_eq!(known(&changed, now).1, Some(false));
+}
+
+#[test]
+fn a_seed_is_adopted_before_its_first_use_and_not_after() {
+    let (old, new) = (LimitSeed::default(), LimitSeed::default());
+    let seed = *old.get();
+    assert!(new.adopt(seed));
+    assert_eq!(*new.get(), seed);
+    assert!(new.adopt(seed), "the same again does no harm");
+    let used = LimitSeed::default();
+    used.get();
+    assert!(!used.adopt(seed));
+    assert_ne!(*used.get(), seed);
 }

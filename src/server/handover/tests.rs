@@ -47,11 +47,13 @@ fn verdicts_rows_and_turns_go_on_at_the_successor() {
     }
     app(&old).backends()[0].set_against(2);
     assert_eq!(picks(&old, 3), ["10.0.0.1:1", "10.0.0.3:1", "10.0.0.1:1"]);
-    let handed = passed(&HandedOver::collect(&old, &tickets));
+    (0..7).for_each(|_| app(&old).budget.on_request(58_000));
+    let handed = passed(&HandedOver::collect(&old, &tickets, Duration::from_secs(60)));
     let new = snapshot(all);
     handed.apply(&new);
     let of = |n: usize| (app(&new).backends()[n].health(), app(&new).backends()[n].against());
     assert_eq!([of(0), of(1), of(2)], [(Health::Up, 2), (Health::Down, 0), (Health::Up, 0)]);
+    assert_eq!(app(&new).budget.export(0), [(0, 0), (0, 0), (7, 0)], "the retry budget looks back across the upgrade");
     assert_eq!(picks(&new, 2), ["10.0.0.3:1", "10.0.0.1:1"], "goes on where the old one stands");
     let ticket = rustls::server::ProducesTickets::encrypt(&tickets, b"session").expect("a ticket");
     let keys = HandedOver::tickets(Some(&handed)).expect("keys");
@@ -65,7 +67,7 @@ fn a_verdict_holds_for_its_address_only() {
         backend.set_health(Health::Up);
     }
     let new = snapshot("{ id: a, address: 10.0.0.9:1 }, { id: fresh, address: 10.0.0.2:1 }");
-    passed(&HandedOver::collect(&old, &keys())).apply(&new);
+    passed(&HandedOver::collect(&old, &keys(), Duration::ZERO)).apply(&new);
     assert!(app(&new).backends().iter().all(|backend| backend.health() == Health::Unknown));
 }
 
@@ -82,7 +84,14 @@ fn what_is_not_known_is_ignored() {
 
 #[test]
 fn what_is_bent_is_an_error_and_no_more() {
-    for text in ["", "{", "[]", "{\"version\":1,\"upstreams\":[]}", "{\"version\":1,\"tickets\":[{\"name\":[1]}]}"] {
+    for text in [
+        "",
+        "{",
+        "[]",
+        "{\"version\":1,\"upstreams\":[]}",
+        "{\"version\":1,\"rate_limits\":{\"seed\":[1]}}",
+        "{\"version\":1,\"tickets\":[{\"name\":[1]}]}",
+    ] {
         assert!(matches!(HandedOver::read(file(text)), Err(StateError::Malformed(_))), "{text}");
     }
     let later = HandedOver::read(file("{\"version\":2,\"upstreams\":[]}"));

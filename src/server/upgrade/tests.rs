@@ -34,7 +34,7 @@ impl Estate for House {
         let loaded = crate::config::parse(yaml, Path::new("test.yaml")).unwrap_or_else(|report| panic!("{report:?}"));
         let backends = |upstream: &crate::config::model::Upstream| upstream.backends.clone();
         let snapshot = Snapshot::build(&loaded.model, backends, None, &Metrics::new("0", 1));
-        HandedOver::collect(&snapshot, &self.tickets)
+        HandedOver::collect(&snapshot, &self.tickets, std::time::Duration::ZERO)
     }
 
     fn given(&self, pid: i32) {
