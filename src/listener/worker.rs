@@ -54,6 +54,8 @@ pub struct Worker {
 pub(super) struct Post {
     pub(super) kit: Arc<Kit>,
     pub(super) draining: Draining,
+    /// Of HTTP/2 connections that had to go.
+    pub(super) abuse: h2::AbuseLog,
     current: ArcSwap<Current>,
 }
 
@@ -86,7 +88,12 @@ impl Worker {
         let member = |(kit, current): (Arc<Kit>, Current)| {
             let (inbox, receiver) = mpsc::unbounded_channel();
             let (open, metrics) = (kit.open_connections().clone(), kit.metrics().worker(kit.index()).clone());
-            let post = Post { kit, draining: draining.clone(), current: ArcSwap::from_pointee(current) };
+            let post = Post {
+                kit,
+                draining: draining.clone(),
+                abuse: h2::AbuseLog::default(),
+                current: ArcSwap::from_pointee(current),
+            };
             (Member { open, metrics, inbox, post: Arc::new(post), pulse: Arc::new(Pulse::new()) }, receiver)
         };
         let (members, inboxes): (Vec<_>, Vec<_>) = kits.into_iter().map(member).unzip();
