@@ -62,6 +62,25 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// layer closes the connection by itself as soon as everything is sent; this is for clients that are gone.
 const LEAVE_GRACE: Duration = Duration::from_secs(60);
 
+/// To one who began neither HTTP/1 nor HTTP/2 where both are spoken: SETTINGS and GOAWAY with PROTOCOL_ERROR.
+pub(super) const NO_PREFACE: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x01";
+
+/// Whether what was refused has not even the shape of an HTTP/1 request, so that a failed HTTP/2 preface is likelier:
+/// a first line of three words, the second no path and the third no version.
+pub(super) fn is_no_http1(bytes: &[u8]) -> bool {
+    let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    match (words.next(), words.next(), words.next(), words.next()) {
+        (Some(_), Some(target), Some(version), None) => {
+            !target.contains(&b'/') && target != b"*" && !version.is_empty() && !version.starts_with(b"HTTP/")
+        }
+        _ => false,
+    }
+}
+
+/// The same for a client that was idle: it has read its answers.
+const IDLE_GRACE: Duration = Duration::from_secs(2);
+
 /// Streams under way, for the idle timeout.
 #[derive(Default)]
 struct Active {
@@ -97,6 +116,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
     let active = Arc::new(Active::default());
     let (mut draining, mut closing) = (post.draining.clone(), endpoint.place().follow());
     let (mut leaving, mut requests, mut malformed) = (false, 0, 0);
+    let mut grace = LEAVE_GRACE;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -116,12 +136,12 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
                 continue;
             }
             accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => accepted,
-            () = idle(&active, if leaving { LEAVE_GRACE } else { limits.idle_timeout }) => {
+            () = idle(&active, if leaving { grace } else { limits.idle_timeout }) => {
                 if leaving {
                     break;
                 }
                 connection.graceful_shutdown();
-                leaving = true;
+                (leaving, grace) = (true, IDLE_GRACE);
                 continue;
             }
         };
@@ -222,4 +242,18 @@ fn options(endpoint: &Endpoint) -> H2Options {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER);
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_no_http1;
+
+    #[test]
+    fn only_what_has_no_shape_of_http1_counts_as_a_failed_preface() {
+        assert!(is_no_http1(b"INVALID CONNECTION PREFACE\r\n\r\n"));
+        for line in ["GET / HTTP/9.9\r\n", "GET /\r\n", "GET / HTTQ/1.1\r\n", "PRI * HTTP/2.0\r\n\r\nXX", "garbage", ""]
+        {
+            assert!(!is_no_http1(line.as_bytes()), "{line:?}");
+        }
+    }
 }

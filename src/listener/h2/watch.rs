@@ -180,7 +180,9 @@ impl Rules {
                 }
                 Ok(())
             }
-            RST_STREAM => self.budget.take(H2Abuse::Reset, 1, now),
+            RST_STREAM if self.streams.contains_key(&head.stream) => self.budget.take(H2Abuse::Reset, 1, now),
+            // Some clients answer what still comes on a stream that they have forgotten with a reset for each frame.
+            RST_STREAM => self.budget.take(H2Abuse::WindowUpdate, 1, now).map_err(|_| H2Abuse::Reset),
             // A large one costs more: each holds up to 2730 settings.
             SETTINGS => self.budget.take(H2Abuse::Settings, 1 + head.length / 64, now),
             PING => self.budget.take(H2Abuse::Ping, 1, now),

@@ -40,7 +40,7 @@ fn every_flood_has_its_name() {
         (frame(SETTINGS, 0, 0, &[0; 6 * 200]), 5, H2Abuse::Settings),
         (frame(2, 0, 1, &[0; 5]), 200, H2Abuse::Priority),
         (frame(0x77, 0, 0, &[]), 200, H2Abuse::Priority),
-        (frame(RST_STREAM, 0, 1, &[0; 4]), 200, H2Abuse::Reset),
+        (frame(RST_STREAM, 0, 1, &[0; 4]), 1000, H2Abuse::Reset),
         (frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]), 1000, H2Abuse::WindowUpdate),
     ] {
         let (count, verdict) = until(&mut begun(now), &bytes, now);
