@@ -8,6 +8,10 @@ h2spec=${1:?which h2spec}
 rrlb=${2:-target/debug/rrlb}
 root=$(cd "$(dirname "$0")/.." && pwd)
 dir=$(mktemp -d)
+free() {
+    python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+h2c=$(free) tls=$(free) metrics=$(free) origin_port=$(free)
 cat > "$dir/rrlb.yaml" <<END
 version: 1
 threads: 2
@@ -15,11 +19,11 @@ upgrade_sock: $dir/upgrade.sock
 certificates:
   demo: { cert: $root/conf/tls/demo.pem, key: $root/conf/tls/demo.key }
 listeners:
-  - { address: 127.0.0.1:28080, h2c: true }
-  - { address: 127.0.0.1:28443, tls: { certificates: [demo], alpn: [h2, http/1.1] } }
-metrics: { address: 127.0.0.1:28145 }
+  - { address: 127.0.0.1:$h2c, h2c: true }
+  - { address: 127.0.0.1:$tls, tls: { certificates: [demo], alpn: [h2, http/1.1] } }
+metrics: { address: 127.0.0.1:$metrics }
 upstreams:
-  app: { backends: ["${ORIGIN:-127.0.0.1:28090}"] }
+  app: { backends: ["127.0.0.1:$origin_port"] }
 END
 # An origin that takes every method and reads the whole body.
 cat > "$dir/origin.py" <<'END'
@@ -43,9 +47,9 @@ class Origin(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_HEAD = do_OPTIONS = answer
     def log_message(self, *_):
         pass
-http.server.ThreadingHTTPServer(("127.0.0.1", 28090), Origin).serve_forever()
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Origin).serve_forever()
 END
-python3 "$dir/origin.py" 2> "$dir/origin.log" & origin=$!
+python3 "$dir/origin.py" "$origin_port" 2> "$dir/origin.log" & origin=$!
 RUST_LOG=info "$rrlb" -c "$dir/rrlb.yaml" 2> "$dir/rrlb.log" & proxy=$!
 trap 'kill $proxy $origin; wait 2> /dev/null; rm -rf "$dir"' EXIT
 tries=50
@@ -55,8 +59,8 @@ until grep -q "metrics on" "$dir/rrlb.log"; do
     sleep 0.1
 done
 failed=0
-"$h2spec" -S -h 127.0.0.1 -p 28080 > "$dir/h2c.txt" || failed=1
-"$h2spec" -S -t -k -h 127.0.0.1 -p 28443 > "$dir/tls.txt" || failed=1
+"$h2spec" -S -h 127.0.0.1 -p "$h2c" > "$dir/h2c.txt" || failed=1
+"$h2spec" -S -t -k -h 127.0.0.1 -p "$tls" > "$dir/tls.txt" || failed=1
 for run in h2c tls; do
     echo "$run: $(tail -n 1 "$dir/$run.txt")"
     sed -n '/^Failures:/,$p' "$dir/$run.txt"

@@ -250,7 +250,7 @@ async fn a_window_that_stays_closed_ends_the_connection_and_the_memory_is_given_
         attackers.spawn(async move {
             let mut raw = Raw::begin(listen, &[(4, 0)]).await;
             raw.send(&streams(0, 100).flat_map(|stream| get(stream, "/size/10000000")).collect::<Vec<_>>()).await;
-            raw.read.to_end().await
+            raw.read.read_to_end().await
         });
     }
     let ended = attackers.join_all().await;
@@ -300,7 +300,7 @@ async fn what_is_begun_and_not_finished_is_ended() {
         ("half a block", &mut half_block),
         ("half a frame", &mut half_frame),
     ] {
-        let ended = raw.read.to_end().await;
+        let ended = raw.read.read_to_end().await;
         assert!(begun.elapsed() < Duration::from_secs(4), "{what}: {ended:?} after {:?}", begun.elapsed());
         let calm = ended.goaway.as_ref().is_some_and(|(code, _)| *code == CALM);
         assert!(calm || what == "preface", "{what}: {ended:?}");
@@ -342,5 +342,5 @@ async fn what_is_neither_http1_nor_http2_gets_goaway_where_both_are_spoken() {
     let proxy = before(&origin, "header_timeout: 10s").await;
     let mut raw = Raw::silent(proxy.listen).await;
     raw.send(b"INVALID CONNECTION PREFACE\r\n\r\n").await;
-    assert_eq!(raw.read.to_end().await.goaway.map(|(code, _)| code), Some(1));
+    assert_eq!(raw.read.read_to_end().await.goaway.map(|(code, _)| code), Some(1));
 }

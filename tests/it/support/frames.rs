@@ -101,7 +101,7 @@ impl Frames {
     }
 
     /// Reads to the end.
-    pub async fn to_end(&mut self) -> Ended {
+    pub async fn read_to_end(&mut self) -> Ended {
         let mut ended = Ended::default();
         let reading = async {
             while let Some(frame) = self.next().await {
@@ -177,7 +177,7 @@ impl Raw {
             }
             write // closing it would be an end of the client's own making
         };
-        let (ended, _write) = tokio::join!(read.to_end(), sending);
+        let (ended, _write) = tokio::join!(read.read_to_end(), sending);
         ended
     }
 }

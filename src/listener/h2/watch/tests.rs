@@ -81,7 +81,7 @@ fn finished_answers_allow_resets_and_unfinished_ones_do_not() {
         resets += 1;
         watch.received(&frame(RST_STREAM, 0, stream, &[0; 4]), now).err()
     });
-    assert_eq!((verdict, resets), (Some(Verdict::Ours(H2Abuse::Reset)), 200));
+    assert_eq!((verdict, resets), (Some(Verdict::Ours(H2Abuse::Reset)), 201));
 }
 
 #[test]
