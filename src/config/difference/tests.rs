@@ -124,12 +124,7 @@ fn each_change_is_told_with_its_place() {
         (
             "respond: { status: 404 }",
             "upstream: app",
-            &[
-                "- routes.last.respond",
-                "+ routes.last.upstream: app",
-                "+ routes.last.path: raw",
-                "+ routes.last.request_headers",
-            ],
+            &["- routes.last.respond", "+ routes.last.upstream: app", "+ routes.last.path: raw", "+ routes.last.request_headers"],
         ),
         ("metrics: { address: 127.0.0.1:9145 }", "", &["- metrics: 127.0.0.1:9145"]),
         ("metrics:", "access_log: {}\nmetrics:", &["+ access_log"]),
