@@ -74,7 +74,8 @@ pub(super) async fn serve(
                 return drop(open);
             }
             Some(Parsed::Refused(refused)) => {
-                return Box::pin(refuse(&post, &mut conn, &info, &deadline, *refused)).await;
+                let foreign = endpoint.model.h2c && wait == Wait::First && h2::is_no_http1(conn.ahead());
+                return Box::pin(refuse(&post, &mut conn, &info, &deadline, *refused, foreign)).await;
             }
             Some(Parsed::Incomplete) | None => return conn.farewell().await,
         }
@@ -200,10 +201,10 @@ fn afterwards(post: &Post, returned: Option<ReusedHttpStream>, info: &ConnInfo, 
 }
 
 /// Answers what is not served, and closes so that the answer arrives.
-async fn refuse(post: &Post, conn: &mut Conn, info: &ConnInfo, deadline: &Deadline, refused: Refused) {
+async fn refuse(post: &Post, conn: &mut Conn, info: &ConnInfo, deadline: &Deadline, refused: Refused, foreign: bool) {
     let Refused { reason, method, target, host } = refused;
     let unserved = Unserved { reason, method, target, host, protocol: "HTTP/1.1", began: Instant::now() };
-    let answer = post.kit.refusal(reason);
+    let answer = if foreign { h2::NO_PREFACE.into() } else { post.kit.refusal(reason) };
     post.log_unserved(info, unserved);
     // A client that took nothing of the answers before will not take this one either.
     deadline.set_how(How::Both);

@@ -1,5 +1,12 @@
 //! HTTP/2 on one connection, by ALPN or by prior knowledge. The frames are Pingora's; here is the loop that accepts
-//! streams, ends idle connections, and says GOAWAY when the drain begins or the listener is taken away (RFC 9113 §6.8).
+//! streams, ends idle connections, and says GOAWAY when the drain begins or the listener is taken away (RFC 9113 §6.8),
+//! or when the guard says that it is enough.
+
+mod abuse;
+mod budget;
+mod frames;
+mod guard;
+mod watch;
 
 use std::{
     sync::{
@@ -22,9 +29,15 @@ use pingora_core::{
 };
 use tokio::sync::Notify;
 
+pub(super) use self::abuse::AbuseLog;
+use self::{
+    guard::{Guard, Told},
+    watch::{Patience, Verdict},
+};
 use super::{Draining, Endpoint, conn::Conn, worker::Post};
 use crate::{
     proxy::{Cancel, ConnInfo, RequestStart, Unserved},
+    telemetry::metrics::H2Abuse,
     types::Reason,
 };
 
@@ -32,12 +45,39 @@ use crate::{
 /// upload at 64 KiB a round trip; the connection's is the most that one client can make us hold.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Bytes of answers held for one stream while the client's window is closed.
-const SEND_BUFFER: usize = 256 * 1024;
+/// Bytes of answers held for one stream while the client's socket takes none: with 100 streams, 6.4 MiB a connection.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Streams that a client may have open.
+const STREAMS: u32 = 100;
+/// Requests that are none, on one connection.
+const MALFORMED: usize = 32;
+/// A client that takes nothing of its answers is given up after so long, or after the listener's idle timeout.
+const STALL: Duration = Duration::from_secs(30);
+/// What a client that has to go is given to read its GOAWAY.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How long a client that was told to go, and has no stream left, may take to read the rest of its answers. The HTTP/2
 /// layer closes the connection by itself as soon as everything is sent; this is for clients that are gone.
 const LEAVE_GRACE: Duration = Duration::from_secs(60);
+
+/// To one who began neither HTTP/1 nor HTTP/2 where both are spoken: SETTINGS and GOAWAY with PROTOCOL_ERROR.
+pub(super) const NO_PREFACE: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x01";
+
+/// Whether what was refused has not even the shape of an HTTP/1 request, so that a failed HTTP/2 preface is likelier:
+/// a first line of three words, the second no path and the third no version.
+pub(super) fn is_no_http1(bytes: &[u8]) -> bool {
+    let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    match (words.next(), words.next(), words.next(), words.next()) {
+        (Some(_), Some(target), Some(version), None) => {
+            !target.contains(&b'/') && target != b"*" && !version.is_empty() && !version.starts_with(b"HTTP/")
+        }
+        _ => false,
+    }
+}
+
+/// The same for a client that was idle: it has read its answers.
+const IDLE_GRACE: Duration = Duration::from_secs(2);
 
 /// Streams under way, for the idle timeout.
 #[derive(Default)]
@@ -60,9 +100,12 @@ impl Drop for Stream {
 pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnInfo>, endpoint: Arc<Endpoint>) {
     let digest = info.clone().into_digest();
     conn.begin_h2(digest.clone());
-    let options = options(&endpoint);
     let limits = endpoint.model.limits;
-    let opened = tokio::time::timeout(limits.header_timeout, handshake(conn, Some(options))).await;
+    let told = Arc::<Told>::default();
+    let patience = Patience { header: limits.header_timeout, stall: limits.idle_timeout.min(STALL) };
+    let guard = Box::new(Guard::new(conn, patience, told.clone()));
+    let options = options(&endpoint);
+    let opened = tokio::time::timeout(limits.header_timeout, handshake(guard, Some(options))).await;
     let Ok(Ok(mut connection)) = opened else {
         log::debug!("{}: no HTTP/2 connection came about", endpoint.model.address);
         return;
@@ -70,27 +113,43 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
     let digest = Arc::new(Digest { proxy_digest: Some(digest), ..Digest::default() });
     let active = Arc::new(Active::default());
     let (mut draining, mut closing) = (post.draining.clone(), endpoint.place().follow());
-    let mut leaving = false;
+    let (mut leaving, mut requests, mut malformed) = (false, 0, 0);
+    let mut grace = LEAVE_GRACE;
     loop {
         let accepted = tokio::select! {
             biased;
+            verdict = told.verdict() => {
+                if let Verdict::Ours(kind) = verdict {
+                    connection.abrupt_shutdown(code(kind).into());
+                }
+                let farewell = async {
+                    while let Ok(Some(_)) = HttpSession::from_h2_conn(&mut connection, digest.clone()).await {}
+                };
+                let _ = tokio::time::timeout(FAREWELL, farewell).await;
+                break;
+            }
             () = either(&mut draining, &mut closing), if !leaving => {
                 connection.graceful_shutdown();
                 leaving = true;
                 continue;
             }
             accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => accepted,
-            () = idle(&active, if leaving { LEAVE_GRACE } else { limits.idle_timeout }) => {
+            () = idle(&active, if leaving { grace } else { limits.idle_timeout }) => {
                 if leaving {
-                    return;
+                    break;
                 }
                 connection.graceful_shutdown();
-                leaving = true;
+                (leaving, grace) = (true, IDLE_GRACE);
                 continue;
             }
         };
         match accepted {
             Ok(Some(H2Accept::Session(session))) => {
+                requests += 1;
+                if requests >= endpoint.model.limits.requests_per_connection as usize && !leaving {
+                    connection.graceful_shutdown();
+                    leaving = true;
+                }
                 active.streams.fetch_add(1, Ordering::Relaxed);
                 let stream = Stream(active.clone());
                 let (post, info, endpoint) = (post.clone(), info.clone(), endpoint.clone());
@@ -101,9 +160,26 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
             }
             Ok(Some(H2Accept::Rejected)) => {
                 post.log_unserved(&info, Unserved::unseen(Reason::BadRequest, "HTTP/2.0"));
+                malformed += 1;
+                if malformed >= MALFORMED {
+                    told.tell(Verdict::Ours(H2Abuse::Malformed));
+                }
             }
-            Ok(None) | Err(_) => return,
+            Ok(None) | Err(_) => break,
         }
+    }
+    if let Some(Verdict::Ours(kind) | Verdict::Theirs(kind)) = told.known() {
+        post.abuse.ended(post.kit.metrics(), &endpoint.model.address, info.peer(), kind);
+    }
+}
+
+/// The error code of the GOAWAY.
+const fn code(kind: H2Abuse) -> u32 {
+    const PROTOCOL_ERROR: u32 = 1;
+    const ENHANCE_YOUR_CALM: u32 = 11;
+    match kind {
+        H2Abuse::Protocol => PROTOCOL_ERROR,
+        _ => ENHANCE_YOUR_CALM,
     }
 }
 
@@ -158,9 +234,24 @@ fn options(endpoint: &Endpoint) -> H2Options {
     let limit = u32::try_from(endpoint.model.limits.max_header_size.0).unwrap_or(u32::MAX);
     let mut options = default_h2_options();
     options
+        .max_concurrent_streams(STREAMS)
         .max_header_list_size(limit)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER);
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_no_http1;
+
+    #[test]
+    fn only_what_has_no_shape_of_http1_counts_as_a_failed_preface() {
+        assert!(is_no_http1(b"INVALID CONNECTION PREFACE\r\n\r\n"));
+        for line in ["GET / HTTP/9.9\r\n", "GET /\r\n", "GET / HTTQ/1.1\r\n", "PRI * HTTP/2.0\r\n\r\nXX", "garbage", ""]
+        {
+            assert!(!is_no_http1(line.as_bytes()), "{line:?}");
+        }
+    }
 }

@@ -59,6 +59,8 @@ pub(super) struct Post {
     pub(super) draining: Draining,
     /// What tells Pingora that a request is its connection's last.
     pub(super) last: watch::Receiver<bool>,
+    /// Of HTTP/2 connections that had to go.
+    pub(super) abuse: h2::AbuseLog,
     current: ArcSwap<Current>,
 }
 
@@ -95,6 +97,7 @@ impl Worker {
                 kit,
                 draining: draining.clone(),
                 last: watch::channel(true).1,
+                abuse: h2::AbuseLog::default(),
                 current: ArcSwap::from_pointee(current),
             };
             (Member { open, metrics, inbox, post: Arc::new(post), pulse: Arc::new(Pulse::new()) }, receiver)

@@ -9,12 +9,14 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+pub use self::abuse::H2Abuse;
 use self::upstream::CLASSES;
 pub use self::upstream::{AttemptInFlight, BackendMetrics, ConnectionUse, RequestInFlight, UpstreamMetrics};
 pub use super::cell::{Counter, Gauge};
 use super::{failures::Failures, log_writer::LogCounts};
 use crate::types::{Name, Reason};
 
+mod abuse;
 mod text;
 mod upstream;
 
@@ -29,6 +31,7 @@ pub struct Metrics {
     started_at: SystemTime,
     workers: Box<[Arc<WorkerMetrics>]>,
     accept_errors: [Counter; AcceptError::ALL.len()],
+    h2_abuse: [Counter; H2Abuse::ALL.len()],
     failures: Box<[Counter]>,
     last_failures: Failures,
     admin_requests: [Counter; AdminOutcome::ALL.len()],
@@ -66,6 +69,7 @@ impl Metrics {
             started_at: SystemTime::now(),
             workers: (0..workers.max(1)).map(|_| Arc::default()).collect(),
             accept_errors: Default::default(),
+            h2_abuse: Default::default(),
             failures: Reason::ALL.iter().map(|_| Counter::default()).collect(),
             last_failures: Failures::default(),
             admin_requests: Default::default(),
@@ -150,6 +154,13 @@ impl Metrics {
     /// Counts a failed accept.
     pub fn accept_failed(&self, error: AcceptError) {
         if let Some(counter) = self.accept_errors.get(error as usize) {
+            counter.increment();
+        }
+    }
+
+    /// Counts an HTTP/2 connection that was ended for what its client did.
+    pub fn h2_abused(&self, kind: H2Abuse) {
+        if let Some(counter) = self.h2_abuse.get(kind as usize) {
             counter.increment();
         }
     }

@@ -15,6 +15,7 @@ mod discovery;
 mod drain;
 mod failures;
 mod framing;
+mod h2_abuse;
 mod harness;
 mod headers;
 mod health;

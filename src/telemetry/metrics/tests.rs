@@ -44,6 +44,7 @@ fn every_family_has_samples_before_any_traffic() {
         r#"rrlb_discovery_total{upstream="app",result="failed"}"#,
         r#"rrlb_backend_up{upstream="app",backend="app-1"}"#,
         r#"rrlb_accept_errors_total{error="emfile"}"#,
+        r#"rrlb_h2_abuse_total{kind="server_reset"}"#,
         r#"rrlb_connections_per_worker{worker="1"}"#,
         r#"rrlb_admin_requests_total{outcome="refused"}"#,
         r#"rrlb_certificate_reloads_total{result="failed"}"#,

@@ -3,8 +3,8 @@
 use std::{fmt, sync::PoisonError};
 
 use super::{
-    AcceptError, AdminOutcome, CLASSES, Handshake, Metrics, NO_UPSTREAM, Named, ProxyHeader, RefusedConnection,
-    UpstreamMetrics,
+    AcceptError, AdminOutcome, CLASSES, H2Abuse, Handshake, Metrics, NO_UPSTREAM, Named, ProxyHeader,
+    RefusedConnection, UpstreamMetrics,
 };
 use crate::{
     telemetry::{
@@ -204,6 +204,11 @@ fn connections(out: &mut Exposition, metrics: &Metrics, named: &Named) {
     out.family(name, Kind::Counter, "Failed accepts.");
     for (counter, error) in metrics.accept_errors.iter().zip(AcceptError::ALL) {
         out.sample(name, &[("error", error.as_str())], counter.value());
+    }
+    let name = "rrlb_h2_abuse_total";
+    out.family(name, Kind::Counter, "HTTP/2 connections ended for what their client did, by what it was.");
+    for (counter, kind) in metrics.h2_abuse.iter().zip(H2Abuse::ALL) {
+        out.sample(name, &[("kind", kind.as_str())], counter.value());
     }
     let sent: u64 = metrics.workers.iter().map(|worker| worker.bytes_sent.value()).sum();
     out.single("rrlb_bytes_sent_total", Kind::Counter, "Body bytes sent to clients.", sent);

@@ -1,0 +1,94 @@
+//! What one HTTP/2 connection may do how often: a bucket for each kind of frame that costs work and carries nothing.
+//! A bucket fills with time, and with the requests and answers that such frames belong to, so that a busy client may
+//! send more of them than an idle one. Pure: time comes in.
+
+use std::time::Instant;
+
+use crate::telemetry::metrics::H2Abuse;
+
+/// What a bucket holds at most, and what comes back each second.
+#[derive(Clone, Copy)]
+struct Rate {
+    burst: u32,
+    per_second: u32,
+}
+
+/// Generous beside what browsers and gRPC send, and far from what would cost a core: 10,000 control frames take h2 about
+/// a hundredth of a second.
+const fn rate(kind: H2Abuse) -> Rate {
+    let (burst, per_second) = match kind {
+        H2Abuse::Dribble => (200, 10),
+        H2Abuse::Ping => (100, 10),
+        H2Abuse::Priority => (200, 20),
+        H2Abuse::Reset => (200, 20),
+        H2Abuse::ServerReset => (200, 5),
+        H2Abuse::Settings => (50, 5),
+        H2Abuse::WindowUpdate => (1000, 100),
+        _ => (0, 0),
+    };
+    Rate { burst, per_second }
+}
+
+#[derive(Debug)]
+struct Bucket {
+    tokens: u32,
+    filled: Instant,
+}
+
+/// The buckets of a connection.
+#[derive(Debug)]
+pub(super) struct Budget([Bucket; H2Abuse::ALL.len()]);
+
+impl Budget {
+    pub(super) fn new(now: Instant) -> Self {
+        Self(H2Abuse::ALL.map(|kind| Bucket { tokens: rate(kind).burst, filled: now }))
+    }
+
+    /// Takes `cost`, or says what there is too much of.
+    pub(super) fn take(&mut self, kind: H2Abuse, cost: u32, now: Instant) -> Result<(), H2Abuse> {
+        let Rate { burst, per_second } = rate(kind);
+        let bucket = &mut self.0[kind as usize]; // an array with a place for each kind
+        let millis = now.saturating_duration_since(bucket.filled).as_millis().saturating_mul(u128::from(per_second));
+        if let Ok(fresh @ 1..) = u32::try_from((millis / 1000).min(u128::from(burst))) {
+            bucket.tokens = bucket.tokens.saturating_add(fresh).min(burst);
+            bucket.filled = now;
+        }
+        bucket.tokens = bucket.tokens.checked_sub(cost).ok_or(kind)?;
+        Ok(())
+    }
+
+    /// Gives back what a request or an answer makes fair.
+    pub(super) fn earn(&mut self, kind: H2Abuse, tokens: u32) {
+        let bucket = &mut self.0[kind as usize];
+        bucket.tokens = bucket.tokens.saturating_add(tokens).min(rate(kind).burst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_its_burst_then_its_rate() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let taken =
+            |budget: &mut Budget, at| (0..1000).take_while(|_| budget.take(H2Abuse::Ping, 1, at).is_ok()).count();
+        assert_eq!(taken(&mut budget, start), 100);
+        assert_eq!(taken(&mut budget, start + Duration::from_secs(2)), 20);
+        assert_eq!(taken(&mut budget, start + Duration::from_secs(3600)), 100, "never more than the burst");
+        budget.earn(H2Abuse::Ping, 3);
+        assert_eq!(taken(&mut budget, start + Duration::from_secs(3600)), 3);
+    }
+
+    #[test]
+    fn short_steps_fill_a_bucket_too() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        while budget.take(H2Abuse::Ping, 1, start).is_ok() {}
+        let steps = (1..=1000u64).map(|step| start + Duration::from_millis(step * 10));
+        assert_eq!(steps.filter(|at| budget.take(H2Abuse::Ping, 1, *at).is_ok()).count(), 100);
+    }
+}

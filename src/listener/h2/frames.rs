@@ -1,0 +1,148 @@
+//! Finds the frames in a stream of bytes (RFC 9113 §4.1), however it is cut: nine bytes of head each, and of the
+//! payload only the beginning, where it matters.
+
+/// Frame types (RFC 9113 §6).
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
+pub(super) const RST_STREAM: u8 = 3;
+pub(super) const SETTINGS: u8 = 4;
+pub(super) const PING: u8 = 6;
+pub(super) const GOAWAY: u8 = 7;
+pub(super) const WINDOW_UPDATE: u8 = 8;
+pub(super) const CONTINUATION: u8 = 9;
+
+pub(super) const END_STREAM: u8 = 1;
+pub(super) const ACK: u8 = 1;
+pub(super) const END_HEADERS: u8 = 4;
+
+const HEAD: usize = 9;
+/// Enough for a GOAWAY with the h2 crate's text.
+const KEPT: usize = 48;
+/// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`; whether it is that, the h2 crate sees.
+const PREFACE: usize = 24;
+
+/// The head of a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) length: u32,
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) stream: u32,
+}
+
+impl Head {
+    fn parse(bytes: &[u8; HEAD]) -> Self {
+        let [a, b, c, kind, flags, s0, s1, s2, s3] = *bytes;
+        let stream = u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]);
+        Self { length: u32::from_be_bytes([0, a, b, c]), kind, flags, stream }
+    }
+
+    pub(super) fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// What is found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found<'a> {
+    /// A frame begins; its payload is still to come.
+    Head(Head),
+    /// One setting of a SETTINGS frame.
+    Setting(u16, u32),
+    /// A frame has ended; the second is the beginning of its payload, for frames of few bytes.
+    End(Head, &'a [u8]),
+}
+
+/// Where in the frames a stream is.
+#[derive(Debug)]
+pub(super) struct Frames {
+    head: Head,
+    /// Bytes of the payload (or of the preface) still to come.
+    left: usize,
+    /// Bytes of the head that have come; all of them while the payload is coming.
+    have: usize,
+    bytes: [u8; KEPT],
+    kept: usize,
+    preface: bool,
+}
+
+impl Frames {
+    /// What a client sends: begins with the preface.
+    pub(super) fn from_client() -> Self {
+        Self { left: PREFACE, have: HEAD, preface: true, ..Self::from_server() }
+    }
+
+    /// What a server sends.
+    pub(super) fn from_server() -> Self {
+        Self { head: Head::default(), left: 0, have: 0, bytes: [0; KEPT], kept: 0, preface: false }
+    }
+
+    /// Whether a frame has begun and not ended; DATA, whose payload is a body's, only within its head.
+    pub(super) fn within(&self) -> bool {
+        self.have > 0 && !(self.have == HEAD && self.head.kind == DATA && !self.preface)
+    }
+
+    /// Tells `see` what is found in the next bytes, until it fails.
+    pub(super) fn feed<E>(
+        &mut self,
+        mut data: &[u8],
+        mut see: impl FnMut(Found<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        loop {
+            if self.have < HEAD {
+                let take = data.len().min(HEAD - self.have);
+                self.bytes[self.have..self.have + take].copy_from_slice(&data[..take]);
+                self.have += take;
+                data = &data[take..];
+                if self.have < HEAD {
+                    return Ok(());
+                }
+                self.begin(&mut see)?;
+            }
+            let take = data.len().min(self.left);
+            self.keep(&data[..take], &mut see)?;
+            self.left -= take;
+            data = &data[take..];
+            if self.left > 0 {
+                return Ok(());
+            }
+            self.have = 0;
+            if !std::mem::take(&mut self.preface) {
+                see(Found::End(self.head, &self.bytes[..self.kept]))?;
+            }
+        }
+    }
+
+    fn begin<E>(&mut self, see: &mut impl FnMut(Found<'_>) -> Result<(), E>) -> Result<(), E> {
+        let mut head = [0; HEAD];
+        head.copy_from_slice(&self.bytes[..HEAD]);
+        self.head = Head::parse(&head);
+        self.left = usize::try_from(self.head.length).unwrap_or(usize::MAX);
+        self.kept = 0;
+        see(Found::Head(self.head))
+    }
+
+    fn keep<E>(&mut self, data: &[u8], see: &mut impl FnMut(Found<'_>) -> Result<(), E>) -> Result<(), E> {
+        match self.head.kind {
+            _ if self.preface => {}
+            SETTINGS => {
+                for byte in data {
+                    self.bytes[self.kept] = *byte;
+                    self.kept += 1;
+                    if self.kept == 6 {
+                        let [a, b, c, d, e, f, ..] = self.bytes;
+                        self.kept = 0;
+                        see(Found::Setting(u16::from_be_bytes([a, b]), u32::from_be_bytes([c, d, e, f])))?;
+                    }
+                }
+            }
+            RST_STREAM | GOAWAY | WINDOW_UPDATE => {
+                let take = data.len().min(KEPT - self.kept);
+                self.bytes[self.kept..self.kept + take].copy_from_slice(&data[..take]);
+                self.kept += take;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,214 @@
+//! Between a client's connection and the h2 crate: shows what goes either way to the [`Watch`], and stops reading at its
+//! verdict. The one who serves the connection is told, and has GOAWAY sent.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use pingora_core::{
+    listeners::ALPN,
+    protocols::{
+        GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+        UniqueIDType, raw_connect::ProxyDigest,
+    },
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
+    time::Sleep,
+};
+
+use super::watch::{Patience, Verdict, Watch};
+use crate::listener::conn::Conn;
+
+/// What a client may still send after GOAWAY before the connection is closed under it, which may cost it the GOAWAY.
+const LINGER_BYTES: usize = 1024 * 1024;
+
+/// Where the verdict is told.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    verdict: OnceLock<Verdict>,
+    wake: Notify,
+}
+
+impl Told {
+    /// Waits for a verdict.
+    pub(super) async fn verdict(&self) -> Verdict {
+        loop {
+            if let Some(verdict) = self.verdict.get() {
+                return *verdict;
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// The verdict, where there is one.
+    pub(super) fn known(&self) -> Option<Verdict> {
+        self.verdict.get().copied()
+    }
+
+    /// The first counts.
+    pub(super) fn tell(&self, verdict: Verdict) {
+        if self.verdict.set(verdict).is_ok() {
+            self.wake.notify_one();
+        }
+    }
+}
+
+/// A connection under guard.
+#[derive(Debug)]
+pub(super) struct Guard {
+    conn: Box<Conn>,
+    watch: Watch,
+    told: Arc<Told>,
+    /// No more is read.
+    over: bool,
+    tick: Duration,
+    alarm: Option<Pin<Box<Sleep>>>,
+    /// What may still be read and thrown away.
+    linger: usize,
+}
+
+impl Guard {
+    pub(super) fn new(conn: Box<Conn>, patience: Patience, told: Arc<Told>) -> Self {
+        let tick = (patience.header.min(patience.stall) / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
+        let watch = Watch::new(patience, Instant::now());
+        Self { conn, watch, told, over: false, tick, alarm: None, linger: LINGER_BYTES }
+    }
+
+    fn judge(&mut self, judged: Result<(), Verdict>) {
+        if let Err(verdict) = judged {
+            // After its own GOAWAY the h2 crate reads no more by itself.
+            self.over = true;
+            self.told.tell(verdict);
+        }
+    }
+
+    /// Looks at the clock now and then, while something waits for the client.
+    fn look(&mut self, cx: &mut Context<'_>) {
+        while !self.over {
+            if !self.watch.waits() {
+                self.alarm = None;
+                return;
+            }
+            let tick = self.tick;
+            let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep(tick)));
+            if alarm.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            let now = Instant::now();
+            alarm.as_mut().reset((now + tick).into());
+            self.judge(self.watch.late(now));
+        }
+    }
+
+    /// After a write or a flush: whether the socket took it.
+    fn note<T>(&mut self, cx: &mut Context<'_>, done: Poll<T>) -> Poll<T> {
+        if done.is_ready() {
+            self.watch.taken(true, Instant::now());
+        } else {
+            self.watch.taken(false, Instant::now());
+            self.look(cx);
+        }
+        done
+    }
+}
+
+impl AsyncRead for Guard {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.over {
+            return Poll::Pending; // whoever was told drives the connection to its end
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut *this.conn).poll_read(cx, buf);
+        if read.is_pending() {
+            this.look(cx);
+            return Poll::Pending;
+        }
+        let judged = this.watch.received(&buf.filled()[before..], Instant::now());
+        this.judge(judged);
+        if this.over {
+            buf.set_filled(before);
+            return Poll::Pending;
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Guard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let written = Pin::new(&mut *this.conn).poll_write(cx, data);
+        if let Poll::Ready(Ok(written)) = &written {
+            let judged = this.watch.sent(&data[..*written], Instant::now());
+            this.judge(judged);
+        }
+        this.note(cx, written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut *self.conn).poll_flush(cx);
+        self.note(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        ready!(Pin::new(&mut *this.conn).poll_shutdown(cx))?;
+        // To close while the client still sends would reset the connection, and the GOAWAY with it.
+        while this.told.known().is_some() && this.linger > 0 {
+            let mut scratch = [std::mem::MaybeUninit::uninit(); 4096];
+            let mut scratch = ReadBuf::uninit(&mut scratch);
+            let read = ready!(Pin::new(&mut *this.conn).poll_read(cx, &mut scratch));
+            if read.is_err() || scratch.filled().is_empty() {
+                break;
+            }
+            this.linger = this.linger.saturating_sub(scratch.filled().len());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[async_trait]
+impl Shutdown for Guard {
+    async fn shutdown(&mut self) {
+        Shutdown::shutdown(&mut *self.conn).await;
+    }
+}
+
+impl UniqueID for Guard {
+    fn id(&self) -> UniqueIDType {
+        self.conn.id()
+    }
+}
+
+impl Ssl for Guard {
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        Some(ALPN::H2)
+    }
+}
+
+impl GetTimingDigest for Guard {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Guard {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.conn.get_proxy_digest()
+    }
+}
+
+impl GetSocketDigest for Guard {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        None
+    }
+}
+
+impl Peek for Guard {}

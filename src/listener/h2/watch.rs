@@ -1,0 +1,293 @@
+//! The judge of one HTTP/2 connection: sees every frame both ways and says when it is enough. What the h2 crate bounds
+//! itself (header lists, CONTINUATION, empty DATA, resets of streams that nobody has accepted yet) shows in the GOAWAY
+//! it writes, and is named here. Pure: bytes and time come in.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use super::{
+    budget::Budget,
+    frames::{
+        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Found, Frames, GOAWAY, HEADERS, Head, PING, RST_STREAM,
+        SETTINGS, WINDOW_UPDATE,
+    },
+};
+use crate::telemetry::metrics::H2Abuse;
+
+/// Opening a closed window by less than this is what a dribble is made of.
+const CRUMB: u32 = 256;
+/// Streams whose windows are followed; the h2 crate refuses those beyond its own, lower limit.
+const STREAMS: usize = 512;
+const INITIAL_WINDOW: i64 = 65_535;
+const INITIAL_WINDOW_SIZE: u16 = 4;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// From a frame's (a header block's) first byte to its last.
+    pub(super) header: Duration,
+    /// While answers wait and the client takes nothing.
+    pub(super) stall: Duration,
+}
+
+/// Why a connection ends, and who ends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// We say GOAWAY.
+    Ours(H2Abuse),
+    /// The h2 crate has.
+    Theirs(H2Abuse),
+}
+
+#[derive(Debug)]
+struct Stream {
+    window: i64,
+    answered: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Watch {
+    patience: Patience,
+    received: Frames,
+    sent: Frames,
+    rules: Rules,
+    /// Since when the socket takes nothing.
+    blocked: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Rules {
+    budget: Budget,
+    streams: HashMap<u32, Stream>,
+    last_stream: u32,
+    initial_window: i64,
+    window: i64,
+    /// The first SETTINGS has come.
+    settled: bool,
+    /// A header block has begun and not ended.
+    in_block: bool,
+    /// When what is unfinished began.
+    begun: Option<Instant>,
+    /// When a body's bytes or a request last went either way.
+    moved: Instant,
+}
+
+impl Watch {
+    pub(super) fn new(patience: Patience, now: Instant) -> Self {
+        let rules = Rules {
+            budget: Budget::new(now),
+            streams: HashMap::new(),
+            last_stream: 0,
+            initial_window: INITIAL_WINDOW,
+            window: INITIAL_WINDOW,
+            settled: false,
+            in_block: false,
+            begun: Some(now),
+            moved: now,
+        };
+        Self { patience, received: Frames::from_client(), sent: Frames::from_server(), rules, blocked: None }
+    }
+
+    /// The client has sent this.
+    pub(super) fn received(&mut self, bytes: &[u8], now: Instant) -> Result<(), Verdict> {
+        let rules = &mut self.rules;
+        let fed = self.received.feed(bytes, |found| rules.received(found, now));
+        if rules.settled && !rules.in_block && !self.received.within() {
+            rules.begun = None;
+        } else if rules.begun.is_none() {
+            rules.begun = Some(now);
+        }
+        fed.map_err(Verdict::Ours)
+    }
+
+    /// This is on its way to the client.
+    pub(super) fn sent(&mut self, bytes: &[u8], now: Instant) -> Result<(), Verdict> {
+        let rules = &mut self.rules;
+        self.sent.feed(bytes, |found| rules.sent(found, now))
+    }
+
+    /// The socket takes bytes, or does not.
+    pub(super) fn taken(&mut self, taken: bool, now: Instant) {
+        self.blocked = if taken { None } else { self.blocked.or(Some(now)) };
+    }
+
+    /// Whether time alone may lead to a verdict.
+    pub(super) fn waits(&self) -> bool {
+        self.rules.begun.is_some() || self.blocked.is_some() || !self.rules.streams.is_empty()
+    }
+
+    /// Whether something has taken too long.
+    pub(super) fn late(&self, now: Instant) -> Result<(), Verdict> {
+        let over = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
+        let rules = &self.rules;
+        if rules.begun.is_some_and(|begun| over(begun, self.patience.header)) {
+            return Err(Verdict::Ours(H2Abuse::HeaderTimeout));
+        }
+        let blocked = self.blocked.is_some_and(|since| over(since, self.patience.stall));
+        if blocked || (over(rules.moved, self.patience.stall) && rules.starved()) {
+            return Err(Verdict::Ours(H2Abuse::Stall));
+        }
+        Ok(())
+    }
+}
+
+impl Rules {
+    fn received(&mut self, found: Found<'_>, now: Instant) -> Result<(), H2Abuse> {
+        match found {
+            Found::Head(head) => {
+                if !std::mem::replace(&mut self.settled, true) && (head.kind != SETTINGS || head.has(ACK)) {
+                    return Err(H2Abuse::Protocol);
+                }
+                self.begins(head, now)
+            }
+            Found::Setting(INITIAL_WINDOW_SIZE, size) => {
+                let by = i64::from(size) - self.initial_window;
+                self.initial_window = i64::from(size);
+                self.streams.values_mut().for_each(|stream| stream.window += by);
+                Ok(())
+            }
+            Found::Setting(..) => Ok(()),
+            Found::End(head, payload) => {
+                match head.kind {
+                    HEADERS | CONTINUATION => self.in_block = !head.has(END_HEADERS),
+                    RST_STREAM => drop(self.streams.remove(&head.stream)),
+                    WINDOW_UPDATE => return self.opened(head.stream, number(payload, 0), now),
+                    _ => {}
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn begins(&mut self, head: Head, now: Instant) -> Result<(), H2Abuse> {
+        match head.kind {
+            DATA => {
+                if head.length > 0 {
+                    self.moved = now;
+                }
+                Ok(())
+            }
+            HEADERS => {
+                if head.stream > self.last_stream && self.streams.len() < STREAMS {
+                    self.last_stream = head.stream;
+                    self.streams.insert(head.stream, Stream { window: self.initial_window, answered: false });
+                    self.budget.earn(H2Abuse::Priority, 4);
+                    self.budget.earn(H2Abuse::WindowUpdate, 2);
+                    self.moved = now;
+                }
+                Ok(())
+            }
+            RST_STREAM if self.streams.contains_key(&head.stream) => self.budget.take(H2Abuse::Reset, 1, now),
+            // Some clients answer what still comes on a stream that they have forgotten with a reset for each frame.
+            RST_STREAM => self.budget.take(H2Abuse::WindowUpdate, 1, now).map_err(|_| H2Abuse::Reset),
+            // A large one costs more: each holds up to 2730 settings.
+            SETTINGS => self.budget.take(H2Abuse::Settings, 1 + head.length / 64, now),
+            PING => self.budget.take(H2Abuse::Ping, 1, now),
+            WINDOW_UPDATE => self.budget.take(H2Abuse::WindowUpdate, 1, now),
+            CONTINUATION => Ok(()),
+            _ => self.budget.take(H2Abuse::Priority, 1, now),
+        }
+    }
+
+    /// The client has opened a window.
+    fn opened(&mut self, stream: u32, by: u32, now: Instant) -> Result<(), H2Abuse> {
+        let closed = if stream == 0 {
+            let closed = self.window <= 0 && self.streams.values().any(|stream| stream.answered);
+            self.window += i64::from(by);
+            closed
+        } else {
+            let Some(stream) = self.streams.get_mut(&stream) else { return Ok(()) };
+            let closed = stream.window <= 0 && stream.answered;
+            stream.window += i64::from(by);
+            closed
+        };
+        if closed && by < CRUMB { self.budget.take(H2Abuse::Dribble, 1, now) } else { Ok(()) }
+    }
+
+    fn sent(&mut self, found: Found<'_>, now: Instant) -> Result<(), Verdict> {
+        match found {
+            Found::Head(head) if head.kind == DATA => {
+                let length = i64::from(head.length);
+                self.window -= length;
+                self.budget.earn(H2Abuse::WindowUpdate, 4);
+                self.budget.earn(H2Abuse::Ping, 1);
+                if length > 0 {
+                    self.moved = now;
+                }
+                if head.has(END_STREAM) {
+                    self.answered(head.stream);
+                } else if let Some(stream) = self.streams.get_mut(&head.stream) {
+                    stream.window -= length;
+                }
+            }
+            Found::Head(head) if head.kind == HEADERS => {
+                self.budget.earn(H2Abuse::Ping, 1);
+                self.moved = now;
+                if head.has(END_STREAM) {
+                    self.answered(head.stream);
+                } else if let Some(stream) = self.streams.get_mut(&head.stream) {
+                    stream.answered = true;
+                }
+            }
+            Found::End(head, payload) if head.kind == RST_STREAM => {
+                self.streams.remove(&head.stream);
+                // Resets for another cause, a backend's fault most often, are not the client's.
+                const PROTOCOL_ERROR: u32 = 1;
+                const FLOW_CONTROL_ERROR: u32 = 3;
+                const STREAM_CLOSED: u32 = 5;
+                const FRAME_SIZE_ERROR: u32 = 6;
+                const REFUSED_STREAM: u32 = 7;
+                if let PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR | REFUSED_STREAM =
+                    number(payload, 0)
+                {
+                    self.budget.take(H2Abuse::ServerReset, 1, now).map_err(Verdict::Ours)?;
+                }
+            }
+            Found::End(head, payload) if head.kind == GOAWAY => {
+                if let Some(kind) = named(number(payload, 4), payload.get(8..).unwrap_or_default()) {
+                    return Err(Verdict::Theirs(kind));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// An answer has been sent to its end; the client may reset another stream for it.
+    fn answered(&mut self, stream: u32) {
+        if self.streams.remove(&stream).is_some() {
+            self.budget.earn(H2Abuse::Reset, 1);
+        }
+    }
+
+    /// Whether an answer waits for a window.
+    fn starved(&self) -> bool {
+        self.streams.values().any(|stream| stream.answered && (stream.window <= 0 || self.window <= 0))
+    }
+}
+
+/// What a GOAWAY of the h2 crate is about; `None` for those that are no fault of the client's.
+fn named(code: u32, text: &[u8]) -> Option<H2Abuse> {
+    const INTERNAL_ERROR: u32 = 2;
+    match (code, text) {
+        (0 | INTERNAL_ERROR, _) => None,
+        (ENHANCE_YOUR_CALM, b"too_many_continuations") => Some(H2Abuse::Continuation),
+        (ENHANCE_YOUR_CALM, b"too_many_data_frames") => Some(H2Abuse::Data),
+        (ENHANCE_YOUR_CALM, b"header_list_way_too_large") => Some(H2Abuse::HeaderList),
+        (ENHANCE_YOUR_CALM, b"too_many_internal_resets") => Some(H2Abuse::ServerReset),
+        (ENHANCE_YOUR_CALM, b"too_many_resets") => Some(H2Abuse::Reset),
+        _ => Some(H2Abuse::Protocol),
+    }
+}
+
+/// The number at a place of a payload; 0 where there is none.
+fn number(payload: &[u8], at: usize) -> u32 {
+    let bytes = payload.get(at..at + 4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+    bytes.map_or(0, u32::from_be_bytes) & 0x7fff_ffff
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+//! Frames in, verdicts out.
+
+use super::*;
+
+const PATIENCE: Patience = Patience { header: Duration::from_secs(10), stall: Duration::from_secs(30) };
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = u32::try_from(payload.len()).expect("short").to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// A connection after the preface and the first SETTINGS.
+fn begun(now: Instant) -> Watch {
+    let mut watch = Watch::new(PATIENCE, now);
+    watch.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", now).expect("the preface");
+    watch.received(&frame(SETTINGS, 0, 0, &[]), now).expect("SETTINGS");
+    watch
+}
+
+/// Feeds the same frame until the verdict; how many were let through.
+fn until(watch: &mut Watch, bytes: &[u8], now: Instant) -> (usize, Option<Verdict>) {
+    for count in 0..5000 {
+        if let Err(verdict) = watch.received(bytes, now) {
+            return (count, Some(verdict));
+        }
+    }
+    (5000, None)
+}
+
+#[test]
+fn every_flood_has_its_name() {
+    let now = Instant::now();
+    for (bytes, most, kind) in [
+        (frame(PING, 0, 0, &[0; 8]), 100, H2Abuse::Ping),
+        (frame(PING, ACK, 0, &[0; 8]), 100, H2Abuse::Ping),
+        (frame(SETTINGS, 0, 0, &[]), 50, H2Abuse::Settings),
+        (frame(SETTINGS, 0, 0, &[0; 6 * 200]), 5, H2Abuse::Settings),
+        (frame(2, 0, 1, &[0; 5]), 200, H2Abuse::Priority),
+        (frame(0x77, 0, 0, &[]), 200, H2Abuse::Priority),
+        (frame(RST_STREAM, 0, 1, &[0; 4]), 1000, H2Abuse::Reset),
+        (frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]), 1000, H2Abuse::WindowUpdate),
+    ] {
+        let (count, verdict) = until(&mut begun(now), &bytes, now);
+        assert_eq!(verdict, Some(Verdict::Ours(kind)));
+        assert!((most / 2..=most).contains(&count), "{kind:?} after {count}");
+    }
+}
+
+#[test]
+fn frames_are_found_however_they_are_cut() {
+    let now = Instant::now();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 9, 0, 3, 0, 0, 0, 1]));
+    bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, 1, &[0x82; 40]));
+    bytes.extend(frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 5]));
+    for size in 1..bytes.len() {
+        let mut watch = Watch::new(PATIENCE, now);
+        for part in bytes.chunks(size) {
+            watch.received(part, now).expect("nothing wrong");
+        }
+        assert_eq!(watch.rules.streams.get(&1).map(|stream| stream.window), Some(14), "in parts of {size}");
+        assert_eq!(watch.rules.begun, None);
+    }
+}
+
+#[test]
+fn finished_answers_allow_resets_and_unfinished_ones_do_not() {
+    let now = Instant::now();
+    let mut watch = begun(now);
+    for stream in (1..4001).step_by(2) {
+        watch.received(&frame(HEADERS, END_HEADERS, stream, &[0x82]), now).expect("a request");
+        watch.sent(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &[0x88]), now).expect("an answer");
+        watch.received(&frame(RST_STREAM, 0, stream, &[0; 4]), now).expect("a reset of what is over");
+    }
+    let mut resets = 0;
+    let verdict = (4001..8001).step_by(2).find_map(|stream| {
+        watch.received(&frame(HEADERS, END_HEADERS, stream, &[0x82]), now).expect("a request");
+        resets += 1;
+        watch.received(&frame(RST_STREAM, 0, stream, &[0; 4]), now).err()
+    });
+    assert_eq!((verdict, resets), (Some(Verdict::Ours(H2Abuse::Reset)), 201));
+}
+
+#[test]
+fn resets_for_the_clients_errors_count_and_a_backends_do_not() {
+    let now = Instant::now();
+    let mut watch = begun(now);
+    for _ in 0..1000 {
+        watch.sent(&frame(RST_STREAM, 0, 1, &[0, 0, 0, 2]), now).expect("INTERNAL_ERROR");
+        watch.sent(&frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]), now).expect("CANCEL");
+    }
+    let mut verdict = None;
+    let count = (0..1000).take_while(|_| {
+        verdict = watch.sent(&frame(RST_STREAM, 0, 1, &[0, 0, 0, 3]), now).err();
+        verdict.is_none()
+    });
+    assert_eq!(count.count(), 200);
+    assert_eq!(verdict, Some(Verdict::Ours(H2Abuse::ServerReset)));
+}
+
+#[test]
+fn a_dribbled_window_is_too_much_and_a_busy_reader_is_not() {
+    let now = Instant::now();
+    let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82]);
+    let answer = frame(HEADERS, END_HEADERS, 1, &[0x88]);
+    let mut watch = begun(now);
+    watch.received(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 1]), now).expect("a window of one byte");
+    watch.received(&request, now).expect("a request");
+    watch.sent(&answer, now).expect("an answer");
+    let crumb = |watch: &mut Watch| {
+        watch.sent(&frame(DATA, 0, 1, b"x"), now).expect("DATA");
+        watch.received(&frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]), now)
+    };
+    let count = (0..1000).take_while(|_| crumb(&mut watch).is_ok()).count();
+    assert_eq!(count, 200);
+    // Messages of a few bytes, each given back at once, as some libraries do.
+    let mut watch = begun(now);
+    watch.received(&request, now).expect("a request");
+    watch.sent(&answer, now).expect("an answer");
+    for _ in 0..10_000 {
+        watch.sent(&frame(DATA, 0, 1, b"x"), now).expect("DATA");
+        watch.received(&frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]), now).expect("given back");
+        watch.received(&frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]), now).expect("given back");
+        watch.received(&frame(PING, 0, 0, &[0; 8]), now).expect("a ping for each answer's part");
+    }
+}
+
+#[test]
+fn what_was_begun_must_be_finished() {
+    let now = Instant::now();
+    let late = Err(Verdict::Ours(H2Abuse::HeaderTimeout));
+    let soon = now + Duration::from_secs(9);
+    let then = now + Duration::from_secs(10);
+    let mut watch = Watch::new(PATIENCE, now);
+    assert_eq!((watch.late(soon), watch.late(then)), (Ok(()), late), "no SETTINGS");
+    watch.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", soon).expect("not yet a frame");
+    assert_eq!(watch.late(then), late, "SETTINGS begun");
+    let mut watch = begun(now);
+    assert!(watch.late(then).is_ok() && !watch.waits());
+    watch.received(&frame(HEADERS, END_STREAM, 1, &[0x82]), now).expect("half a header block");
+    watch.received(&frame(CONTINUATION, 0, 1, &[0x82]), soon).expect("more of it");
+    assert_eq!(watch.late(then), late);
+    watch.received(&frame(CONTINUATION, END_HEADERS, 1, &[0x82]), then).expect("the rest");
+    assert_eq!(watch.late(then), Ok(()));
+    watch.received(&frame(DATA, 0, 1, &[0; 100])[..50], then).expect("a part of a body");
+    assert_eq!(watch.late(then + Duration::from_secs(60)), Ok(()), "bodies have deadlines of their own");
+}
+
+#[test]
+fn answers_that_wait_for_a_closed_window_end_the_connection() {
+    let now = Instant::now();
+    let mut watch = begun(now);
+    watch.received(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]), now).expect("no window");
+    watch.received(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82]), now).expect("a request");
+    let then = now + Duration::from_secs(30);
+    assert_eq!(watch.late(then), Ok(()), "the backend has not answered yet");
+    watch.sent(&frame(HEADERS, END_HEADERS, 1, &[0x88]), now).expect("an answer");
+    assert_eq!(watch.late(then), Err(Verdict::Ours(H2Abuse::Stall)));
+    watch.received(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 9]), now).expect("a window");
+    assert_eq!(watch.late(then), Ok(()));
+}
+
+#[test]
+fn a_first_frame_that_is_not_settings_is_refused() {
+    let now = Instant::now();
+    let mut watch = Watch::new(PATIENCE, now);
+    watch.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", now).expect("the preface");
+    assert_eq!(watch.received(&frame(PING, 0, 0, &[0; 8]), now), Err(Verdict::Ours(H2Abuse::Protocol)));
+}
+
+#[test]
+fn a_goaway_of_the_crates_is_named() {
+    let goaway = |code: u32, text: &[u8]| {
+        let payload = [&[0; 4], &code.to_be_bytes()[..], text].concat();
+        begun(Instant::now()).sent(&frame(GOAWAY, 0, 0, &payload), Instant::now())
+    };
+    assert_eq!(goaway(0, b""), Ok(()));
+    assert_eq!(goaway(11, b"too_many_continuations"), Err(Verdict::Theirs(H2Abuse::Continuation)));
+    assert_eq!(goaway(11, b"too_many_resets"), Err(Verdict::Theirs(H2Abuse::Reset)));
+    assert_eq!(goaway(1, b""), Err(Verdict::Theirs(H2Abuse::Protocol)));
+}
