@@ -346,7 +346,7 @@ async fn http1_trailers_are_dropped_and_messages_stay_whole() {
     let chunked =
         "POST /one HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\nTrailer: X-Up\r\nTE: trailers\r\n\r\n";
     for _ in 0..2 {
-        let reply = client.ask(format!("{chunked}3\r\nabc\r\n0\r\nX-Up: 1\r\nHost: evil\r\n\r\n")).await;
+        let reply = client.ask(format!("{chunked}3\r\nabc\r\n0\r\nX-Up: 1\r\nX-More: 2\r\n\r\n")).await;
         assert_eq!((reply.status(), reply.text().as_str()), (200, "hello"));
         assert_eq!((reply.trailers.len(), reply.field("trailer"), reply.field("x-sum")), (0, None, None));
     }
