@@ -25,8 +25,10 @@ use crate::{
 };
 
 mod compare;
+mod guard;
 
 use compare::{Merged, forget_metrics, lasts_alike, merged};
+use guard::{leaves_one_usable, needs_sni};
 
 /// How long requests to a backend whose lease ran out may take, in milliseconds.
 pub const LEASE_DRAIN: u64 = 30_000;
@@ -200,7 +202,8 @@ impl Store {
         overrides(&self.lock().members)
     }
 
-    /// Changes who belongs to an upstream. `if_match`: only where its version is this. `tell` says what happened.
+    /// Changes who belongs to an upstream. `if_match`: only where its version is this. `force`: also where no backend that
+    /// is up would be left of those there are.
     ///
     /// # Errors
     /// No such upstream, it is not what the caller thought, the change is refused, or could not be kept.
@@ -208,6 +211,7 @@ impl Store {
         &self,
         upstream: &Name,
         if_match: Option<u64>,
+        force: bool,
         change: impl FnOnce(&mut Membership, u64) -> Result<Outcome, Refusal>,
     ) -> Result<Changed, ChangeError> {
         let now = self.now();
@@ -222,6 +226,10 @@ impl Store {
         let mut after = before.clone();
         let outcome = change(&mut after, now)?;
         needs_sni(config, &after)?;
+        let members = running.snapshot.members();
+        if let Some(member) = members.iter().find(|member| !force && member.upstream.name == *upstream) {
+            leaves_one_usable(config, &member.upstream, &before, &after)?;
+        }
         if !lasts_alike(before.overrides(), after.overrides()) {
             self.keep(&running, Some((upstream, &after)))?;
             running.not_kept = None;
@@ -484,17 +492,6 @@ fn overrides(members: &BTreeMap<Name, Membership>) -> Overrides {
         (!overrides.is_empty()).then(|| (name.clone(), overrides.clone()))
     };
     members.iter().filter_map(said).collect()
-}
-
-fn needs_sni(upstream: &model::Upstream, membership: &Membership) -> Result<(), ChangeError> {
-    if upstream.tls.as_ref().is_none_or(|tls| tls.sni.is_some()) {
-        return Ok(());
-    }
-    let nameless = |entry: &Entry| !matches!(entry.spec.address, crate::types::BackendAddress::Host(_));
-    match membership.entries().into_iter().find(nameless) {
-        Some(entry) => Err(ChangeError::SniMissing(entry.spec.address.to_string())),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -167,7 +167,7 @@ fn a_drained_backend_stays_so_over_a_reload() {
     process
         .running
         .store
-        .change(&upstream, None, |members, _| members.patch(&id, drain, Note::default()))
+        .change(&upstream, None, false, |members, _| members.patch(&id, drain, Note::default()))
         .expect("another is ready");
     process.write(&app("10.0.0.1:80, 10.0.0.3:80"));
     process.reload(&Reload::default()).expect("a good file");
