@@ -26,9 +26,11 @@ use crate::{
 
 mod compare;
 mod guard;
+mod warn;
 
 use compare::{Merged, forget_metrics, lasts_alike, merged};
 use guard::{leaves_one_usable, needs_sni};
+pub use warn::{Foreseen, tell_conflicts};
 
 /// How long requests to a backend whose lease ran out may take, in milliseconds.
 pub const LEASE_DRAIN: u64 = 30_000;
@@ -248,6 +250,14 @@ impl Store {
         self.reload_with(self.stage(model), || ())
     }
 
+    /// What whoever loads `model` is to know. Changes nothing.
+    pub fn foresee(&self, model: &Model) -> Foreseen {
+        let running = self.lock();
+        let mut members = running.members.clone();
+        let conflicts = declare(model, &mut members);
+        Foreseen::of(model, conflicts, &running.members, &members)
+    }
+
     /// Builds what a reload would run with, and changes nothing: its new backends can be probed and resolved before they
     /// get traffic.
     pub fn stage(&self, model: Arc<Model>) -> Staged {
@@ -433,22 +443,6 @@ impl Store {
 
     fn lock(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Logs where a declaration and what was said at run time disagree.
-pub fn tell_conflicts(conflicts: impl IntoIterator<Item = (Name, Conflict)>) {
-    for (upstream, Conflict { id, field, declared, kept }) in conflicts {
-        if field == "taken" {
-            log::warn!(
-                "upstream {upstream}, backend {id}: its address {declared} is that of backend {kept}, so it is left out"
-            );
-            continue;
-        }
-        log::warn!(
-            "upstream {upstream}, backend {id}: {field} is {declared} where it is declared, and {kept} by a change at run time, \
-             which holds; forget it with `rrlb backend forget {upstream} {id}`"
-        );
     }
 }
 
