@@ -69,7 +69,13 @@ pub(super) fn put(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
     let ttl = call.query.duration(&TTL).map(millis);
     let put = put_of(&fields, ttl, !call.query.flag(&PERSIST, true))?;
     let (note, force) = (call.note(), call.query.flag(&FORCE, false));
-    let changed = change(shared, call, &upstream, force, |members, now| members.put(&id, put, note, now))?;
+    let only_new = call.only_new();
+    let changed = change(shared, call, &upstream, force, |members, now| {
+        if only_new && members.entry(&id).is_some() {
+            return Err(Refusal::Exists(id.clone()));
+        }
+        members.put(&id, put, note, now)
+    })?;
     let status = if changed.outcome == Outcome::Created { StatusCode::CREATED } else { StatusCode::OK };
     answer(shared, &upstream, &id, status)
 }

@@ -266,3 +266,14 @@ fn words_of_problems_are_distinct_and_plain() {
     assert_eq!(words.len(), Kind::ALL.len());
     assert!(words.iter().all(|word| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')), "{words:?}");
 }
+
+#[tokio::test]
+async fn a_backend_that_must_be_new_is_not_changed() {
+    let bench = Bench::start().await;
+    let body = r#"{"address":"127.0.0.1:9003"}"#;
+    let fields = "Content-Type: application/json\r\nIf-None-Match: *\r\n";
+    assert_eq!(bench.ask_with("PUT", NEW, fields, body).await.status, 201);
+    let again = bench.ask_with("PUT", NEW, fields, r#"{"address":"127.0.0.1:9004"}"#).await;
+    assert_eq!((again.status, again.problem().0.as_str()), (412, "exists"));
+    assert_eq!(bench.expect(200, "GET", NEW, "").await["address"], "127.0.0.1:9003");
+}
