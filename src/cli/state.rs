@@ -89,8 +89,10 @@ fn change(over: &Override) -> String {
     if let Some(left) = over.leaving_in {
         parts.push(format!("leaves in {} at the latest", span(whole(left))));
     }
-    if over.dormant {
-        parts.push("without effect: nobody declares it now".to_owned());
+    match &over.taken_by {
+        Some(other) => parts.push(format!("without effect: its address is that of {other}")),
+        None if over.dormant => parts.push("without effect: nobody declares it now".to_owned()),
+        None => {}
     }
     if over.persist == Some(false) {
         parts.push("until the process ends".to_owned());

@@ -100,9 +100,9 @@ fn render(status: &Status, upstreams: Vec<Upstream>, now: Duration, colour: bool
         let words = format!("goes back by itself in {} unless `rrlb confirm` comes", span(left));
         text += &format!("{:<14}{}\n", "", paint(&words, Paint::Warn, colour));
     }
-    if !config.last_error.is_empty() {
-        let words = clean_line(&config.last_error);
-        text += &format!("{:<14}{}\n", "last reload", paint(&words, Paint::Bad, colour));
+    let names = std::iter::once("last reload").chain(std::iter::repeat(""));
+    for (name, words) in names.zip(config.last_error.lines()) {
+        text += &format!("{name:<14}{}\n", paint(&clean_line(words), Paint::Bad, colour));
     }
     text + &upstreams_text(upstreams, colour)
 }

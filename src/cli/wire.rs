@@ -163,6 +163,7 @@ pub(super) struct Override {
     pub(super) admin: Option<String>,
     pub(super) removed: bool,
     pub(super) dormant: bool,
+    pub(super) taken_by: Option<String>,
     pub(super) persist: Option<bool>,
     pub(super) lease_ttl_seconds: Option<f64>,
     pub(super) leaving_in: Option<f64>,

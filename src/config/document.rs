@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    io::ErrorKind,
+    path::{Path, PathBuf},
 };
 
 use super::{
@@ -317,6 +318,16 @@ fn access_log(d: &mut Decoder<'_>, fields: &Fields<'_>) -> Option<Option<AccessL
     Some(Some(AccessLog { target: target?, format: format? }))
 }
 
+/// The folder of a file where there is none; that of the configuration is where that is.
+fn missing_folder<'a>(path: &'a Path, own: &Path) -> Option<&'a Path> {
+    let folder = path.parent().filter(|folder| Some(*folder) != own.parent())?;
+    match std::fs::metadata(folder) {
+        Ok(found) => (!found.is_dir()).then_some(folder),
+        // What may not be looked at may be there.
+        Err(error) => matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory).then_some(folder),
+    }
+}
+
 /// The journal's file. It is replaced as a whole, so it is nothing else's.
 fn state_file(
     d: &mut Decoder<'_>,
@@ -344,6 +355,9 @@ fn state_file(
     if let Some((what, _)) = used.find(|(_, used)| *used == path) {
         let message = format!("`{}` is {what} too", item.node.shown());
         d.error(&item, "file-used-twice", message, "give the state a file of its own");
+    } else if let Some(folder) = missing_folder(&path, &own) {
+        let message = format!("the folder {} does not exist", folder.display());
+        d.error(&item, "state-folder", message, "create it, writable by the user that rrlb runs as");
     }
     Some(Some(path))
 }

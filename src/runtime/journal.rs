@@ -134,7 +134,8 @@ impl Journal {
         let target = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
         let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = File::open(folder)?;
-        let temporary = with_suffix(&target, &format!(".{}.tmp", std::process::id()));
+        // Always the same name: what a process that was killed has left is gone with the next change. No two write.
+        let temporary = with_suffix(&target, ".tmp");
         match fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

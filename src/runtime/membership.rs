@@ -51,21 +51,16 @@ impl Membership {
         &self.overrides
     }
 
-    /// Whether an override has no effect: see [`Membership::waiting`].
-    pub fn is_dormant(&self, id: &Name) -> bool {
-        self.overrides.get(id).is_some_and(|over| {
-            let out = over.removed && self.declared(id).is_some();
-            !out && self.rows().members.iter().all(|row| row.id != id)
-        })
-    }
-
-    /// The ids of overrides that wait: their backend was declared once and is not any more, or its address is another's.
-    pub fn waiting(&self) -> Vec<Name> {
+    /// The overrides that wait: their backend was declared once and is not any more, or its address is another's, who is
+    /// named then. Costs time in proportion to the number of all.
+    pub fn waiting(&self) -> BTreeMap<Name, Option<Name>> {
         let rows = self.rows();
         let members: HashSet<&Name> = rows.members.iter().map(|row| row.id).collect();
         let declared = self.all_declared();
         let has_effect = |id: &Name, over: &Override| members.contains(id) || over.removed && declared.contains_key(id);
-        self.overrides.iter().filter(|(id, over)| !has_effect(id, over)).map(|(id, _)| id.clone()).collect()
+        let owners: HashMap<&Name, &Name> = rows.hidden.iter().map(|(id, _, owner)| (*id, *owner)).collect();
+        let waits = self.overrides.iter().filter(|(id, over)| !has_effect(id, over));
+        waits.map(|(id, _)| (id.clone(), owners.get(id).map(|owner| Name::clone(owner)))).collect()
     }
 
     /// The file says this now.

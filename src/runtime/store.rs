@@ -25,8 +25,12 @@ use crate::{
 };
 
 mod compare;
+mod guard;
+mod warn;
 
 use compare::{Merged, forget_metrics, lasts_alike, merged};
+use guard::{leaves_one_usable, needs_sni};
+pub use warn::{Foreseen, tell_conflicts};
 
 /// How long requests to a backend whose lease ran out may take, in milliseconds.
 pub const LEASE_DRAIN: u64 = 30_000;
@@ -200,7 +204,8 @@ impl Store {
         overrides(&self.lock().members)
     }
 
-    /// Changes who belongs to an upstream. `if_match`: only where its version is this. `tell` says what happened.
+    /// Changes who belongs to an upstream. `if_match`: only where its version is this. `force`: also where no backend that
+    /// is up would be left of those there are.
     ///
     /// # Errors
     /// No such upstream, it is not what the caller thought, the change is refused, or could not be kept.
@@ -208,6 +213,7 @@ impl Store {
         &self,
         upstream: &Name,
         if_match: Option<u64>,
+        force: bool,
         change: impl FnOnce(&mut Membership, u64) -> Result<Outcome, Refusal>,
     ) -> Result<Changed, ChangeError> {
         let now = self.now();
@@ -222,6 +228,10 @@ impl Store {
         let mut after = before.clone();
         let outcome = change(&mut after, now)?;
         needs_sni(config, &after)?;
+        let members = running.snapshot.members();
+        if let Some(member) = members.iter().find(|member| !force && member.upstream.name == *upstream) {
+            leaves_one_usable(config, &member.upstream, &before, &after)?;
+        }
         if !lasts_alike(before.overrides(), after.overrides()) {
             self.keep(&running, Some((upstream, &after)))?;
             running.not_kept = None;
@@ -238,6 +248,14 @@ impl Store {
     /// holds.
     pub fn reload(&self, model: Arc<Model>) -> Vec<(Name, Conflict)> {
         self.reload_with(self.stage(model), || ())
+    }
+
+    /// What whoever loads `model` is to know. Changes nothing.
+    pub fn foresee(&self, model: &Model) -> Foreseen {
+        let running = self.lock();
+        let mut members = running.members.clone();
+        let conflicts = declare(model, &mut members);
+        Foreseen::of(model, conflicts, &running.members, &members)
     }
 
     /// Builds what a reload would run with, and changes nothing: its new backends can be probed and resolved before they
@@ -428,22 +446,6 @@ impl Store {
     }
 }
 
-/// Logs where a declaration and what was said at run time disagree.
-pub fn tell_conflicts(conflicts: impl IntoIterator<Item = (Name, Conflict)>) {
-    for (upstream, Conflict { id, field, declared, kept }) in conflicts {
-        if field == "taken" {
-            log::warn!(
-                "upstream {upstream}, backend {id}: its address {declared} is that of backend {kept}, so it is left out"
-            );
-            continue;
-        }
-        log::warn!(
-            "upstream {upstream}, backend {id}: {field} is {declared} where it is declared, and {kept} by a change at run time, \
-             which holds; forget it with `rrlb backend forget {upstream} {id}`"
-        );
-    }
-}
-
 fn declare(model: &Model, members: &mut BTreeMap<Name, Membership>) -> Vec<(Name, Conflict)> {
     let mut conflicts = Vec::new();
     for (name, upstream) in &model.upstreams {
@@ -484,17 +486,6 @@ fn overrides(members: &BTreeMap<Name, Membership>) -> Overrides {
         (!overrides.is_empty()).then(|| (name.clone(), overrides.clone()))
     };
     members.iter().filter_map(said).collect()
-}
-
-fn needs_sni(upstream: &model::Upstream, membership: &Membership) -> Result<(), ChangeError> {
-    if upstream.tls.as_ref().is_none_or(|tls| tls.sni.is_some()) {
-        return Ok(());
-    }
-    let nameless = |entry: &Entry| !matches!(entry.spec.address, crate::types::BackendAddress::Host(_));
-    match membership.entries().into_iter().find(nameless) {
-        Some(entry) => Err(ChangeError::SniMissing(entry.spec.address.to_string())),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,9 @@ use crate::{
 
 /// How far back `abort_if` compares, in samples of one second.
 const MINUTE: usize = 60;
-/// Answers since the reload before it is judged: one error among few says nothing.
+/// Of these only the last are judged alone as well: what breaks late must not hide behind what went well before.
+const LATELY: usize = 10;
+/// Answers before they are judged: one error among few says nothing.
 const ENOUGH: u64 = 20;
 
 /// A reload that waits for its confirmation.
@@ -55,7 +57,7 @@ impl From<(u64, u64)> for Answers {
 }
 
 impl Answers {
-    /// What came since `before`. Counts of an upstream that is gone are missing; then there is nothing.
+    /// What came since `before`.
     pub(super) fn since(self, before: Self) -> Self {
         Self { all: self.all.saturating_sub(before.all), errors: self.errors.saturating_sub(before.errors) }
     }
@@ -91,19 +93,29 @@ impl Samples {
 
     /// Of the last minute.
     pub(super) fn minute(&self) -> Answers {
-        self.seconds.iter().copied().fold(Answers::default(), Answers::add)
+        self.last(MINUTE)
+    }
+
+    fn last(&self, seconds: usize) -> Answers {
+        self.seconds.iter().rev().take(seconds).copied().fold(Answers::default(), Answers::add)
     }
 }
 
-/// Why the reload is taken back; `None`: not yet.
-pub(super) fn verdict(above: AbortIf, minute: Answers, since: Answers) -> Option<String> {
+/// Why the reload is taken back; `None`: not yet. `lately` may reach back to before the reload.
+fn harm(abort: &Abort, since: Answers, lately: Answers) -> Option<String> {
+    let judged = |answers, when| verdict(abort.above, abort.minute, answers, when);
+    let late = || (lately.all < since.all).then(|| judged(lately, "in the last 10 s"))?;
+    judged(since, "since the reload").or_else(late)
+}
+
+fn verdict(above: AbortIf, minute: Answers, since: Answers, when: &str) -> Option<String> {
     let (now, before) = (since.share(), minute.share());
     if since.all < ENOUGH || now <= u64::from(above.share) || now <= before {
         return None;
     }
     let percent = |share: u64| format!("{}.{:02} %", share / 100, share % 100);
     Some(format!(
-        "{} of {} answers since the reload were 5xx ({}; the minute before {}; allowed {})",
+        "{} of {} answers {when} were 5xx ({}; the minute before {}; allowed {})",
         since.errors,
         since.all,
         percent(now),
@@ -139,7 +151,8 @@ impl Running {
         let (pending, why) = {
             let mut ledger = self.ledger();
             let Some(pending) = &ledger.pending else { return };
-            let harm = |abort: &Abort| verdict(abort.above, abort.minute, answers.since(abort.until));
+            let lately = ledger.samples.last(LATELY);
+            let harm = |abort: &Abort| harm(abort, answers.since(abort.until), lately);
             let why = match pending.abort.as_ref().and_then(harm) {
                 Some(why) => why,
                 None if pending.due <= now => format!("not confirmed within {:?}", pending.within),
@@ -180,21 +193,31 @@ mod tests {
 
     #[test]
     fn few_answers_are_not_judged() {
-        assert_eq!(verdict(TWO_PERCENT, answers(0, 0), answers(19, 19)), None);
-        assert!(verdict(TWO_PERCENT, answers(0, 0), answers(20, 20)).is_some());
+        assert_eq!(verdict(TWO_PERCENT, answers(0, 0), answers(19, 19), ""), None);
+        assert!(verdict(TWO_PERCENT, answers(0, 0), answers(20, 20), "").is_some());
     }
 
     #[test]
     fn a_share_at_the_bound_is_allowed_and_one_above_is_not() {
-        assert_eq!(verdict(TWO_PERCENT, answers(100, 0), answers(100, 2)), None);
-        let why = verdict(TWO_PERCENT, answers(100, 0), answers(100, 3)).expect("3 % are more than 2 %");
+        assert_eq!(verdict(TWO_PERCENT, answers(100, 0), answers(100, 2), ""), None);
+        let why = verdict(TWO_PERCENT, answers(100, 0), answers(100, 3), "").expect("3 % are more than 2 %");
         assert!(why.contains("3 of 100") && why.contains("3.00 %") && why.contains("2.00 %"), "{why}");
     }
 
     #[test]
     fn errors_that_were_there_before_are_no_reason() {
-        assert_eq!(verdict(TWO_PERCENT, answers(100, 10), answers(100, 10)), None);
-        assert!(verdict(TWO_PERCENT, answers(100, 10), answers(100, 11)).is_some());
+        assert_eq!(verdict(TWO_PERCENT, answers(100, 10), answers(100, 10), ""), None);
+        assert!(verdict(TWO_PERCENT, answers(100, 10), answers(100, 11), "").is_some());
+    }
+
+    #[test]
+    fn what_breaks_late_does_not_hide_behind_what_went_well() {
+        let abort = Abort { above: TWO_PERCENT, minute: answers(100, 0), until: answers(0, 0) };
+        assert_eq!(harm(&abort, answers(10_000, 19), answers(19, 19)), None);
+        let why = harm(&abort, answers(10_000, 20), answers(20, 20)).expect("all of the last 10 s");
+        assert!(why.contains("20 of 20 answers in the last 10 s"), "{why}");
+        // What was before the reload is not its fault.
+        assert_eq!(harm(&abort, answers(30, 0), answers(100, 50)), None);
     }
 
     #[test]

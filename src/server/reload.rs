@@ -27,7 +27,11 @@ use crate::{
     listener::{Listening, Tls, certificates},
     policy::health::Health,
     proxy::{Log, Proxies},
-    runtime::{backend::BackendState, snapshot::Snapshot, store::tell_conflicts},
+    runtime::{
+        backend::BackendState,
+        snapshot::Snapshot,
+        store::{Foreseen, tell_conflicts},
+    },
     service::admin::operator::{Change, OperatorError, Reload, ReloadReport},
     types::{ListenAddress, Name},
 };
@@ -110,7 +114,7 @@ impl Running {
         Ok(ReloadReport {
             generation: self.ledger().generation,
             changes: changes(&self.store.model(), &loaded.model),
-            warnings: loaded.warnings.render(Format::Human),
+            warnings: warnings(&loaded.warnings, &self.store.foresee(&loaded.model)),
             confirm_within: None,
         })
     }
@@ -123,11 +127,15 @@ impl Running {
         }
         let before = self.store.model();
         let changes = changes(&before, &loaded.model);
+        let foreseen = self.store.foresee(&loaded.model);
         let proxies = self.crew.current().map(|current| current.proxies().clone()).collect();
         self.replace(Arc::new(runnable(&before, loaded.model)), Way::Onward).map_err(|error| {
             let text = error.to_string();
             (OperatorError::Reload(text.clone()), text)
         })?;
+        for line in &foreseen.unready {
+            log::warn!("{line}");
+        }
         let generation = self.count();
         if let Some(within) = how.confirm {
             let mut ledger = self.ledger();
@@ -151,7 +159,7 @@ impl Running {
         Ok(ReloadReport {
             generation,
             changes,
-            warnings: loaded.warnings.render(Format::Human),
+            warnings: warnings(&loaded.warnings, &foreseen),
             confirm_within: how.confirm.map(|within| within.as_secs()),
         })
     }
@@ -370,6 +378,15 @@ fn busy(who: &str, what: &'static str) -> OperatorError {
 fn invalid(report: &config::Report) -> (OperatorError, String) {
     let error = OperatorError::Invalid { human: report.render(Format::Human), json: report.render(Format::Json) };
     (error, report.render(Format::Short))
+}
+
+/// What is odd in the file, and what it meets.
+fn warnings(file: &config::Report, foreseen: &Foreseen) -> String {
+    let mut text = file.render(Format::Human);
+    for line in foreseen.conflicts.iter().chain(&foreseen.unready) {
+        text.push_str(&format!("warning: {line}\n"));
+    }
+    text
 }
 
 /// The configuration that a reload runs with: what only an upgrade changes stays as it is.

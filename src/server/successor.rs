@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     env,
     io::{self, Read, Write},
-    os::fd::AsRawFd,
+    os::{fd::AsRawFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, ExitStatus, Stdio},
     sync::{
@@ -94,7 +94,7 @@ impl Successors {
     /// This process is to end with no successor: the one that was started here ends too. Returns whether there was one.
     pub(super) fn call_off(&self) -> bool {
         let mut child = self.0.lock();
-        child.as_mut().is_some_and(|child| child.kill().is_ok() && child.wait().is_ok())
+        child.as_mut().is_some_and(|child| kill(child) && child.wait().is_ok())
     }
 }
 
@@ -156,6 +156,8 @@ impl Inner {
             .env(LOG_FD, log.as_raw_fd().to_string())
             // It names this process; the successor is to be watched as well.
             .env_remove("WATCHDOG_PID")
+            // It may be a script that starts rrlb: what it has started is put away with it.
+            .process_group(0)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
@@ -204,8 +206,7 @@ impl Inner {
     /// Kills the successor if it is still there, and waits until it and its claim are gone.
     async fn put_away(&self) {
         if let Some(child) = self.lock().as_mut() {
-            // Fails where it has ended and was waited for; the number is never used again by us then.
-            let _ = child.kill();
+            kill(child);
         }
         let began = Instant::now();
         while began.elapsed() < AFTERMATH && (matches!(self.ended(), Ok(None)) || self.claimed.load(Ordering::Acquire))
@@ -218,6 +219,13 @@ impl Inner {
     fn lock(&self) -> MutexGuard<'_, Option<Child>> {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Kills a successor with all that it has started. Returns whether something was there.
+fn kill(child: &Child) -> bool {
+    // Where it has ended and nothing is left of its group, the number belongs to nobody.
+    let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    nix::sys::signal::killpg(group, nix::sys::signal::SIGKILL).is_ok()
 }
 
 /// The binary that runs. One that was replaced on the disk since is known under its old path with a mark behind it: what

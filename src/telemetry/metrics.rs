@@ -10,8 +10,8 @@ use std::{
 };
 
 pub use self::abuse::H2Abuse;
-use self::upstream::CLASSES;
 pub use self::upstream::{AttemptInFlight, BackendMetrics, ConnectionUse, RequestInFlight, UpstreamMetrics};
+use self::upstream::{CLASSES, add};
 pub use super::cell::{Counter, Gauge};
 use super::{failures::Failures, log_writer::LogCounts};
 use crate::types::{Name, Reason};
@@ -58,6 +58,8 @@ struct Named {
     backends: BTreeMap<(Name, Name), Arc<BackendMetrics>>,
     discoveries: BTreeMap<Name, Arc<DiscoveryMetrics>>,
     certificates: BTreeMap<Name, Arc<CertificateMetrics>>,
+    /// [`Metrics::answers`] of upstreams that are forgotten.
+    forgotten: (u64, u64),
 }
 
 impl Metrics {
@@ -136,7 +138,9 @@ impl Metrics {
     ) {
         let mut named = self.write();
         named.listeners.retain(|name, _| listener(name));
-        named.upstreams.retain(|name, _| upstream(name));
+        let gone = named.upstreams.extract_if(.., |name, _| !upstream(name));
+        let gone: Vec<_> = gone.map(|(_, counts)| counts.answers()).collect();
+        named.forgotten = gone.into_iter().fold(named.forgotten, add);
         named.discoveries.retain(|name, _| upstream(name));
         named.backends.retain(|(upstream, name), _| backend(upstream, name));
     }
@@ -174,15 +178,11 @@ impl Metrics {
         }
     }
 
-    /// Finished requests so far, and those of them with a 5xx; less where an upstream is gone.
+    /// Finished requests so far, and those of them with a 5xx; also of upstreams that are gone.
     pub fn answers(&self) -> (u64, u64) {
         let named = self.named.read().unwrap_or_else(PoisonError::into_inner);
-        let counts =
-            named.upstreams.values().chain([&self.no_upstream]).flat_map(|upstream| upstream.per_worker.iter());
-        counts.fold((0, 0), |(all, errors), counts| {
-            let of = |class: &Counter| class.value();
-            (all + counts.by_class.iter().map(of).sum::<u64>(), errors + counts.by_class.get(4).map_or(0, of))
-        })
+        let upstreams = named.upstreams.values().chain([&self.no_upstream]);
+        upstreams.map(|upstream| upstream.answers()).fold(named.forgotten, add)
     }
 
     /// The last failures themselves.

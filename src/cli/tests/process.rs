@@ -12,7 +12,7 @@ fn status(pid: u64) -> Value {
         "version": "0.1.0", "pid": pid, "started": 1_700_000_000_000_u64, "state": "serving", "not_ready": "",
         "workers": 4, "connections": 120,
         "config": { "file": "/etc/rrlb.yaml", "generation": 3, "loaded": 1_700_000_000_000_u64, "confirm_within": 42,
-                    "last_error": "unknown key" },
+                    "last_error": "unknown key\nrrlb.yaml:3:1" },
         "listeners": ["0.0.0.0:80", "[::]:443"],
     })
 }
@@ -37,7 +37,7 @@ fn status_shows_the_process_and_its_upstreams_the_troubled_first() {
         "listeners     0.0.0.0:80, [::]:443\n",
         "configuration /etc/rrlb.yaml, generation 3, loaded",
         "goes back by itself in 42 s unless `rrlb confirm` comes\n",
-        "last reload   unknown key\n",
+        "last reload   unknown key\n              rrlb.yaml:3:1\n",
         "app       round_robin   1    2          4        10  b down\ngood      p2c           1    1          2         5\n",
     ] {
         assert!(done.out.contains(part), "no {part:?} in {}", done.out);
@@ -279,6 +279,8 @@ fn state_shows_each_change_and_prints_the_patch() {
         "b": { "address": "10.0.0.2:80", "weight": 1, "admin": "ready", "lease_ttl_seconds": 15, "persist": false, "who": "token",
                "why": "", "at": 0 },
         "c": { "admin": "ready", "removed": true, "dormant": true, "who": "token", "why": "", "at": 0 },
+        "d": { "address": "10.0.0.1:80", "weight": 1, "admin": "ready", "dormant": true, "taken_by": "a", "who": "token",
+               "why": "", "at": 0 },
     } } });
     let patch = "upstreams:\n  app: {}\n";
     let fake = Fake::new(vec![
@@ -292,6 +294,7 @@ fn state_shows_each_change_and_prints_the_patch() {
         "uid 0  2023-11-14 22:13:20  test\n",
         "app       b        added: 10.0.0.2:80, weight 1, lease of 15 s, until the process ends ",
         "app       c        removed, without effect: nobody declares it now ",
+        "app       d        added: 10.0.0.1:80, weight 1, without effect: its address is that of a ",
     ] {
         assert!(done.out.contains(part), "no {part:?} in {}", done.out);
     }

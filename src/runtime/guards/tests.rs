@@ -81,7 +81,7 @@ fn a_reload_and_a_change_of_backends_keep_the_counters() {
         transient: false,
     };
     let added =
-        store.change(&"app".into(), None, |members, now| members.put(&"b".into(), put, Default::default(), now));
+        store.change(&"app".into(), None, false, |members, now| members.put(&"b".into(), put, Default::default(), now));
     added.expect("another backend");
     assert_eq!(store.snapshot().member(0).backends.len(), 2);
     let seed = *store.snapshot().limit_seed().get();

@@ -57,6 +57,9 @@ pub enum Refusal {
         /// Whose it is.
         other: Name,
     },
+    /// It was to be a new one.
+    #[error("there is a backend {0} already")]
+    Exists(Name),
     /// Nobody would be left.
     #[error("{0} is the last backend that is ready")]
     LastReady(Name),

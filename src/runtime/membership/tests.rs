@@ -99,10 +99,9 @@ fn what_discovery_loses_for_a_while_keeps_what_was_said() {
     all.patch(&"x".into(), to(AdminState::Drain), note("me")).expect("x");
     all.remove(&"y".into(), 0, false, note("me"), 0).expect("y");
     all.declare_found(Vec::new());
-    assert_eq!((shown(&all).as_str(), all.waiting()), ("a@1*1", vec!["x".into(), "y".into()]));
-    assert!(all.is_dormant(&"x".into()) && !all.is_dormant(&"a".into()));
+    assert_eq!((shown(&all).as_str(), all.waiting()), ("a@1*1", [("x".into(), None), ("y".into(), None)].into()));
     all.declare_found(found);
-    assert_eq!((shown(&all).as_str(), all.waiting()), ("a@1*1 x@5*1drain", vec![]));
+    assert_eq!((shown(&all).as_str(), all.waiting()), ("a@1*1 x@5*1drain", [].into()));
 }
 
 #[test]
@@ -208,7 +207,7 @@ fn an_address_that_the_file_gives_to_another_is_told_and_waits() {
     let conflicts = all.declare_file(file(&[("a", 1, 1), ("n", 5, 1)]));
     let taken = Conflict { id: "x".into(), field: "taken", declared: at(5).to_string(), kept: "n".into() };
     assert_eq!(conflicts, [taken]);
-    assert_eq!((shown(&all).as_str(), all.waiting()), ("a@1*1 n@5*1", vec!["x".into()]));
+    assert_eq!((shown(&all).as_str(), all.waiting()), ("a@1*1 n@5*1", [("x".into(), Some("n".into()))].into()));
     assert_eq!(all.declare_file(file(&[("a", 1, 1), ("n", 5, 2)])), []);
     all.declare_file(file(&[("a", 1, 1)]));
     assert_eq!(shown(&all), "a@1*1 x@5*1");

@@ -23,6 +23,7 @@ use tokio::{
 use super::*;
 use crate::{
     config::{self, model::Discover},
+    policy::health::Health,
     runtime::{
         backend::Picked,
         membership::{Note, Patch, Put},
@@ -54,16 +55,16 @@ fn store(model: Arc<Model>, file: Option<&Path>) -> Store {
 }
 
 fn add(store: &Store, id: &str, put: Put) -> Result<Changed, ChangeError> {
-    store.change(&app(), None, |all, now| all.put(&id.into(), put, Note::default(), now))
+    store.change(&app(), None, false, |all, now| all.put(&id.into(), put, Note::default(), now))
 }
 
 fn set(store: &Store, id: &str, admin: AdminState) -> Result<Changed, ChangeError> {
     let patch = Patch { admin: Some(admin), ..Patch::default() };
-    store.change(&app(), None, |all, _| all.patch(&id.into(), patch, Note::default()))
+    store.change(&app(), None, false, |all, _| all.patch(&id.into(), patch, Note::default()))
 }
 
 fn remove(store: &Store, id: &str, drain: u64) -> Result<Changed, ChangeError> {
-    store.change(&app(), None, |all, now| all.remove(&id.into(), drain, true, Note::default(), now))
+    store.change(&app(), None, true, |all, now| all.remove(&id.into(), drain, true, Note::default(), now))
 }
 
 fn at(port: u16) -> Put {
@@ -183,10 +184,48 @@ fn a_change_meant_for_another_version_is_refused() {
     let store = store(model(TWO), None);
     let version = store.view(&app()).expect("an upstream").version;
     set(&store, "a", AdminState::Drain).expect("drains");
-    let late = store.change(&app(), Some(version), |_, _| panic!("not asked"));
+    let late = store.change(&app(), Some(version), false, |_, _| panic!("not asked"));
     assert!(matches!(late, Err(ChangeError::Stale { current }) if current != version));
-    let nowhere = store.change(&"none".into(), None, |_, _| panic!("not asked"));
+    let nowhere = store.change(&"none".into(), None, false, |_, _| panic!("not asked"));
     assert!(matches!(nowhere, Err(ChangeError::NoUpstream(_))));
+}
+
+#[test]
+fn the_last_backend_that_is_up_is_not_taken_away() {
+    let checked = "  app: { backends: [{ id: a, address: 127.0.0.1:1 }, { id: b, address: 127.0.0.1:2 }], \
+                   health_check: { type: tcp } }\n";
+    let store = store(with_upstreams(checked), None);
+    let health = |of_a, of_b| {
+        for (backend, health) in store.view(&app()).expect("app").upstream.backends().iter().zip([of_a, of_b]) {
+            backend.set_health(health);
+        }
+    };
+    let drain = |id: &str, force| {
+        let patch = Patch { admin: Some(AdminState::Drain), force, ..Patch::default() };
+        store.change(&app(), None, force, |all, _| all.patch(&id.into(), patch, Note::default()))
+    };
+    health(Health::Down, Health::Up);
+    let refused = drain("b", false);
+    assert!(matches!(&refused, Err(ChangeError::Refused(Refusal::LastReady(id))) if id.as_str() == "b"), "{refused:?}");
+    assert_eq!(shown(&store), "a b");
+    // A new one is nothing until its first probe.
+    let others = vec![("c".into(), at(3))];
+    let set = |all: &mut Membership, now| {
+        all.remove(&"b".into(), 0, false, Note::default(), now)?;
+        all.replace(others, 0, false, &Note::default(), now).map(|()| Outcome::Changed)
+    };
+    assert!(matches!(store.change(&app(), None, false, set), Err(ChangeError::Refused(Refusal::LastReady(_)))));
+    drain("a", false).expect("nobody uses it");
+    drain("b", true).expect("forced");
+    set_ready(&store);
+    health(Health::Down, Health::Down);
+    drain("a", false).expect("no request goes anywhere as it is");
+}
+
+fn set_ready(store: &Store) {
+    for id in ["a", "b"] {
+        set(store, id, AdminState::Ready).expect("a backend");
+    }
 }
 
 #[test]
@@ -265,7 +304,7 @@ fn going_back_brings_back_what_the_reload_made_needless() {
     add(&store, "x", at(9)).expect("adds");
     remove(&store, "b", 0).expect("removes");
     let weight = Patch { weight: Weight::new(5), ..Patch::default() };
-    store.change(&app(), None, |all, _| all.patch(&"a".into(), weight, Note::default())).expect("a");
+    store.change(&app(), None, false, |all, _| all.patch(&"a".into(), weight, Note::default())).expect("a");
     let before = store.view(&app()).expect("an upstream").membership;
     store.reload(model("[{ id: a, address: 127.0.0.1:1, weight: 5 }]"));
     assert_eq!(store.overrides()[&app()].len(), 1);

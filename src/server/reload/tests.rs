@@ -28,7 +28,7 @@ use crate::{
     },
     service::{admin::operator::AbortIf, operations::Readiness},
     telemetry::{events::Events, metrics::Metrics},
-    types::{AdminState, Name},
+    types::{AdminState, Name, Weight},
 };
 
 /// A process of one worker that serves nobody.
@@ -167,13 +167,37 @@ fn a_drained_backend_stays_so_over_a_reload() {
     process
         .running
         .store
-        .change(&upstream, None, |members, _| members.patch(&id, drain, Note::default()))
+        .change(&upstream, None, false, |members, _| members.patch(&id, drain, Note::default()))
         .expect("another is ready");
     process.write(&app("10.0.0.1:80, 10.0.0.3:80"));
     process.reload(&Reload::default()).expect("a good file");
     assert_eq!(process.backends(), ["10.0.0.1:80", "10.0.0.3:80"]);
     let current = process.current();
     assert_eq!(current.members()[0].upstream.backends()[0].admin, AdminState::Drain);
+}
+
+#[test]
+fn whoever_reloads_hears_what_was_said_at_run_time_does_to_it() {
+    let process = Process::of(&app("{ id: a, address: 10.0.0.1:80 }, { id: b, address: 10.0.0.2:80 }"));
+    let change = |id: &str, patch: Patch| {
+        let note = Note { who: "uid 0".into(), ..Note::default() };
+        process
+            .running
+            .store
+            .change(&"app".into(), None, false, |members, _| members.patch(&id.into(), patch, note))
+            .expect("another is ready");
+    };
+    change("b", Patch { admin: Some(AdminState::Drain), weight: Weight::new(5), ..Patch::default() });
+    process.write(&app("{ id: b, address: 10.0.0.2:80, weight: 3 }"));
+    for dry_run in [true, false] {
+        let report = process.reload(&Reload { dry_run, ..Reload::default() }).expect("a good file");
+        let expected = "warning: upstream app, backend b: weight is 3 where it is declared, and 5 by a change at run time, \
+                        which holds; forget it with `rrlb backend forget app b`\n\
+                        warning: upstream app: no backend is ready after this (b is drained by uid 0)\n";
+        assert_eq!(report.warnings, expected);
+    }
+    let again = process.reload(&Reload::default()).expect("a good file");
+    assert_eq!(again.warnings, "", "nothing new");
 }
 
 #[test]

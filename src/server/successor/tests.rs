@@ -109,3 +109,23 @@ async fn one_that_is_called_off_is_killed() {
     let end = start.await.expect("no panic");
     assert!(matches!(&end, Err(OperatorError::Upgrade(reason)) if reason.contains("SIGKILL")), "{end:?}");
 }
+
+#[tokio::test]
+async fn what_a_script_has_started_is_killed_with_it() {
+    let (scripts, successors) = (Scripts::new(), successors());
+    // The one that is started holds no pipe of ours, so that nobody waits for it.
+    let text = "#!/bin/sh\nsleep 1000 2>/dev/null >/dev/null &\necho $! >&2\nwait\n";
+    for text in [text, &text.replace("wait", "exit 3")] {
+        let reason = refused(&successors, scripts.write(text, 0o755), 300).await;
+        let pid: i32 = reason.lines().last().and_then(|line| line.parse().ok()).expect("its number");
+        let gone = || {
+            let state = fs::read_to_string(format!("/proc/{pid}/stat"));
+            state.map_or(true, |state| state.contains(") Z "))
+        };
+        let began = Instant::now();
+        while !gone() {
+            assert!(began.elapsed() < Duration::from_secs(10), "still there");
+            thread::yield_now();
+        }
+    }
+}

@@ -55,7 +55,7 @@ pub(super) fn replace(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
         puts.push((id, put));
     }
     let (drain, force, note) = (drain(call), call.query.flag(&FORCE, false), call.note());
-    change(shared, call, &upstream, None, |members, now| {
+    change(shared, call, &upstream, force, |members, now| {
         members.replace(puts, drain, force, &note, now).map(|()| Outcome::Changed)
     })?;
     upstreams::one(shared, call)
@@ -69,7 +69,13 @@ pub(super) fn put(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
     let ttl = call.query.duration(&TTL).map(millis);
     let put = put_of(&fields, ttl, !call.query.flag(&PERSIST, true))?;
     let (note, force) = (call.note(), call.query.flag(&FORCE, false));
-    let changed = change(shared, call, &upstream, Some((&id, force)), |members, now| members.put(&id, put, note, now))?;
+    let only_new = call.only_new();
+    let changed = change(shared, call, &upstream, force, |members, now| {
+        if only_new && members.entry(&id).is_some() {
+            return Err(Refusal::Exists(id.clone()));
+        }
+        members.put(&id, put, note, now)
+    })?;
     let status = if changed.outcome == Outcome::Created { StatusCode::CREATED } else { StatusCode::OK };
     answer(shared, &upstream, &id, status)
 }
@@ -95,7 +101,7 @@ pub(super) fn patch(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
         return Err(Problem::new(Kind::InvalidValue, "nothing is to change").hint("write `weight`, `admin` or both"));
     }
     let note = call.note();
-    change(shared, call, &upstream, None, |members, _| members.patch(&id, patch, note))?;
+    change(shared, call, &upstream, patch.force, |members, _| members.patch(&id, patch, note))?;
     answer(shared, &upstream, &id, StatusCode::OK)
 }
 
@@ -103,7 +109,7 @@ pub(super) fn patch(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
 pub(super) fn remove(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
     let (upstream, id) = (call.name("upstream"), call.name("backend"));
     let (drain, force, note) = (drain(call), call.query.flag(&FORCE, false), call.note());
-    let changed = change(shared, call, &upstream, None, |members, now| members.remove(&id, drain, force, note, now))?;
+    let changed = change(shared, call, &upstream, force, |members, now| members.remove(&id, drain, force, note, now))?;
     left(shared, &upstream, &id, changed, StatusCode::ACCEPTED)
 }
 
@@ -111,7 +117,7 @@ pub(super) fn remove(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
 pub(super) fn forget(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
     let (upstream, id) = (call.name("upstream"), call.name("backend"));
     let force = call.query.flag(&FORCE, false);
-    let changed = change(shared, call, &upstream, Some((&id, force)), |members, _| members.forget(&id))?;
+    let changed = change(shared, call, &upstream, force, |members, _| members.forget(&id))?;
     let note = call.note();
     shared.store.tell("backend.forgotten", &upstream, &id, &note.who, "changes at run time are forgotten", &note.why);
     left(shared, &upstream, &id, changed, StatusCode::OK)
@@ -166,19 +172,17 @@ impl Scene {
         let leaving = |(id, over): (&Name, &Override)| Some((id.clone(), over.leaving?));
         Self { entries: members.entries(), leaving: members.overrides().iter().filter_map(leaving).collect() }
     }
-
-    fn is_ready(&self) -> bool {
-        self.entries.iter().any(|entry| entry.admin == AdminState::Ready && entry.spec.weight.value() > 0)
-    }
 }
 
-/// Changes an upstream's members where `If-Match` allows it, and tells of what is different. `guarded`: the change is
-/// refused where nobody would be ready after it, unless it is forced; other changes see to that themselves.
+/// Changes an upstream's members where `If-Match` allows it, and tells of what is different. `force`: as in
+/// [`Store::change`].
+///
+/// [`Store::change`]: crate::runtime::store::Store::change
 fn change(
     shared: &Shared,
     call: &Call,
     upstream: &Name,
-    guarded: Option<(&Name, bool)>,
+    force: bool,
     change: impl FnOnce(&mut Membership, u64) -> Result<Outcome, Refusal>,
 ) -> Result<Changed, Problem> {
     let only = match call.if_match()? {
@@ -193,17 +197,11 @@ fn change(
     };
     let (mut before, mut after) = (Scene::default(), Scene::default());
     let mut known = Membership::default();
-    let changed = shared.store.change(upstream, only, |members, now| {
+    let changed = shared.store.change(upstream, only, force, |members, now| {
         known = members.clone();
         before = Scene::of(members);
         let outcome = change(members, now)?;
         after = Scene::of(members);
-        if let Some((id, false)) = guarded
-            && before.is_ready()
-            && !after.is_ready()
-        {
-            return Err(Refusal::LastReady(id.clone()));
-        }
         Ok(outcome)
     });
     let changed = changed.map_err(|error| match error {

@@ -72,6 +72,11 @@ impl Call {
         self.body.as_ref().ok_or_else(|| Problem::new(Kind::BadJson, "the body is missing"))
     }
 
+    /// Whether `If-None-Match` (RFC 9110 §13.1.2) asks that there be none yet.
+    pub(super) fn only_new(&self) -> bool {
+        self.headers.get_all(header::IF_NONE_MATCH).iter().any(|value| value.as_bytes().trim_ascii() == b"*")
+    }
+
     /// What `If-Match` (RFC 9110 §13.1.1) asks for.
     ///
     /// # Errors

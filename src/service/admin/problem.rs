@@ -60,6 +60,8 @@ kinds! {
     CrossOrigin FORBIDDEN "cross-origin" "Not for web pages";
     /// The address is another backend's.
     DuplicateAddress CONFLICT "duplicate-address" "The address is taken";
+    /// There is one, and the sender wants none to be.
+    Exists PRECONDITION_FAILED "exists" "There is one already";
     /// The process tried and did not succeed.
     Failed CONFLICT "failed" "It did not succeed";
     /// A fault of rrlb.
@@ -237,6 +239,7 @@ impl From<Refusal> for Problem {
                 Self { field: Some("address".into()), ..Self::new(Kind::DuplicateAddress, detail) }
                     .hint("take another address, or remove or change that backend first")
             }
+            Refusal::Exists(_) => Self::new(Kind::Exists, detail).hint("leave If-None-Match out to change it"),
             Refusal::LastReady(_) => Self::new(Kind::LastReady, detail)
                 .hint("make another one ready first, or repeat it with force=true; requests get 503 then"),
             Refusal::NotLeasable { .. } => Self { field: Some("ttl".into()), ..Self::new(Kind::NotLeasable, detail) }

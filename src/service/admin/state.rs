@@ -24,8 +24,11 @@ struct Shown {
     admin: &'static str,
     /// Taken out, though declared.
     removed: bool,
-    /// Without effect: its backend is not declared any more.
+    /// Without effect: its backend is not declared any more, or its address is another's.
     dormant: bool,
+    /// Whose the address is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    taken_by: Option<String>,
     /// Outlives the process.
     persist: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,9 +60,12 @@ pub(super) fn state(shared: &Shared, _: &Call) -> Result<Answer, Problem> {
     let store = &shared.store;
     let now = store.now();
     let of_upstream = |(name, overrides): (Name, BTreeMap<Name, Override>)| {
-        let view = store.view(&name);
-        let dormant = |id: &Name| view.as_ref().is_none_or(|view| view.membership.is_dormant(id));
-        let shown = overrides.iter().map(|(id, over)| (id.to_string(), show(over, dormant(id), now))).collect();
+        let waiting = store.view(&name).map(|view| view.membership.waiting());
+        let shown = overrides.iter().map(|(id, over)| {
+            let waits = waiting.as_ref().map_or(Some(&None), |waiting| waiting.get(id));
+            (id.to_string(), show(over, waits, now))
+        });
+        let shown = shown.collect();
         (name.to_string(), shown)
     };
     Answer::json(&State { upstreams: store.overrides().into_iter().map(of_upstream).collect() })
@@ -70,13 +76,15 @@ pub(super) fn patch(shared: &Shared, _: &Call) -> Result<Answer, Problem> {
     Ok(Answer::yaml(runtime::patch::patch(&shared.store.model(), &shared.store.overrides())))
 }
 
-fn show(over: &Override, dormant: bool, now: u64) -> Shown {
+/// `waits`: it is without effect, and whose its address is.
+fn show(over: &Override, waits: Option<&Option<Name>>, now: u64) -> Shown {
     Shown {
         address: over.spec.as_ref().map(|spec| spec.address.to_string()),
         weight: over.spec.as_ref().map(|spec| spec.weight.value()),
         admin: over.admin.as_str(),
         removed: over.removed,
-        dormant,
+        dormant: waits.is_some(),
+        taken_by: waits.and_then(Option::as_ref).map(Name::to_string),
         persist: !over.transient,
         lease_ttl_seconds: over.lease.map(|lease| lease.ttl.div_ceil(1000)),
         leaving_in: over.leaving.map(|due| seconds_until(due, now)),

@@ -151,7 +151,6 @@ pub(super) fn no_backend(membership: &Membership, id: &Name) -> Problem {
 fn upstream(shared: &Shared, name: &Name, view: &View) -> Upstream {
     let model = shared.store.model();
     let config = model.upstreams.get(name);
-    let overrides = view.membership.overrides().keys();
     Upstream {
         name: name.to_string(),
         balance: config.map_or("", |config| balance(config.balance)),
@@ -161,7 +160,7 @@ fn upstream(shared: &Shared, name: &Name, view: &View) -> Upstream {
             Discover::Dns(_) => "dns",
             Discover::List(_) => "list",
         }),
-        waiting: overrides.filter(|id| view.membership.is_dormant(id)).map(Name::to_string).collect(),
+        waiting: view.membership.waiting().keys().map(Name::to_string).collect(),
     }
 }
 
@@ -193,11 +192,8 @@ fn show(shared: &Shared, upstream: &Name, view: &View, entry: Entry, state: Opti
         }),
         weight: entry.spec.weight.value(),
         admin: entry.admin.as_str(),
-        health: state.map_or("unknown", |state| match state.health() {
-            Health::Down => "down",
-            Health::Unknown => "unknown",
-            Health::Up => "up",
-        }),
+        // What was found while it was probed says nothing of it any more.
+        health: state.filter(|state| state.is_checked()).map_or(Health::Unknown, |state| state.health()).as_str(),
         effective: effective(&entry, state.map(AsRef::as_ref)),
         source: entry.source.as_str(),
         overridden: over.is_some_and(|over| over.base.is_some()),

@@ -149,3 +149,15 @@ fn a_new_configuration_forgets_what_it_no_longer_names() {
     assert!(!metrics.encode().contains("app-1"), "asking does not make it again");
     assert_eq!(value(&text, r#"rrlb_requests_total{upstream="app",status="2xx"}"#), Some(1.0));
 }
+
+#[test]
+fn answers_of_an_upstream_that_is_gone_are_not_taken_back() {
+    let metrics = configured();
+    metrics.upstream(&"old".into()).finished(0, 502, Duration::ZERO);
+    metrics.upstream(&"app".into()).finished(0, 200, Duration::ZERO);
+    let before = metrics.answers();
+    metrics.retain(|_| true, |name| name.as_str() == "app", |_, _| true);
+    assert_eq!((metrics.answers(), before), ((2, 1), (2, 1)));
+    metrics.upstream(&"old".into()).finished(0, 200, Duration::ZERO);
+    assert_eq!(metrics.answers(), (3, 1));
+}

@@ -36,6 +36,11 @@ pub(super) struct UpstreamCounts {
     pub(super) connections_reused: Counter,
 }
 
+/// Adds answers to answers.
+pub(super) fn add(one: (u64, u64), other: (u64, u64)) -> (u64, u64) {
+    (one.0 + other.0, one.1 + other.1)
+}
+
 /// The label `status`.
 pub(super) const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
 
@@ -52,6 +57,15 @@ impl UpstreamMetrics {
     pub fn begin(self: &Arc<Self>, worker: usize) -> RequestInFlight {
         self.per_worker.of(worker).in_flight.increment();
         RequestInFlight { upstream: Arc::clone(self), worker }
+    }
+
+    /// Finished requests so far, and those of them with a 5xx.
+    pub(super) fn answers(&self) -> (u64, u64) {
+        let of = |counts: &UpstreamCounts| {
+            let all = counts.by_class.iter().map(|class| class.value()).sum();
+            (all, counts.by_class.get(4).map_or(0, |class| class.value()))
+        };
+        self.per_worker.iter().map(of).fold((0, 0), add)
     }
 
     /// Counts a finished request. `status`: what the client got, 0 where it got none.

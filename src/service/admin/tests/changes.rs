@@ -1,12 +1,19 @@
 //! Changes of backends: what they do, what they refuse, and what is told of them.
 
+use std::time::{Duration, Instant};
+
 use super::{
     super::problem::{Kind, Problem},
     support::Bench,
 };
 use crate::{
-    runtime::{journal::SaveError, store::ChangeError},
-    types::{AdminState, Name},
+    policy::health::Health,
+    runtime::{
+        journal::SaveError,
+        membership::{Membership, Note, Outcome, Put},
+        store::ChangeError,
+    },
+    types::{AdminState, BackendAddress, Name},
 };
 
 const APP: &str = "/v1/upstreams/app";
@@ -265,4 +272,58 @@ fn words_of_problems_are_distinct_and_plain() {
     let words: std::collections::BTreeSet<_> = Kind::ALL.iter().map(|kind| kind.code()).collect();
     assert_eq!(words.len(), Kind::ALL.len());
     assert!(words.iter().all(|word| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')), "{words:?}");
+}
+
+#[tokio::test]
+async fn a_backend_that_must_be_new_is_not_changed() {
+    let bench = Bench::start().await;
+    let body = r#"{"address":"127.0.0.1:9003"}"#;
+    let fields = "Content-Type: application/json\r\nIf-None-Match: *\r\n";
+    assert_eq!(bench.ask_with("PUT", NEW, fields, body).await.status, 201);
+    let again = bench.ask_with("PUT", NEW, fields, r#"{"address":"127.0.0.1:9004"}"#).await;
+    assert_eq!((again.status, again.problem().0.as_str()), (412, "exists"));
+    assert_eq!(bench.expect(200, "GET", NEW, "").await["address"], "127.0.0.1:9003");
+}
+
+#[tokio::test]
+async fn an_old_verdict_on_what_is_not_probed_any_more_is_not_shown() {
+    let bench = Bench::start().await;
+    let app = bench.store.view(&Name::from("app")).expect("app").upstream;
+    app.backends()[0].set_health(Health::Down);
+    let first = bench.expect(200, "GET", &format!("{APP}/backends/app-1"), "").await;
+    assert_eq!((&first["health"], &first["effective"]), (&"unknown".into(), &"up".into()));
+}
+
+#[tokio::test]
+async fn what_is_shown_costs_in_proportion_to_what_was_said() {
+    let bench = Bench::start().await;
+    let said = |from: usize, to: usize| {
+        let put = |n: usize| (Name::from(n.to_string()), at(n));
+        let puts = (from..to).map(put).collect();
+        let replace = |members: &mut Membership, now| {
+            members.replace(puts, 0, true, &Note::default(), now).map(|()| Outcome::Changed)
+        };
+        bench.store.change(&"app".into(), None, true, replace).expect("added");
+    };
+    let cost = async |path: &str| {
+        let mut best = Duration::MAX;
+        for _ in 0..3 {
+            let began = Instant::now();
+            bench.expect(200, "GET", path, "").await;
+            best = best.min(began.elapsed());
+        }
+        best
+    };
+    said(0, 500);
+    let few = [cost(APP).await, cost("/v1/state").await];
+    said(0, 5000);
+    let many = [cost(APP).await, cost("/v1/state").await];
+    for (few, many) in few.into_iter().zip(many) {
+        assert!(many < few * 40, "ten times as many: {few:?}, then {many:?}");
+    }
+}
+
+fn at(n: usize) -> Put {
+    let port = u16::try_from(n).expect("a port") + 10_000;
+    Put { address: BackendAddress::Inet(([127, 0, 0, 2], port).into()), weight: None, ttl: None, transient: false }
 }
