@@ -22,7 +22,7 @@ mod upkeep;
 use std::{
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    sync::{Arc, Mutex, PoisonError, atomic::{AtomicBool, AtomicUsize, Ordering}},
     time::{Instant, SystemTime},
 };
 
@@ -98,7 +98,9 @@ pub enum StartError {
     GroupWithoutUser(String),
     #[error("the process at {} did not hand its listeners over: {}; it goes on serving", .0.display(), .1)]
     HandOver(PathBuf, io::Error),
-    #[error("another upgrade is under way; wait until it is done")]
+    #[error(
+        "the running process goes on: another upgrade is under way, or a reload waits for its confirmation; wait until it is done, or confirm it"
+    )]
     HandOverBusy,
     #[error("{what}: {error}")]
     Io { what: String, error: io::Error },
@@ -252,11 +254,14 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         upstreams: to_upstreams,
         configs,
         turn: Mutex::new(()),
+        successors: successors.clone(),
+        wanted: AtomicBool::new(false),
         ledger: Mutex::new(Ledger::new()),
     });
     let (to_control, commands) = mpsc::channel::<Command>(4);
-    let operator: Arc<dyn Operator> = Arc::new(Desk::new(running.clone(), successors.clone(), to_control));
+    let operator: Arc<dyn Operator> = Arc::new(Desk::new(running.clone(), to_control));
 
+    let (refusing, waiting) = (running.clone(), running.clone());
     server.add_service(background_service("upkeep", Upkeep { running, gate: open.clone() }));
     let answering = Answering::default();
     admin.serve(
@@ -275,6 +280,8 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let failed = Arc::new(Mutex::new(None));
     let (sealing, taking) = (store.clone(), store.clone());
     let hooks = Hooks {
+        refusal: Arc::new(move || refusing.holds_up_upgrade()),
+        reload_later: Arc::new(move || waiting.wanted.store(true, Ordering::Release)),
         on_upgraded: Arc::new(move || sealing.journal().into_iter().for_each(Journal::seal)),
         on_taken_over: Arc::new(move || taking.take_over()),
         answering: Arc::new(move || answering.any()),

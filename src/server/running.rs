@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::{Instant, SystemTime},
 };
 
@@ -14,6 +14,7 @@ use super::{
     confirm::{Pending, Samples},
     control::Held,
     observer::Observer,
+    successor::Successors,
     upkeep::Seen,
 };
 use crate::{
@@ -56,6 +57,10 @@ pub(super) struct Running {
     pub(super) upstreams: watch::Sender<Vec<Arc<Upstream>>>,
     /// Held by the one reload there is at a time.
     pub(super) turn: Mutex<()>,
+    /// Nothing is reloaded while one of them is under way: it has read the file, and serves by that.
+    pub(super) successors: Successors,
+    /// A reload was asked for that could not be at that time.
+    pub(super) wanted: AtomicBool,
     pub(super) ledger: Mutex<Ledger>,
     /// The file as it was read last.
     pub(super) seen: Mutex<Option<Seen>>,
@@ -130,6 +135,7 @@ impl Running {
             self.ledger().samples.push(answers);
         }
         self.judge(now, second);
+        self.reload_wanted();
         if second {
             self.certificates.look();
         }

@@ -247,12 +247,17 @@ impl HandOver {
     /// hand-over is under way; one that only connects and says nothing does not hold up another.
     ///
     /// # Errors
-    /// It left before, speaks another language, or another was first.
+    /// It left before, speaks another language, another was first, or `estate` refuses.
     pub(super) fn run(&self, estate: &impl Estate, claimed: &AtomicBool) -> Result<(), HandOverError> {
         let version = self.greet().map_err(HandOverError::NotAsked)?;
         if claimed.swap(true, Ordering::AcqRel) {
             let _ = self.connection.send(BUSY);
             return Err(HandOverError::NotAsked(io::Error::other("another upgrade is under way")));
+        }
+        if let Some(why) = estate.refusal(self.pid) {
+            claimed.store(false, Ordering::Release);
+            let _ = self.connection.send(BUSY);
+            return Err(HandOverError::NotAsked(io::Error::other(why)));
         }
         self.give(version, estate).map_err(|error| {
             claimed.store(false, Ordering::Release);
@@ -311,6 +316,9 @@ impl HandOver {
 
 /// What a hand-over gives away.
 pub(super) trait Estate {
+    /// Why process `pid`, which has its claim, gets nothing now; it may ask again. `None`: it gets everything.
+    fn refusal(&self, pid: i32) -> Option<String>;
+
     /// Descriptors of the listening sockets, by address, for process `pid`.
     ///
     /// # Errors

@@ -306,6 +306,47 @@ async fn the_command_line_does_what_the_api_does() {
     assert!(nobody.stderr.contains("/nonexistent/x.sock"), "{nobody:?}");
 }
 
+#[tokio::test]
+async fn an_upgrade_does_not_confirm_a_reload() {
+    let a = Origin::echo("a").await;
+    let (mut proxy, api) = start(&[&a]).await;
+    api.change("POST", "/v1/config/reload?confirm=600s", Value::Null).await;
+    let (status, problem) = api.ask("POST", "/v1/upgrade", Value::Null).await;
+    assert_eq!(status, 409, "{problem}");
+    assert!(problem.to_string().contains("waits for its confirmation"), "{problem}");
+    proxy.signal(libc::SIGUSR2);
+    wait_until("the refusal of the signal", || proxy.stderr().matches("process.upgrade_failed").count() == 2).await;
+    let mut by_hand = proxy.successor();
+    assert!(!by_hand.ended().await.success());
+    assert!(by_hand.stderr().contains("waits for its confirmation"), "{}", by_hand.stderr());
+    assert!(proxy.running());
+    api.change("POST", "/v1/config/confirm", Value::Null).await;
+    assert_eq!(proxy.upgrade().await.get("/").await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_reload_during_an_upgrade_is_refused_and_that_of_a_signal_is_done_after_it() {
+    let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
+    let mute = Origin::script("mute", crate::support::misbehave::mute).await;
+    let (proxy, api) = start(&[&a]).await;
+    let good = std::fs::read_to_string(proxy.config.write()).expect("text");
+    let check = "    health_check: { type: http, path: /, interval: 1h, timeout: 1h }\n";
+    let stuck = good.replace("    backends:\n", &format!("{check}    backends:\n"));
+    proxy.config.write_text(&stuck.replace(&a.address.to_string(), &mute.address.to_string()));
+    let mut next = proxy.successor();
+    proxy.logged("asks for the listeners").await;
+    proxy.config.write_text(&good.replace(&a.address.to_string(), &b.address.to_string()));
+    let (status, problem) = api.ask("POST", "/v1/config/reload", Value::Null).await;
+    assert_eq!(status, 409, "{problem}");
+    proxy.signal(libc::SIGHUP);
+    proxy.logged("not reloaded for SIGHUP: another upgrade is under way").await;
+    assert_eq!(proxy.get("/").await.origin(), "a");
+    next.signal(libc::SIGKILL);
+    next.ended().await;
+    proxy.logged("config.reloaded").await;
+    assert_eq!(proxy.get("/").await.origin(), "b");
+}
+
 /// Reloads, changes, health flips and upgrades at random under load, for `RRLB_TEST_STORM` seconds (8 by default; 300 is
 /// the long form).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,12 +10,13 @@ struct House {
     listener: std::net::TcpListener,
     tickets: TicketKeys,
     given: Mutex<Option<i32>>,
+    refuses: bool,
 }
 
 impl House {
     fn new() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
-        Self { listener, tickets: TicketKeys::new().expect("randomness"), given: Mutex::new(None) }
+        Self { listener, tickets: TicketKeys::new().expect("randomness"), given: Mutex::new(None), refuses: false }
     }
 
     fn address(&self) -> String {
@@ -24,6 +25,10 @@ impl House {
 }
 
 impl Estate for House {
+    fn refusal(&self, _: i32) -> Option<String> {
+        self.refuses.then(|| "not now".to_owned())
+    }
+
     fn sockets(&self, _: i32) -> io::Result<Vec<(String, OwnedFd)>> {
         Ok(vec![(self.address(), self.listener.as_fd().try_clone_to_owned()?)])
     }
@@ -169,4 +174,17 @@ fn one_that_leaves_before_it_serves_makes_room_for_the_next() {
         assert!(!claimed.load(Ordering::Acquire));
         assert_eq!(*house.given.lock().expect("no panic"), None);
     }
+}
+
+#[test]
+fn who_is_refused_is_told_so_and_its_claim_is_gone() {
+    let (folder, house, claimed) = (tempfile::tempdir().expect("folder"), House::new(), AtomicBool::new(false));
+    let (path, socket) = listen(&folder);
+    let house = House { refuses: true, ..house };
+    thread::scope(|scope| {
+        let old = scope.spawn(|| serve(&house, &socket, &claimed));
+        assert!(matches!(Inherited::take(&path), Err(StartError::HandOverBusy)));
+        assert!(matches!(old.join().expect("no panic"), Err(HandOverError::NotAsked(_))));
+    });
+    assert!(!claimed.load(Ordering::Acquire));
 }

@@ -252,6 +252,7 @@ impl From<OperatorError> for Problem {
         let detail = error.to_string();
         match error {
             OperatorError::Busy(_) => Self::new(Kind::Busy, detail).hint("wait until it is done"),
+            OperatorError::Unconfirmed => Self::new(Kind::Busy, detail),
             OperatorError::Invalid { human, json } => Self {
                 report: Some(human.into()),
                 problems: serde_json::from_str(&json).ok().map(Box::new),
