@@ -93,7 +93,7 @@ fn change(over: &Override) -> String {
         parts.push("without effect: nobody declares it now".to_owned());
     }
     if over.persist == Some(false) {
-        parts.push("until the process ends".to_owned());
+        parts.push("until a restart".to_owned());
     }
     parts.join(", ")
 }

@@ -25,7 +25,7 @@ use super::{
     StartError,
     access_log::Logs,
     admin::HeldAdmin,
-    handover::HandedOver,
+    handover::{Farewell, HandedOver},
     notify::{self, Watchdog},
     process::{OwnLog, PidFile},
     signals::{Command, Signals},
@@ -94,9 +94,9 @@ pub(super) struct Hooks {
     /// A reload is to be as soon as one can be.
     pub(super) reload_later: Arc<dyn Fn() + Send + Sync>,
     /// A successor serves; it goes on when this returns. What is kept for it on the disk must be so by then.
-    pub(super) on_upgraded: Arc<dyn Fn() + Send + Sync>,
-    /// The process before this one has given up its names, and changes nothing on the disk any more.
-    pub(super) on_taken_over: Arc<dyn Fn() + Send + Sync>,
+    pub(super) on_upgraded: Arc<dyn Fn() -> Farewell + Send + Sync>,
+    /// The process before this one has given up its names, and changes nothing any more.
+    pub(super) on_taken_over: Arc<dyn Fn(Farewell) + Send + Sync>,
     /// Whether an answer is still on its way to somebody who asked for the end of this process.
     pub(super) answering: Arc<dyn Fn() -> bool + Send + Sync>,
 }
@@ -152,12 +152,14 @@ impl Estate for House {
 
     fn state(&self) -> HandedOver {
         HandedOver::collect(&self.store.snapshot(), &self.tickets, self.epoch.elapsed())
+            .with_overrides(self.store.hand_over())
     }
 
-    fn given(&self, pid: i32) {
-        (self.hooks.on_upgraded)();
+    fn given(&self, pid: i32) -> Farewell {
+        let farewell = (self.hooks.on_upgraded)();
         // Before it answers: this process may end before the other comes to speak.
         notify::upgraded(pid);
+        farewell
     }
 }
 
@@ -336,10 +338,11 @@ impl Control {
         if let Some(predecessor) = predecessor {
             // Its end would be the end of the pipe that this one logs into.
             self.own_log.take(&self.process);
-            if let Err(error) = predecessor.serving() {
+            let farewell = predecessor.serving().unwrap_or_else(|error| {
                 log::warn!("the process before this one has gone by itself: {error}");
-            }
-            (self.hooks.on_taken_over)();
+                None
+            });
+            (self.hooks.on_taken_over)(farewell.unwrap_or_default());
         }
         // Only now its names: had this process died before, the old one would still be found under them.
         let upgrades = UpgradeSocket::listen(&self.upgrade_sock).and_then(|socket| {

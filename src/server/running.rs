@@ -2,7 +2,10 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Instant, SystemTime},
 };
 
@@ -13,6 +16,7 @@ use super::{
     access_log::Logs,
     confirm::{Pending, Samples},
     control::Held,
+    handover::Farewell,
     observer::Observer,
     successor::Successors,
     upkeep::Seen,
@@ -123,6 +127,12 @@ impl Running {
     /// Tells of a change of the process as a whole.
     pub(super) fn tell(&self, kind: &'static str, who: &str, what: String, why: String) {
         self.store.events().tell(kind, News { who: who.to_owned(), what, why, ..News::default() });
+    }
+
+    /// The process before this one has said its last.
+    pub(super) fn taken_over(&self, farewell: &Farewell) {
+        self.store.take_over(farewell.overrides(self.store.now()));
+        self.wanted.store(farewell.reload, Ordering::Release);
     }
 
     /// What upkeep does in each of its rounds; `second` in the first of a second.

@@ -347,6 +347,73 @@ async fn a_reload_during_an_upgrade_is_refused_and_that_of_a_signal_is_done_afte
     assert_eq!(proxy.get("/").await.origin(), "b");
 }
 
+#[tokio::test]
+async fn an_upgrade_loses_nothing_whatever_became_of_the_state_file() {
+    let (a, b, c) = (Origin::echo("a").await, Origin::echo("b").await, Origin::echo("c").await);
+    let (mut proxy, api) = start(&[&a, &b]).await;
+    let file = proxy.config.dir().join("state.json");
+    api.change("PATCH", "/v1/upstreams/app/backends/a", json!({ "admin": "drain" })).await;
+    api.change("PUT", "/v1/upstreams/app/backends/c?persist=false", json!({ "address": c.address })).await;
+    let expected = ["a:draining", "b:up", "c:up"];
+    for text in [None, Some("damaged"), Some("{\"format\":\"rrlb-state\",\"version\":99}")] {
+        match text {
+            None => std::fs::remove_file(&file).expect("removes"),
+            Some(text) => std::fs::write(&file, text).expect("writes"),
+        }
+        proxy = proxy.upgrade().await;
+        assert_eq!(api.backends().await, expected, "{text:?}");
+    }
+    proxy.signal(libc::SIGKILL);
+    proxy.ended().await;
+    let _proxy = proxy.config.clone().start().await;
+    assert_eq!(api.backends().await, ["a:draining", "b:up"], "what was to be kept was, and no more");
+}
+
+#[tokio::test]
+async fn without_a_state_file_changes_outlive_an_upgrade() {
+    let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
+    let proxy = Config::before(&[&a, &b], "admin: { socket: <dir>/admin.sock }\n").start().await;
+    let api = Api::of(&proxy);
+    let target = format!("/v1/upstreams/app/backends/{}", a.address);
+    api.change("PATCH", &target, json!({ "admin": "drain" })).await;
+    let expected = api.backends().await;
+    let proxy = proxy.upgrade().await;
+    assert_eq!(api.backends().await, expected);
+    assert_eq!(answering(&proxy, 4).await, ["b"]);
+}
+
+#[tokio::test]
+async fn a_successor_that_never_serves_leaves_the_state_file_alone() {
+    let a = Origin::echo("a").await;
+    let mute = Origin::script("mute", crate::support::misbehave::mute).await;
+    let (proxy, _api) = start(&[&a]).await;
+    let file = proxy.config.dir().join("state.json");
+    let good = std::fs::read_to_string(proxy.config.write()).expect("text");
+    let check = "    health_check: { type: http, path: /, interval: 1h, timeout: 1h }\n";
+    let stuck = good.replace("    backends:\n", &format!("{check}    backends:\n"));
+    proxy.config.write_text(&stuck.replace(&a.address.to_string(), &mute.address.to_string()));
+    std::fs::write(&file, "of a later release").expect("writes");
+    let mut next = proxy.successor();
+    wait_until("the probe of the successor", || mute.connections() > 0).await;
+    next.signal(libc::SIGKILL);
+    next.ended().await;
+    assert_eq!(std::fs::read_to_string(&file).expect("as it was"), "of a later release");
+}
+
+#[tokio::test]
+async fn a_state_file_that_cannot_be_read_or_moved_is_not_written() {
+    let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
+    let config = config(&[&a, &b]);
+    std::fs::create_dir(config.dir().join("state.json")).expect("a folder");
+    let proxy = config.start().await;
+    proxy.logged("neither read nor moved aside").await;
+    let api = Api::of(&proxy);
+    let (status, problem) = api.ask("PATCH", "/v1/upstreams/app/backends/a", json!({ "admin": "drain" })).await;
+    assert_eq!(status, 503, "{problem}");
+    api.change("PATCH", "/v1/upstreams/app/backends/a?persist=false", json!({ "admin": "drain" })).await;
+    assert_eq!(answering(&proxy, 4).await, ["b"]);
+}
+
 /// Reloads, changes, health flips and upgrades at random under load, for `RRLB_TEST_STORM` seconds (8 by default; 300 is
 /// the long form).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

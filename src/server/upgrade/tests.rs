@@ -42,8 +42,9 @@ impl Estate for House {
         HandedOver::collect(&snapshot, &self.tickets, std::time::Duration::ZERO)
     }
 
-    fn given(&self, pid: i32) {
+    fn given(&self, pid: i32) -> Farewell {
         *self.given.lock().expect("no panic") = Some(pid);
+        Farewell::new("{\"format\":\"rrlb-state\",\"version\":1,\"upstreams\":{}}".to_owned(), true)
     }
 }
 
@@ -83,7 +84,8 @@ fn a_successor_gets_sockets_and_state() {
         let keys = HandedOver::tickets(taken.state()).expect("keys").export();
         assert_eq!(keys[0].secret, house.tickets.export()[0].secret, "the keys are the same");
         assert_eq!(*house.given.lock().expect("no panic"), None);
-        taken.into_successor().serving().expect("it drains");
+        let farewell = taken.into_successor().serving().expect("it drains").expect("it knows something");
+        assert!(farewell.reload && farewell.overrides(0).is_some_and(|overrides| overrides.is_empty()));
         old.join().expect("no panic").expect("handed over");
     });
     assert_eq!(*house.given.lock().expect("no panic"), i32::try_from(std::process::id()).ok());
@@ -126,7 +128,7 @@ fn a_process_of_version_1_is_taken_over_from() {
         });
         let mut taken = Inherited::take(&path).expect("taken over");
         assert!(taken.remove(&house.address()).is_some() && taken.state().is_none());
-        taken.into_successor().serving().expect("it drains");
+        assert!(taken.into_successor().serving().expect("it drains").is_none());
         old.join().expect("no panic").expect("handed over");
     });
 }

@@ -213,9 +213,12 @@ impl From<ChangeError> for Problem {
             }
             ChangeError::NotKept(SaveError::Write(..)) => {
                 Self::new(Kind::NotKept, format!("{detail}; nothing was changed"))
-                    .hint("make it writable, or change it for this process alone with persist=false")
+                    .hint("make it writable, or do not keep it over a restart (persist=false)")
             }
-            ChangeError::NotKept(SaveError::Sealed(_)) => {
+            ChangeError::NotKept(SaveError::Unread(_)) => {
+                Self::new(Kind::NotKept, format!("{detail}; nothing was changed"))
+            }
+            ChangeError::GivenUp | ChangeError::NotKept(SaveError::Sealed(_)) => {
                 Self::new(Kind::NotKept, format!("{detail}; nothing was changed"))
                     .hint("ask again: a new process answers then")
             }
