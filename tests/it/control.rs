@@ -324,25 +324,37 @@ async fn an_upgrade_does_not_confirm_a_reload() {
     assert_eq!(proxy.upgrade().await.get("/").await.status(), 200);
 }
 
+/// A successor that has all it needs but the verdict on a backend which never answers. `good` is the text of the file.
+async fn stuck_successor(proxy: &Proxy, good: &str, a: &Origin, mute: &Origin) -> i32 {
+    let check = "    health_check: { type: http, path: /, interval: 1h, timeout: 1h }\n";
+    let stuck = good.replace("    backends:\n", &format!("{check}    backends:\n"));
+    proxy.config.write_text(&stuck.replace(&a.address.to_string(), &mute.address.to_string()));
+    proxy.signal(libc::SIGUSR2);
+    wait_until("the probe of the successor", || mute.connections() > 0).await;
+    let log = proxy.stderr();
+    let pid = log.split(" asks for the listeners").next().and_then(|head| head.rsplit(' ').next());
+    pid.and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("no process asks: {log}"))
+}
+
+fn kill(pid: i32) {
+    // SAFETY: a plain system call on a process that this test had started.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
 #[tokio::test]
 async fn a_reload_during_an_upgrade_is_refused_and_that_of_a_signal_is_done_after_it() {
     let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
     let mute = Origin::script("mute", crate::support::misbehave::mute).await;
     let (proxy, api) = start(&[&a]).await;
     let good = std::fs::read_to_string(proxy.config.write()).expect("text");
-    let check = "    health_check: { type: http, path: /, interval: 1h, timeout: 1h }\n";
-    let stuck = good.replace("    backends:\n", &format!("{check}    backends:\n"));
-    proxy.config.write_text(&stuck.replace(&a.address.to_string(), &mute.address.to_string()));
-    let mut next = proxy.successor();
-    proxy.logged("asks for the listeners").await;
+    let next = stuck_successor(&proxy, &good, &a, &mute).await;
     proxy.config.write_text(&good.replace(&a.address.to_string(), &b.address.to_string()));
     let (status, problem) = api.ask("POST", "/v1/config/reload", Value::Null).await;
     assert_eq!(status, 409, "{problem}");
     proxy.signal(libc::SIGHUP);
     proxy.logged("not reloaded for SIGHUP: another upgrade is under way").await;
     assert_eq!(proxy.get("/").await.origin(), "a");
-    next.signal(libc::SIGKILL);
-    next.ended().await;
+    kill(next);
     proxy.logged("config.reloaded").await;
     assert_eq!(proxy.get("/").await.origin(), "b");
 }
@@ -389,14 +401,9 @@ async fn a_successor_that_never_serves_leaves_the_state_file_alone() {
     let (proxy, _api) = start(&[&a]).await;
     let file = proxy.config.dir().join("state.json");
     let good = std::fs::read_to_string(proxy.config.write()).expect("text");
-    let check = "    health_check: { type: http, path: /, interval: 1h, timeout: 1h }\n";
-    let stuck = good.replace("    backends:\n", &format!("{check}    backends:\n"));
-    proxy.config.write_text(&stuck.replace(&a.address.to_string(), &mute.address.to_string()));
     std::fs::write(&file, "of a later release").expect("writes");
-    let mut next = proxy.successor();
-    wait_until("the probe of the successor", || mute.connections() > 0).await;
-    next.signal(libc::SIGKILL);
-    next.ended().await;
+    kill(stuck_successor(&proxy, &good, &a, &mute).await);
+    proxy.logged("process.upgrade_failed").await;
     assert_eq!(std::fs::read_to_string(&file).expect("as it was"), "of a later release");
 }
 
