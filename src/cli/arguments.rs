@@ -228,7 +228,7 @@ pub(super) enum BackendCommand {
         /// Even if no backend is ready any more then
         #[arg(long)]
         force: bool,
-        /// Forget it when the process ends
+        /// Forget it at a restart; an upgrade keeps it
         #[arg(long)]
         no_persist: bool,
         #[command(flatten)]
@@ -326,7 +326,7 @@ pub(super) struct AdminChange {
     /// Even if no backend is ready any more then
     #[arg(long)]
     pub(super) force: bool,
-    /// Forget it when the process ends
+    /// Forget it at a restart; an upgrade keeps it
     #[arg(long)]
     pub(super) no_persist: bool,
     #[command(flatten)]

@@ -95,7 +95,7 @@ fn change(over: &Override) -> String {
         None => {}
     }
     if over.persist == Some(false) {
-        parts.push("until the process ends".to_owned());
+        parts.push("until a restart".to_owned());
     }
     parts.join(", ")
 }

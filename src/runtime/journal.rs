@@ -16,7 +16,7 @@ use crate::types::Name;
 
 mod format;
 
-pub(crate) use format::{decode, encode};
+pub(crate) use format::{decode, encode, encode_all};
 
 /// Everything said at run time that lasts, by upstream and backend.
 pub type Overrides = BTreeMap<Name, BTreeMap<Name, Override>>;
@@ -28,8 +28,19 @@ const LARGEST_FILE: u64 = 1 << 30;
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    /// Whether another process writes the file now. Held while it is written.
-    sealed: Mutex<bool>,
+    /// Whether the file is not to be written. Held while it is written.
+    sealed: Mutex<Seal>,
+}
+
+/// Why a journal is not to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seal {
+    /// It is.
+    Open,
+    /// Another process writes it now.
+    Another,
+    /// What it holds is not known, and would be lost.
+    Unread,
 }
 
 /// Why what was read is no journal.
@@ -50,6 +61,8 @@ pub enum SaveError {
     NoSpace(PathBuf),
     #[error("this process is being replaced: its successor keeps the state file {} now", .0.display())]
     Sealed(PathBuf),
+    #[error("the state file {} could be neither read nor moved aside, and is left as it is; make it readable or move it away, then restart or `rrlb upgrade`", .0.display())]
+    Unread(PathBuf),
     #[error("cannot write the state file {}: {}", .0.display(), .1)]
     Write(PathBuf, io::Error),
 }
@@ -57,7 +70,7 @@ pub enum SaveError {
 impl Journal {
     /// The journal in this file, which need not exist yet.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), sealed: Mutex::new(false) }
+        Self { path: path.to_owned(), sealed: Mutex::new(Seal::Open) }
     }
 
     /// The file.
@@ -81,6 +94,29 @@ impl Journal {
             return Err(damaged(format!("it is larger than {} MiB", LARGEST_FILE >> 20)));
         }
         decode(&bytes, now).map_err(damaged)
+    }
+
+    /// As [`Journal::load`], for the process that keeps the file from now on: what cannot be read does not stop a start.
+    pub fn restore(&self, now: u64) -> Overrides {
+        self.load(now).unwrap_or_else(|error| {
+            log::error!("{error}; what was changed at run time is lost, and the configuration alone holds");
+            self.secure();
+            Overrides::new()
+        })
+    }
+
+    /// Moves a file that [`Journal::load`] could not read out of the way. Where that fails too it is never written.
+    pub fn secure(&self) {
+        match self.set_aside() {
+            Ok(aside) => log::error!("the state file that could not be read is kept as {}", aside.display()),
+            Err(error) => {
+                *self.lock() = Seal::Unread;
+                log::error!(
+                    "{} ({error}); until then every change that is to last is refused",
+                    SaveError::Unread(self.path.clone())
+                );
+            }
+        }
     }
 
     /// Moves a file that is no journal out of the way, and returns where it is now: `<name>.damaged-<seconds since
@@ -112,8 +148,10 @@ impl Journal {
     /// No space, a file system that is read-only, another process has the file. It is as it was then.
     pub fn save(&self, overrides: &Overrides, now: u64) -> Result<(), SaveError> {
         let sealed = self.lock();
-        if *sealed {
-            return Err(SaveError::Sealed(self.path.clone()));
+        match *sealed {
+            Seal::Open => {}
+            Seal::Another => return Err(SaveError::Sealed(self.path.clone())),
+            Seal::Unread => return Err(SaveError::Unread(self.path.clone())),
         }
         self.write(&encode(overrides, now)).map_err(|error| save_error(&self.path, error))
     }
@@ -121,12 +159,12 @@ impl Journal {
     /// Leaves the file to another process: when this returns nothing is being written, and every [`Journal::save`] fails.
     /// To be called before the other one loads it, so that nothing that was kept is missed.
     pub fn seal(&self) {
-        *self.lock() = true;
+        *self.lock() = Seal::Another;
     }
 
     /// Takes the file back, where the other process did not come to serve.
     pub fn unseal(&self) {
-        *self.lock() = false;
+        *self.lock() = Seal::Open;
     }
 
     fn write(&self, text: &[u8]) -> io::Result<()> {
@@ -158,7 +196,7 @@ impl Journal {
         with_suffix(&self.path, suffix)
     }
 
-    fn lock(&self) -> MutexGuard<'_, bool> {
+    fn lock(&self) -> MutexGuard<'_, Seal> {
         self.sealed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,7 +3,7 @@
 //! hears of it; one that fails on the way has changed nothing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -26,6 +26,7 @@ use crate::{
 
 mod compare;
 mod guard;
+mod succession;
 mod warn;
 
 use compare::{Merged, forget_metrics, lasts_alike, merged};
@@ -60,6 +61,8 @@ struct Running {
     merged: Vec<Merged>,
     /// When the journal was found not to be writable by what nobody waits for.
     not_kept: Option<u64>,
+    /// The next process has all of this, and nothing is changed here any more.
+    given_up: bool,
 }
 
 /// Another configuration, built and not in place.
@@ -99,6 +102,8 @@ pub struct Changed {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the texts say it
 pub enum ChangeError {
+    #[error("this process is being replaced by its successor, which answers from now on")]
+    GivenUp,
     #[error("there is no upstream {0}")]
     NoUpstream(Name),
     #[error(transparent)]
@@ -126,7 +131,7 @@ impl Store {
         tell_conflicts(declare(&model, &mut members));
         let snapshot = Arc::new(build(&model, &members, None, &metrics));
         let (retired, merged, not_kept) = (Retired::default(), Vec::new(), None);
-        let running = Running { model, members, snapshot, publish: None, retired, merged, not_kept };
+        let running = Running { model, members, snapshot, publish: None, retired, merged, not_kept, given_up: false };
         Self { running: Mutex::new(running), journal, metrics, events, epoch: Instant::now() }
     }
 
@@ -162,30 +167,6 @@ impl Store {
         self.journal.as_ref()
     }
 
-    /// The process before this one has written its last. What it kept since this one read the journal holds here too, and
-    /// the journal is this one's from now on.
-    pub fn take_over(&self) {
-        let Some(journal) = &self.journal else { return };
-        journal.unseal();
-        let mut running = self.lock();
-        let mut kept = match journal.load(self.now()) {
-            Ok(kept) => kept,
-            Err(error) => return log::error!("{error}; what was changed during the upgrade may be lost"),
-        };
-        let mut names: BTreeSet<Name> = running.members.keys().cloned().collect();
-        names.extend(kept.keys().cloned());
-        let model = running.model.clone();
-        for name in names {
-            let overrides = kept.remove(&name).unwrap_or_default();
-            let membership = running.members.entry(name.clone()).or_default();
-            let before = membership.entries();
-            tell_conflicts(membership.resume(overrides).into_iter().map(|conflict| (name.clone(), conflict)));
-            if let Some(config) = model.upstreams.get(&name).filter(|_| before != running.members[&name].entries()) {
-                self.rebuild(&mut running, config);
-            }
-        }
-    }
-
     /// Milliseconds on the clock of leases and drains.
     pub fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
@@ -208,7 +189,7 @@ impl Store {
     /// is up would be left of those there are.
     ///
     /// # Errors
-    /// No such upstream, it is not what the caller thought, the change is refused, or could not be kept.
+    /// A successor has taken over, no such upstream, it is not what the caller thought, the change is refused, or could not be kept.
     pub fn change(
         &self,
         upstream: &Name,
@@ -218,6 +199,9 @@ impl Store {
     ) -> Result<Changed, ChangeError> {
         let now = self.now();
         let mut running = self.lock();
+        if running.given_up {
+            return Err(ChangeError::GivenUp);
+        }
         let model = running.model.clone();
         let Some(config) = model.upstreams.get(upstream) else { return Err(ChangeError::NoUpstream(upstream.clone())) };
         let before = running.members.get(upstream).cloned().unwrap_or_default();

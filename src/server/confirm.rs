@@ -1,6 +1,6 @@
 //! Commit-confirmed: a reload that goes back by itself unless somebody confirms it, and earlier where more answers are
-//! errors than in the minute before. While one waits every other reload is refused: what is to be confirmed would not be
-//! what was asked about.
+//! errors than in the minute before. While one waits every other reload, and every upgrade, is refused: what is to be
+//! confirmed would not be what was asked about, or nobody would be left to take it back.
 
 use std::{
     collections::VecDeque,
@@ -125,6 +125,18 @@ fn verdict(above: AbortIf, minute: Answers, since: Answers, when: &str) -> Optio
 }
 
 impl Running {
+    /// Whether a reload waits for its confirmation.
+    pub(super) fn is_unconfirmed(&self) -> bool {
+        self.ledger().pending.is_some()
+    }
+
+    /// Why a successor may not have what there is; `None`: it may. To be called when it has its claim: what is reloaded
+    /// by then ends first, and whoever comes later finds the claim.
+    pub(super) fn holds_up_upgrade(&self) -> Option<OperatorError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_unconfirmed().then_some(OperatorError::Unconfirmed)
+    }
+
     /// Keeps a reload that waits.
     ///
     /// # Errors

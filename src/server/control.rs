@@ -25,7 +25,7 @@ use super::{
     StartError,
     access_log::Logs,
     admin::HeldAdmin,
-    handover::HandedOver,
+    handover::{Farewell, HandedOver},
     notify::{self, Watchdog},
     process::{OwnLog, PidFile},
     signals::{Command, Signals},
@@ -37,7 +37,7 @@ use crate::{
     listener::{Crew, Listening, tickets::TicketKeys},
     runtime::store::Store,
     service::{
-        admin::operator::{Operator, Reload, Upgrade},
+        admin::operator::{Operator, OperatorError, Reload, Upgrade},
         operations::Readiness,
     },
     telemetry::process_log::ProcessLog,
@@ -89,18 +89,16 @@ pub(super) struct Control {
 /// What others do when processes change. All may be called on any thread.
 #[derive(Clone)]
 pub(super) struct Hooks {
+    /// Why a successor gets nothing now.
+    pub(super) refusal: Arc<dyn Fn() -> Option<OperatorError> + Send + Sync>,
+    /// A reload is to be as soon as one can be.
+    pub(super) reload_later: Arc<dyn Fn() + Send + Sync>,
     /// A successor serves; it goes on when this returns. What is kept for it on the disk must be so by then.
-    pub(super) on_upgraded: Arc<dyn Fn() + Send + Sync>,
-    /// The process before this one has given up its names, and changes nothing on the disk any more.
-    pub(super) on_taken_over: Arc<dyn Fn() + Send + Sync>,
+    pub(super) on_upgraded: Arc<dyn Fn() -> Farewell + Send + Sync>,
+    /// The process before this one has given up its names, and changes nothing any more.
+    pub(super) on_taken_over: Arc<dyn Fn(Farewell) + Send + Sync>,
     /// Whether an answer is still on its way to somebody who asked for the end of this process.
     pub(super) answering: Arc<dyn Fn() -> bool + Send + Sync>,
-}
-
-impl Default for Hooks {
-    fn default() -> Self {
-        Self { on_upgraded: Arc::new(|| ()), on_taken_over: Arc::new(|| ()), answering: Arc::new(|| false) }
-    }
 }
 
 /// What is given up along the way.
@@ -141,6 +139,12 @@ struct House {
 }
 
 impl Estate for House {
+    fn refusal(&self, pid: i32) -> Option<String> {
+        let why = (self.hooks.refusal)()?.to_string();
+        log::warn!("process {pid} wants to take over and may not: {why}");
+        Some(why)
+    }
+
     fn sockets(&self, pid: i32) -> io::Result<Vec<(String, OwnedFd)>> {
         log::info!("process {pid} asks for the listeners");
         self.held.lock().unwrap_or_else(PoisonError::into_inner).copies()
@@ -148,12 +152,14 @@ impl Estate for House {
 
     fn state(&self) -> HandedOver {
         HandedOver::collect(&self.store.snapshot(), &self.tickets, self.epoch.elapsed())
+            .with_overrides(self.store.hand_over())
     }
 
-    fn given(&self, pid: i32) {
-        (self.hooks.on_upgraded)();
+    fn given(&self, pid: i32) -> Farewell {
+        let farewell = (self.hooks.on_upgraded)();
         // Before it answers: this process may end before the other comes to speak.
         notify::upgraded(pid);
+        farewell
     }
 }
 
@@ -262,10 +268,14 @@ impl Control {
 
     /// As SIGHUP asks.
     fn reload(&self) {
-        let operator = self.operator.clone();
+        let (operator, later) = (self.operator.clone(), self.hooks.reload_later.clone());
         tokio::spawn(async move {
             // It tells of its failure itself.
-            let _ = operator.reload(Reload::default(), "SIGHUP").await;
+            let done = operator.reload(Reload::default(), "SIGHUP").await;
+            if let Err(OperatorError::Busy(_) | OperatorError::Unconfirmed) = done {
+                // What is under way may have read the file before it was changed.
+                later();
+            }
         });
     }
 
@@ -328,10 +338,11 @@ impl Control {
         if let Some(predecessor) = predecessor {
             // Its end would be the end of the pipe that this one logs into.
             self.own_log.take(&self.process);
-            if let Err(error) = predecessor.serving() {
+            let farewell = predecessor.serving().unwrap_or_else(|error| {
                 log::warn!("the process before this one has gone by itself: {error}");
-            }
-            (self.hooks.on_taken_over)();
+                None
+            });
+            (self.hooks.on_taken_over)(farewell.unwrap_or_default());
         }
         // Only now its names: had this process died before, the old one would still be found under them.
         let upgrades = UpgradeSocket::listen(&self.upgrade_sock).and_then(|socket| {

@@ -1,5 +1,5 @@
 //! What a process knows beyond its configuration, for its successor: verdicts on backends, turns of the balancers, keys
-//! of session tickets, what rate limits and retry budgets have counted. JSON in a file without a name. A part that either
+//! of session tickets, what rate limits and retry budgets have counted, what was changed at run time. JSON in a file without a name. A part that either
 //! side does not know is left out or ignored, so a release may add parts (ejections, slow starts: more keys of an
 //! upstream or a backend) and leave the number alone; that changes only with the meaning of a part.
 
@@ -21,7 +21,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     listener::tickets::{TicketKey, TicketKeys},
     policy::health::Health,
-    runtime::{backend::BackendState, snapshot::Snapshot, upstream::Upstream},
+    runtime::{
+        backend::BackendState,
+        journal::{self, Overrides},
+        snapshot::Snapshot,
+        upstream::Upstream,
+    },
 };
 
 /// Of the format.
@@ -40,6 +45,21 @@ pub struct HandedOver {
     tickets: Vec<HandedKey>,
     #[serde(default)]
     rate_limits: Option<HandedLimits>,
+    /// What was said at run time, as [`Store::hand_over`] writes it.
+    ///
+    /// [`Store::hand_over`]: crate::runtime::store::Store::hand_over
+    #[serde(default)]
+    overrides: Option<String>,
+}
+
+/// What a process tells its successor last: when that serves, and nothing is changed here any more.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub(super) struct Farewell {
+    /// As [`HandedOver::overrides`].
+    overrides: Option<String>,
+    /// A reload was asked for and has not been done.
+    pub(super) reload: bool,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -89,6 +109,30 @@ pub(super) enum StateError {
     Version(u32),
 }
 
+impl Farewell {
+    /// With what [`Store::give_up`] returned.
+    ///
+    /// [`Store::give_up`]: crate::runtime::store::Store::give_up
+    pub(super) fn new(overrides: String, reload: bool) -> Self {
+        Self { overrides: bounded(overrides), reload }
+    }
+
+    /// What was said at run time; `None` where it is not known.
+    pub(super) fn overrides(&self, now: u64) -> Option<Overrides> {
+        decoded(self.overrides.as_deref(), now)
+    }
+
+    /// Into a file that only its descriptor leads to.
+    pub(super) fn write(&self) -> io::Result<OwnedFd> {
+        file_of(self)
+    }
+
+    /// Out of the file.
+    pub(super) fn read(fd: OwnedFd) -> Result<Self, StateError> {
+        Ok(serde_json::from_slice(&text_of(fd)?)?)
+    }
+}
+
 impl HandedOver {
     /// What is known now, `uptime` after the workers' clock began.
     pub fn collect(snapshot: &Snapshot, tickets: &TicketKeys, uptime: Duration) -> Self {
@@ -105,7 +149,18 @@ impl HandedOver {
             upstreams: members.map(|member| (member.name.to_string(), upstream(member))).collect(),
             tickets: tickets.export().into_iter().map(key).collect(),
             rate_limits: HandedLimits::collect(snapshot, Instant::now()),
+            overrides: None,
         }
+    }
+
+    /// With what was said at run time.
+    pub(super) fn with_overrides(self, overrides: String) -> Self {
+        Self { overrides: bounded(overrides), ..self }
+    }
+
+    /// What was said at run time; `None` where it is not known.
+    pub(super) fn overrides(&self, now: u64) -> Option<Overrides> {
+        decoded(self.overrides.as_deref(), now)
     }
 
     /// Goes on from there: before the first probe and the first request, as the workers' clock begins. What is not there any more is passed over.
@@ -145,10 +200,7 @@ impl HandedOver {
 
     /// Into a file that only its descriptor leads to.
     pub(super) fn write(&self) -> io::Result<OwnedFd> {
-        let text = serde_json::to_vec(self)?;
-        let mut file = File::from(memfd_create("rrlb-state", MFdFlags::MFD_CLOEXEC)?);
-        file.write_all(&text)?;
-        Ok(file.into())
+        file_of(self)
     }
 
     /// Out of the file.
@@ -158,19 +210,47 @@ impl HandedOver {
         struct Versioned {
             version: u32,
         }
-        let file = File::from(fd);
-        let metadata = file.metadata()?;
-        if !metadata.is_file() || metadata.len() > LONGEST {
-            return Err(io::Error::other(format!("{} bytes, or not a file", metadata.len())).into());
-        }
-        let mut text = vec![0; usize::try_from(metadata.len()).unwrap_or(0)];
-        file.read_exact_at(&mut text, 0)?;
+        let text = text_of(fd)?;
         let Versioned { version } = serde_json::from_slice(&text)?;
         if version != VERSION {
             return Err(StateError::Version(version));
         }
         Ok(serde_json::from_slice(&text)?)
     }
+}
+
+fn file_of(value: &impl Serialize) -> io::Result<OwnedFd> {
+    let text = serde_json::to_vec(value)?;
+    let mut file = File::from(memfd_create("rrlb-state", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(&text)?;
+    Ok(file.into())
+}
+
+fn text_of(fd: OwnedFd) -> Result<Vec<u8>, StateError> {
+    let file = File::from(fd);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > LONGEST {
+        return Err(io::Error::other(format!("{} bytes, or not a file", metadata.len())).into());
+    }
+    let mut text = vec![0; usize::try_from(metadata.len()).unwrap_or(0)];
+    file.read_exact_at(&mut text, 0)?;
+    Ok(text)
+}
+
+/// Where there is too much to be read, the journal has to do.
+fn bounded(overrides: String) -> Option<String> {
+    // Within another text every quote of it takes two bytes.
+    let fits = overrides.len() as u64 <= LONGEST / 4;
+    if !fits {
+        log::warn!("too many changes at run time to hand them over: what is not in the state file is lost");
+    }
+    fits.then_some(overrides)
+}
+
+fn decoded(overrides: Option<&str>, now: u64) -> Option<Overrides> {
+    let read = journal::decode(overrides?.as_bytes(), now);
+    read.inspect_err(|error| log::error!("what was changed at run time was handed over and cannot be read: {error}"))
+        .ok()
 }
 
 fn backend(state: &Arc<BackendState>) -> HandedBackend {

@@ -22,14 +22,17 @@ mod upkeep;
 use std::{
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::{Instant, SystemTime},
 };
 
 use access_log::{Logs, Open};
 use admin::AdminSockets;
 use control::{Control, Held, Hooks};
-use handover::HandedOver;
+use handover::{Farewell, HandedOver};
 use observer::Observer;
 use operator::Desk;
 use pingora_core::{
@@ -50,7 +53,7 @@ use crate::{
     listener::{BindError, Draining, Worker, certificates::Certificates},
     proxy::{Current, Kit, Log},
     runtime::{
-        journal::{Journal, LoadError, Overrides},
+        journal::{Journal, Overrides},
         snapshot::Snapshot,
         store::Store,
         upstream::Upstream,
@@ -98,7 +101,9 @@ pub enum StartError {
     GroupWithoutUser(String),
     #[error("the process at {} did not hand its listeners over: {}; it goes on serving", .0.display(), .1)]
     HandOver(PathBuf, io::Error),
-    #[error("another upgrade is under way; wait until it is done")]
+    #[error(
+        "the running process goes on: another upgrade is under way, or a reload waits for its confirmation; wait until it is done, or confirm it"
+    )]
     HandOverBusy,
     #[error("{what}: {error}")]
     Io { what: String, error: io::Error },
@@ -176,7 +181,11 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     assembly::check_roots(model)?;
 
     // Who belongs to the upstreams, and what the workers serve by.
-    let (journal, restored) = journal(model, start.upgrade);
+    let (journal, restored) = journal(
+        model,
+        start.upgrade,
+        inherited.as_ref().and_then(Inherited::state).and_then(|handed| handed.overrides(0)),
+    );
     let store = Arc::new(Store::new(Arc::new(model.clone()), restored, journal, metrics.clone(), events.clone()));
     let snapshot = store.snapshot();
     if let Some(handed) = inherited.as_ref().and_then(Inherited::state) {
@@ -252,11 +261,14 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         upstreams: to_upstreams,
         configs,
         turn: Mutex::new(()),
+        successors: successors.clone(),
+        wanted: AtomicBool::new(false),
         ledger: Mutex::new(Ledger::new()),
     });
     let (to_control, commands) = mpsc::channel::<Command>(4);
-    let operator: Arc<dyn Operator> = Arc::new(Desk::new(running.clone(), successors.clone(), to_control));
+    let operator: Arc<dyn Operator> = Arc::new(Desk::new(running.clone(), to_control));
 
+    let [refusing, waiting, giving, taking] = [(); 4].map(|()| running.clone());
     server.add_service(background_service("upkeep", Upkeep { running, gate: open.clone() }));
     let answering = Answering::default();
     admin.serve(
@@ -273,10 +285,11 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     }
     assembly::check_background(model, daemon)?;
     let failed = Arc::new(Mutex::new(None));
-    let (sealing, taking) = (store.clone(), store.clone());
     let hooks = Hooks {
-        on_upgraded: Arc::new(move || sealing.journal().into_iter().for_each(Journal::seal)),
-        on_taken_over: Arc::new(move || taking.take_over()),
+        refusal: Arc::new(move || refusing.holds_up_upgrade()),
+        reload_later: Arc::new(move || waiting.wanted.store(true, Ordering::Release)),
+        on_upgraded: Arc::new(move || Farewell::new(giving.store.give_up(), giving.wanted.load(Ordering::Acquire))),
+        on_taken_over: Arc::new(move |farewell| taking.taken_over(&farewell)),
         answering: Arc::new(move || answering.any()),
     };
     let control = Control {
@@ -310,26 +323,23 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     failed.map_or(Ok(()), Err)
 }
 
-/// The journal, and what it kept. What cannot be read does not stop the start: the configuration is there.
-fn journal(model: &Model, successor: bool) -> (Option<Journal>, Overrides) {
-    let Some(path) = &model.state_file else { return (None, Overrides::new()) };
-    let journal = Journal::new(path);
+/// The journal, and what was said at run time. A successor leaves the file alone: it is the other process's until that
+/// has drained, and what that has `handed` over counts more.
+fn journal(model: &Model, successor: bool, handed: Option<Overrides>) -> (Option<Journal>, Overrides) {
+    let journal = model.state_file.as_deref().map(Journal::new);
     // The store's clock begins now.
-    let restored = journal.load(0).unwrap_or_else(|error| {
-        log::error!("{error}; what was changed at run time is lost, and the configuration alone holds");
-        if matches!(error, LoadError::Damaged(..)) {
-            match journal.set_aside() {
-                Ok(aside) => log::error!("the damaged state file is kept as {}", aside.display()),
-                Err(error) => log::error!("the damaged state file cannot be moved aside: {error}"),
-            }
+    let restored = match &journal {
+        Some(journal) if successor => {
+            journal.seal();
+            let load = || {
+                journal.load(0).inspect_err(|error| log::warn!("{error}; the process before this one goes on with it"))
+            };
+            handed.or_else(|| load().ok())
         }
-        Overrides::new()
-    });
-    if successor {
-        // It is the other process's until that has drained.
-        journal.seal();
-    }
-    (Some(journal), restored)
+        Some(journal) => Some(journal.restore(0)),
+        None => handed,
+    };
+    (journal, restored.unwrap_or_default())
 }
 
 /// The file to read again. In the background the process works in another folder, where a relative path leads elsewhere.

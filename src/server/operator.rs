@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use super::{running::Running, signals::Command, successor::Successors};
+use super::{running::Running, signals::Command};
 use crate::{
     config,
     service::admin::operator::{
@@ -21,14 +21,13 @@ use crate::{
 /// The process as those see it who ask something of it.
 pub(super) struct Desk {
     running: Arc<Running>,
-    successors: Successors,
     control: mpsc::Sender<Command>,
 }
 
 impl Desk {
     /// For one process.
-    pub(super) fn new(running: Arc<Running>, successors: Successors, control: mpsc::Sender<Command>) -> Self {
-        Self { running, successors, control }
+    pub(super) fn new(running: Arc<Running>, control: mpsc::Sender<Command>) -> Self {
+        Self { running, control }
     }
 }
 
@@ -48,7 +47,11 @@ impl Operator for Desk {
         let news = |what: &str| News { who: who.to_owned(), what: what.to_owned(), ..News::default() };
         let events = self.running.store.events();
         events.tell("process.upgrading", news("a successor is started"));
-        let done = self.successors.start(how).await;
+        let done = match self.running.is_unconfirmed() {
+            // It would be kept without anybody's having said so.
+            true => Err(OperatorError::Unconfirmed),
+            false => self.running.successors.start(how).await,
+        };
         match &done {
             Ok(Upgraded { pid }) => events.tell("process.draining", news(&format!("process {pid} serves"))),
             Err(error) => events.tell("process.upgrade_failed", news(&error.to_string())),

@@ -9,7 +9,7 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, PoisonError, TryLockError, Weak},
+    sync::{Arc, PoisonError, TryLockError, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -75,19 +75,41 @@ impl Running {
     /// # Errors
     /// As [`crate::service::admin::operator::Operator::reload`].
     pub(super) fn reload(&self, how: &Reload, who: &str) -> Result<ReloadReport, OperatorError> {
-        let _turn = match self.turn.try_lock() {
-            Ok(turn) => turn,
-            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(busy(who, "reload")),
-        };
         if how.dry_run {
             return self.dry_run();
         }
-        if self.ledger().pending.is_some() {
-            return Err(busy(who, "reload, which waits for its confirmation,"));
+        let _turn = match self.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(not_now(who, OperatorError::Busy("reload"))),
+        };
+        self.reload_in_turn(how, who)
+    }
+
+    /// Does what SIGHUP has asked for when it could not be done.
+    pub(super) fn reload_wanted(&self) {
+        if self.is_unconfirmed() || self.successors.under_way() || !self.wanted.load(Ordering::Acquire) {
+            return;
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before the file is read: who asks from here on wants it to be read again.
+        self.wanted.store(false, Ordering::Release);
+        if let Err(OperatorError::Busy(_) | OperatorError::Unconfirmed) =
+            self.reload_in_turn(&Reload::default(), "SIGHUP")
+        {
+            self.wanted.store(true, Ordering::Release);
+        }
+    }
+
+    fn reload_in_turn(&self, how: &Reload, who: &str) -> Result<ReloadReport, OperatorError> {
+        if self.is_unconfirmed() {
+            return Err(not_now(who, OperatorError::Unconfirmed));
         }
         if self.readiness.is_draining() {
             return Err(OperatorError::Reload("this process is draining".to_owned()));
+        }
+        if self.successors.under_way() {
+            return Err(not_now(who, OperatorError::Busy("upgrade")));
         }
         if how.abort_if.is_some() && how.confirm.is_none() {
             let why = "`abort_if` needs `confirm`: it is looked at while a reload waits for its confirmation";
@@ -369,8 +391,7 @@ fn overlap(error: StartError, address: &ListenAddress, held: &[(ListenAddress, A
     }
 }
 
-fn busy(who: &str, what: &'static str) -> OperatorError {
-    let error = OperatorError::Busy(what);
+fn not_now(who: &str, error: OperatorError) -> OperatorError {
     log::warn!("not reloaded for {who}: {error}");
     error
 }

@@ -2,7 +2,10 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Instant, SystemTime},
 };
 
@@ -13,7 +16,9 @@ use super::{
     access_log::Logs,
     confirm::{Pending, Samples},
     control::Held,
+    handover::Farewell,
     observer::Observer,
+    successor::Successors,
     upkeep::Seen,
 };
 use crate::{
@@ -56,6 +61,10 @@ pub(super) struct Running {
     pub(super) upstreams: watch::Sender<Vec<Arc<Upstream>>>,
     /// Held by the one reload there is at a time.
     pub(super) turn: Mutex<()>,
+    /// Nothing is reloaded while one of them is under way: it has read the file, and serves by that.
+    pub(super) successors: Successors,
+    /// A reload was asked for that could not be at that time.
+    pub(super) wanted: AtomicBool,
     pub(super) ledger: Mutex<Ledger>,
     /// The file as it was read last.
     pub(super) seen: Mutex<Option<Seen>>,
@@ -120,6 +129,12 @@ impl Running {
         self.store.events().tell(kind, News { who: who.to_owned(), what, why, ..News::default() });
     }
 
+    /// The process before this one has said its last.
+    pub(super) fn taken_over(&self, farewell: &Farewell) {
+        self.store.take_over(farewell.overrides(self.store.now()));
+        self.wanted.store(farewell.reload, Ordering::Release);
+    }
+
     /// What upkeep does in each of its rounds; `second` in the first of a second.
     pub(super) fn keep_up(&self, second: bool) {
         self.store.sweep();
@@ -130,6 +145,7 @@ impl Running {
             self.ledger().samples.push(answers);
         }
         self.judge(now, second);
+        self.reload_wanted();
         if second {
             self.certificates.look();
         }

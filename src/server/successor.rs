@@ -86,6 +86,11 @@ impl Successors {
         &self.0.claimed
     }
 
+    /// Whether a successor is being started or has asked for the listeners.
+    pub(super) fn under_way(&self) -> bool {
+        self.0.busy.load(Ordering::Acquire) || self.0.claimed.load(Ordering::Acquire)
+    }
+
     /// A process has taken over.
     pub(super) fn served(&self, pid: i32) {
         self.0.served.send_replace(Some(pid));

@@ -4,7 +4,7 @@
 //! The running process listens on the upgrade socket (SOCK_SEQPACKET, so that a message stays a message). The new one
 //! connects and says [`HELLO_2`]; it gets one message per listening socket, the address as text with the descriptor, an
 //! empty address after the last, and [`STATE`] with a descriptor of what the old one knows (see `handover`). When it
-//! serves it says [`SERVING`] and is answered [`DRAINING`]; only then does it take the names of the old one (upgrade
+//! serves it says [`SERVING`] and is answered [`DRAINING`], with a descriptor of what was changed at run time until then; only then does it take the names of the old one (upgrade
 //! socket, pid file). Closing the connection before that calls it off. In version 1 no state was handed over; a process
 //! of that version is served as it was, and hangs up on [`HELLO_2`], and so is asked again in its own way.
 
@@ -26,7 +26,10 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{StartError, handover::HandedOver};
+use super::{
+    StartError,
+    handover::{Farewell, HandedOver},
+};
 
 const HELLO_1: &[u8] = b"rrlb-upgrade 1";
 const HELLO_2: &[u8] = b"rrlb-upgrade 2";
@@ -127,21 +130,38 @@ pub(super) struct Successor {
 }
 
 impl Successor {
-    /// Tells the old process to drain, and waits until it does.
+    /// Tells the old process to drain, and waits until it does. Returns what it said last, where it said anything.
     ///
     /// # Errors
     /// It has gone meanwhile, which does no harm.
-    pub(super) fn serving(self) -> io::Result<()> {
+    pub(super) fn serving(self) -> io::Result<Option<Farewell>> {
         self.connection.send(SERVING)?;
-        let answer = receive(&self.connection)?.0;
+        let (answer, farewell) = receive(&self.connection)?;
         for path in &self.given_up {
             let _ = fs::remove_file(path);
         }
-        if answer.as_bytes() == DRAINING { Ok(()) } else { Err(io::Error::other(format!("it answered {answer:?}"))) }
+        if answer.as_bytes() != DRAINING {
+            return Err(io::Error::other(format!("it answered {answer:?}")));
+        }
+        let read = |file| {
+            Farewell::read(file)
+                .inspect_err(|error| log::error!("cannot read what was changed at run time: {error}"))
+                .ok()
+        };
+        Ok(farewell.and_then(read))
     }
 }
 
 fn receive(connection: &Socket) -> io::Result<(String, Option<OwnedFd>)> {
+    loop {
+        match receive_once(connection) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => return received,
+        }
+    }
+}
+
+fn receive_once(connection: &Socket) -> io::Result<(String, Option<OwnedFd>)> {
     let mut text = [0; LONGEST_MESSAGE];
     let mut parts = [IoSliceMut::new(&mut text)];
     let mut space = nix::cmsg_space!(RawFd);
@@ -247,12 +267,17 @@ impl HandOver {
     /// hand-over is under way; one that only connects and says nothing does not hold up another.
     ///
     /// # Errors
-    /// It left before, speaks another language, or another was first.
+    /// It left before, speaks another language, another was first, or `estate` refuses.
     pub(super) fn run(&self, estate: &impl Estate, claimed: &AtomicBool) -> Result<(), HandOverError> {
         let version = self.greet().map_err(HandOverError::NotAsked)?;
         if claimed.swap(true, Ordering::AcqRel) {
             let _ = self.connection.send(BUSY);
             return Err(HandOverError::NotAsked(io::Error::other("another upgrade is under way")));
+        }
+        if let Some(why) = estate.refusal(self.pid) {
+            claimed.store(false, Ordering::Release);
+            let _ = self.connection.send(BUSY);
+            return Err(HandOverError::NotAsked(io::Error::other(why)));
         }
         self.give(version, estate).map_err(|error| {
             claimed.store(false, Ordering::Release);
@@ -299,9 +324,14 @@ impl HandOver {
         self.connection.set_read_timeout(None)?;
         match receive(&self.connection)?.0.as_bytes() {
             SERVING => {
-                estate.given(self.pid);
+                let farewell = estate.given(self.pid).write();
+                let farewell =
+                    farewell.inspect_err(|error| log::error!("cannot hand over what was changed at run time: {error}"));
                 // It serves whether it hears this or not.
-                let _ = self.connection.send(DRAINING);
+                let _ = match farewell {
+                    Ok(farewell) if version == Version::Two => self.send(DRAINING, &farewell),
+                    _ => self.connection.send(DRAINING).map(drop),
+                };
                 Ok(())
             }
             _ => Err(io::Error::other("an unexpected message")),
@@ -311,6 +341,9 @@ impl HandOver {
 
 /// What a hand-over gives away.
 pub(super) trait Estate {
+    /// Why process `pid`, which has its claim, gets nothing now; it may ask again. `None`: it gets everything.
+    fn refusal(&self, pid: i32) -> Option<String>;
+
     /// Descriptors of the listening sockets, by address, for process `pid`.
     ///
     /// # Errors
@@ -320,8 +353,8 @@ pub(super) trait Estate {
     /// What is known at this moment.
     fn state(&self) -> HandedOver;
 
-    /// Process `pid` serves. It is told to take over the names of this one when this returns.
-    fn given(&self, pid: i32);
+    /// Process `pid` serves. It is told to take over the names of this one, and what this returns.
+    fn given(&self, pid: i32) -> Farewell;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

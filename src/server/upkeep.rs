@@ -123,9 +123,12 @@ impl Running {
                 }
             }
         };
-        if changed && let Err(OperatorError::Busy(what)) = self.reload(&Reload::default(), "file change") {
+        if changed
+            && let Err(error @ (OperatorError::Busy(_) | OperatorError::Unconfirmed)) =
+                self.reload(&Reload::default(), "file change")
+        {
             // Said once a second while it waits, which is not often.
-            log::info!("the configuration file has changed; another {what} is under way, so it is read after that");
+            log::info!("the configuration file has changed, and is read later: {error}");
         }
     }
 }

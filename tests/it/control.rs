@@ -306,6 +306,121 @@ async fn the_command_line_does_what_the_api_does() {
     assert!(nobody.stderr.contains("/nonexistent/x.sock"), "{nobody:?}");
 }
 
+#[tokio::test]
+async fn an_upgrade_does_not_confirm_a_reload() {
+    let a = Origin::echo("a").await;
+    let (mut proxy, api) = start(&[&a]).await;
+    api.change("POST", "/v1/config/reload?confirm=600s", Value::Null).await;
+    let (status, problem) = api.ask("POST", "/v1/upgrade", Value::Null).await;
+    assert_eq!(status, 409, "{problem}");
+    assert!(problem.to_string().contains("waits for its confirmation"), "{problem}");
+    proxy.signal(libc::SIGUSR2);
+    wait_until("the refusal of the signal", || proxy.stderr().matches("process.upgrade_failed").count() == 2).await;
+    let mut by_hand = proxy.successor();
+    assert!(!by_hand.ended().await.success());
+    assert!(by_hand.stderr().contains("waits for its confirmation"), "{}", by_hand.stderr());
+    assert!(proxy.running());
+    api.change("POST", "/v1/config/confirm", Value::Null).await;
+    assert_eq!(proxy.upgrade().await.get("/").await.status(), 200);
+}
+
+/// A successor that has all it needs but the verdict on a backend which never answers. `good` is the text of the file.
+async fn stuck_successor(proxy: &Proxy, good: &str, a: &Origin, mute: &Origin) -> i32 {
+    let check = "    health_check: { type: http, path: /, interval: 1h, timeout: 1h }\n";
+    let stuck = good.replace("    backends:\n", &format!("{check}    backends:\n"));
+    proxy.config.write_text(&stuck.replace(&a.address.to_string(), &mute.address.to_string()));
+    proxy.signal(libc::SIGUSR2);
+    wait_until("the probe of the successor", || mute.connections() > 0).await;
+    let log = proxy.stderr();
+    let pid = log.split(" asks for the listeners").next().and_then(|head| head.rsplit(' ').next());
+    pid.and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("no process asks: {log}"))
+}
+
+fn kill(pid: i32) {
+    // SAFETY: a plain system call on a process that this test had started.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+#[tokio::test]
+async fn a_reload_during_an_upgrade_is_refused_and_that_of_a_signal_is_done_after_it() {
+    let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
+    let mute = Origin::script("mute", crate::support::misbehave::mute).await;
+    let (proxy, api) = start(&[&a]).await;
+    let good = std::fs::read_to_string(proxy.config.write()).expect("text");
+    let next = stuck_successor(&proxy, &good, &a, &mute).await;
+    proxy.config.write_text(&good.replace(&a.address.to_string(), &b.address.to_string()));
+    let (status, problem) = api.ask("POST", "/v1/config/reload", Value::Null).await;
+    assert_eq!(status, 409, "{problem}");
+    proxy.signal(libc::SIGHUP);
+    proxy.logged("not reloaded for SIGHUP: another upgrade is under way").await;
+    assert_eq!(proxy.get("/").await.origin(), "a");
+    kill(next);
+    proxy.logged("config.reloaded").await;
+    assert_eq!(proxy.get("/").await.origin(), "b");
+}
+
+#[tokio::test]
+async fn an_upgrade_loses_nothing_whatever_became_of_the_state_file() {
+    let (a, b, c) = (Origin::echo("a").await, Origin::echo("b").await, Origin::echo("c").await);
+    let (mut proxy, api) = start(&[&a, &b]).await;
+    let file = proxy.config.dir().join("state.json");
+    api.change("PATCH", "/v1/upstreams/app/backends/a", json!({ "admin": "drain" })).await;
+    api.change("PUT", "/v1/upstreams/app/backends/c?persist=false", json!({ "address": c.address })).await;
+    let expected = ["a:draining", "b:up", "c:up"];
+    for text in [None, Some("damaged"), Some("{\"format\":\"rrlb-state\",\"version\":99}")] {
+        match text {
+            None => std::fs::remove_file(&file).expect("removes"),
+            Some(text) => std::fs::write(&file, text).expect("writes"),
+        }
+        proxy = proxy.upgrade().await;
+        assert_eq!(api.backends().await, expected, "{text:?}");
+    }
+    proxy.signal(libc::SIGKILL);
+    proxy.ended().await;
+    let _proxy = proxy.config.clone().start().await;
+    assert_eq!(api.backends().await, ["a:draining", "b:up"], "what was to be kept was, and no more");
+}
+
+#[tokio::test]
+async fn without_a_state_file_changes_outlive_an_upgrade() {
+    let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
+    let proxy = Config::before(&[&a, &b], "admin: { socket: <dir>/admin.sock }\n").start().await;
+    let api = Api::of(&proxy);
+    let target = format!("/v1/upstreams/app/backends/{}", a.address);
+    api.change("PATCH", &target, json!({ "admin": "drain" })).await;
+    let expected = api.backends().await;
+    let proxy = proxy.upgrade().await;
+    assert_eq!(api.backends().await, expected);
+    assert_eq!(answering(&proxy, 4).await, ["b"]);
+}
+
+#[tokio::test]
+async fn a_successor_that_never_serves_leaves_the_state_file_alone() {
+    let a = Origin::echo("a").await;
+    let mute = Origin::script("mute", crate::support::misbehave::mute).await;
+    let (proxy, _api) = start(&[&a]).await;
+    let file = proxy.config.dir().join("state.json");
+    let good = std::fs::read_to_string(proxy.config.write()).expect("text");
+    std::fs::write(&file, "of a later release").expect("writes");
+    kill(stuck_successor(&proxy, &good, &a, &mute).await);
+    proxy.logged("process.upgrade_failed").await;
+    assert_eq!(std::fs::read_to_string(&file).expect("as it was"), "of a later release");
+}
+
+#[tokio::test]
+async fn a_state_file_that_cannot_be_read_or_moved_is_not_written() {
+    let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
+    let config = config(&[&a, &b]);
+    std::fs::create_dir(config.dir().join("state.json")).expect("a folder");
+    let proxy = config.start().await;
+    proxy.logged("neither read nor moved aside").await;
+    let api = Api::of(&proxy);
+    let (status, problem) = api.ask("PATCH", "/v1/upstreams/app/backends/a", json!({ "admin": "drain" })).await;
+    assert_eq!(status, 503, "{problem}");
+    api.change("PATCH", "/v1/upstreams/app/backends/a?persist=false", json!({ "admin": "drain" })).await;
+    assert_eq!(answering(&proxy, 4).await, ["b"]);
+}
+
 /// Reloads, changes, health flips and upgrades at random under load, for `RRLB_TEST_STORM` seconds (8 by default; 300 is
 /// the long form).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

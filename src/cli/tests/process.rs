@@ -292,7 +292,7 @@ fn state_shows_each_change_and_prints_the_patch() {
     for part in [
         "app       a        weight 1 -> 5, drain ",
         "uid 0  2023-11-14 22:13:20  test\n",
-        "app       b        added: 10.0.0.2:80, weight 1, lease of 15 s, until the process ends ",
+        "app       b        added: 10.0.0.2:80, weight 1, lease of 15 s, until a restart ",
         "app       c        removed, without effect: nobody declares it now ",
         "app       d        added: 10.0.0.1:80, weight 1, without effect: its address is that of a ",
     ] {

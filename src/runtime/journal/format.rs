@@ -47,6 +47,11 @@ struct Said {
     ttl_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     leaving_ms: Option<u64>,
+    /// Only among what is handed over, as the next.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    transient: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beneath: Option<Box<Said>>,
     who: String,
     why: String,
     at: u64,
@@ -61,15 +66,21 @@ struct Base {
 
 /// The text that keeps what lasts of `overrides` at `now`.
 pub(crate) fn encode(overrides: &Overrides, now: u64) -> Vec<u8> {
-    let said = |(id, over): (&Name, &Override)| Some((id.to_string(), Said::new(over.lasting()?, now)));
-    let upstreams = overrides.iter().filter_map(|(name, overrides)| {
-        let overrides: BTreeMap<String, Said> = overrides.iter().filter_map(said).collect();
-        (!overrides.is_empty()).then(|| (name.to_string(), overrides))
-    });
-    let file = File { format: FORMAT.into(), version: VERSION, upstreams: upstreams.collect() };
+    let file = File::of(overrides, |over| Some(Said::new(over.lasting()?, now)));
     let mut text = serde_json::to_vec_pretty(&file).expect("maps with text for keys, and memory to write to");
     text.push(b'\n');
     text
+}
+
+/// All of `overrides` at `now`, for the next process: also what does not last.
+pub(crate) fn encode_all(overrides: &Overrides, now: u64) -> String {
+    let said = |over: &Override| Said {
+        transient: over.transient,
+        beneath: over.beneath.as_deref().map(|beneath| Box::new(Said::new(beneath, now))),
+        ..Said::new(over, now)
+    };
+    let file = File::of(overrides, |over| Some(said(over)));
+    serde_json::to_string(&file).expect("maps with text for keys, and memory to write to")
 }
 
 /// Reads the text of a journal at `now`.
@@ -101,6 +112,17 @@ pub(crate) fn decode(bytes: &[u8], now: u64) -> Result<Overrides, String> {
     Ok(overrides)
 }
 
+impl File {
+    fn of(overrides: &Overrides, said: impl Fn(&Override) -> Option<Said>) -> Self {
+        let said = |(id, over): (&Name, &Override)| Some((id.to_string(), said(over)?));
+        let upstreams = overrides.iter().filter_map(|(name, overrides)| {
+            let overrides: BTreeMap<String, Said> = overrides.iter().filter_map(said).collect();
+            (!overrides.is_empty()).then(|| (name.to_string(), overrides))
+        });
+        Self { format: FORMAT.into(), version: VERSION, upstreams: upstreams.collect() }
+    }
+}
+
 impl Said {
     fn new(over: &Override, now: u64) -> Self {
         let Override { spec, admin, removed, base, lease, leaving, note, .. } = over;
@@ -116,6 +138,8 @@ impl Said {
             }),
             ttl_ms: lease.map(|lease| lease.ttl),
             leaving_ms: leaving.map(|due| due.saturating_sub(now)),
+            transient: false,
+            beneath: None,
             who: note.who.clone(),
             why: note.why.clone(),
             at: note.at,
@@ -145,8 +169,8 @@ impl Said {
             admin,
             removed: self.removed,
             base,
-            transient: false,
-            beneath: None,
+            transient: self.transient,
+            beneath: self.beneath.map(|beneath| beneath.read(now).map(Box::new)).transpose()?,
             lease: self.ttl_ms.map(|ttl| Lease { ttl, due: now.saturating_add(ttl) }),
             leaving: self.leaving_ms.map(|left| now.saturating_add(left)),
             note: Note { who: self.who, why: self.why, at: self.at },

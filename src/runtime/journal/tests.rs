@@ -201,3 +201,35 @@ fn a_link_to_the_file_stays_one() {
     assert_eq!(fs::metadata(volume.join("kept.json")).expect("a file").nlink(), 1);
     assert_eq!(journal.load(0).expect("loads"), all(15_000, 1));
 }
+
+#[test]
+fn what_is_handed_over_comes_out_whole() {
+    let lasting = Override { admin: AdminState::Drain, ..Override::default() };
+    let transient = Override { spec: Some(spec(inet(1), 1)), transient: true, ..Override::default() };
+    let covering = Override { beneath: Some(Box::new(lasting)), ..transient.clone() };
+    let mut overrides = all(15_000, 1_000);
+    overrides.insert("more".into(), [("t".into(), transient), ("c".into(), covering)].into());
+    assert_eq!(decode(encode_all(&overrides, 0).as_bytes(), 0), Ok(overrides));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_moved_aside_at_a_start() {
+    let (folder, journal) = journal();
+    // Root may read anything but this.
+    std::os::unix::fs::symlink(journal.path(), journal.path()).expect("links");
+    assert!(matches!(journal.load(0), Err(LoadError::Read(..))));
+    assert_eq!(journal.restore(0), Overrides::new());
+    assert!(names(folder.path()).iter().all(|name| name.starts_with("state.json.damaged-")));
+    journal.save(&all(1, 1), 0).expect("saves");
+}
+
+#[test]
+fn a_file_that_can_neither_be_read_nor_moved_is_never_written() {
+    let (_folder, journal) = journal();
+    fs::create_dir(journal.path()).expect("a folder");
+    fs::write(journal.path().join("precious"), "").expect("writes");
+    assert_eq!(journal.restore(0), Overrides::new());
+    let refused = journal.save(&all(1, 1), 0);
+    assert!(matches!(refused, Err(SaveError::Unread(_))), "{refused:?}");
+    assert!(journal.path().join("precious").exists());
+}

@@ -33,7 +33,7 @@ pub struct Override {
     pub removed: bool,
     /// What was declared when this was last set, and by whom; `None`: nothing was.
     pub base: Option<(Spec, Source)>,
-    /// Ends with the process.
+    /// Not in the journal: handed over in an upgrade, and gone after a restart.
     pub transient: bool,
     /// What holds again after that: what was said for good before the first transient change.
     pub beneath: Option<Box<Override>>,

@@ -438,3 +438,36 @@ async fn the_old_addresss_connections_are_closed_though_the_backend_is_busy_at_t
     sweep_twice(&store);
     assert!(is_closed(&mut origin).await);
 }
+
+#[test]
+fn what_one_process_gives_up_the_next_one_has_without_the_disk() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("state.json");
+    let old = store(model(TWO), Some(&file));
+    set(&old, "a", AdminState::Drain).expect("drains");
+    let new = Store::new(model(TWO), Overrides::new(), Some(Journal::new(&file)), old.metrics.clone(), Arc::default());
+    new.journal().expect("a journal").seal();
+    add(&old, "t", Put { transient: true, ..at(8) }).expect("adds");
+    fs::remove_file(&file).expect("removes");
+    let handed = old.give_up();
+    assert!(Journal::new(&file).load(0).expect("written again").contains_key("app"));
+    assert!(matches!(add(&old, "u", Put { transient: true, ..at(7) }), Err(ChangeError::GivenUp)));
+    fs::write(&file, "damaged").expect("writes");
+    new.take_over(Some(crate::runtime::journal::decode(handed.as_bytes(), 0).expect("readable")));
+    assert_eq!(shown(&new), "a:drain b t");
+    let kept = Journal::new(&file).load(0).expect("written again");
+    assert_eq!(kept[&app()].keys().map(Name::as_str).collect::<Vec<_>>(), ["a"], "t does not last");
+}
+
+#[test]
+fn without_a_farewell_what_is_known_holds_where_the_journal_is_damaged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("state.json");
+    set(&store(model(TWO), Some(&file)), "a", AdminState::Drain).expect("drains");
+    let new = store(model(TWO), Some(&file));
+    new.journal().expect("a journal").seal();
+    fs::write(&file, "damaged").expect("writes");
+    new.take_over(None);
+    assert_eq!(shown(&new), "a:drain b");
+    assert!(Journal::new(&file).load(0).expect("written again").contains_key("app"));
+}

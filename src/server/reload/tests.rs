@@ -3,7 +3,10 @@
 use std::{
     fs,
     path::Path,
-    sync::{Mutex, atomic::AtomicUsize},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize},
+    },
     time::SystemTime,
 };
 
@@ -24,6 +27,7 @@ use crate::{
         control::Held,
         observer::Observer,
         running::{Ledger, NextTools, publish},
+        successor::Successors,
         upkeep::Seen,
     },
     service::{admin::operator::AbortIf, operations::Readiness},
@@ -107,6 +111,8 @@ impl Process {
             upstreams: watch::Sender::new(Vec::new()),
             configs: watch::Sender::new(Arc::new(model)),
             turn: Mutex::new(()),
+            successors: Successors::new(Path::new("/rrlb.yaml")),
+            wanted: AtomicBool::new(false),
             ledger: Mutex::new(Ledger::new()),
         };
         Self { running, folder, _workers: workers }
@@ -254,7 +260,7 @@ fn while_one_waits_for_its_confirmation_another_is_refused() {
     process.reload(&confirmed_within(60)).expect("a good file");
     process.write(&app("10.0.0.3:80"));
     for how in [Reload::default(), confirmed_within(5)] {
-        assert!(matches!(process.reload(&how), Err(OperatorError::Busy(_))));
+        assert!(matches!(process.reload(&how), Err(OperatorError::Unconfirmed)));
     }
     assert!(process.reload(&Reload { dry_run: true, ..Reload::default() }).is_ok(), "it changes nothing");
     assert_eq!(process.backends(), ["10.0.0.2:80"]);
@@ -324,4 +330,53 @@ fn a_process_that_drains_is_not_reloaded() {
     process.write(&app("10.0.0.2:80"));
     assert!(matches!(process.reload(&Reload::default()), Err(OperatorError::Reload(_))));
     assert_eq!(process.backends(), ["10.0.0.1:80"]);
+}
+
+#[test]
+fn no_successor_gets_anything_while_a_reload_waits_for_its_confirmation() {
+    let process = Process::of(&app("10.0.0.1:80"));
+    assert_eq!(process.running.holds_up_upgrade(), None);
+    process.write(&app("10.0.0.2:80"));
+    process.reload(&confirmed_within(60)).expect("a good file");
+    assert_eq!(process.running.holds_up_upgrade(), Some(OperatorError::Unconfirmed));
+    process.running.confirm("test").expect("one waits");
+    assert_eq!(process.running.holds_up_upgrade(), None);
+}
+
+#[test]
+fn nothing_is_reloaded_while_a_successor_is_under_way() {
+    let process = Process::of(&app("10.0.0.1:80"));
+    process.write(&app("10.0.0.2:80"));
+    let claimed = process.running.successors.claimed();
+    claimed.store(true, Ordering::Release);
+    assert_eq!(process.reload(&Reload::default()), Err(OperatorError::Busy("upgrade")));
+    assert_eq!(process.reload(&confirmed_within(60)), Err(OperatorError::Busy("upgrade")));
+    assert_eq!(process.backends(), ["10.0.0.1:80"]);
+    claimed.store(false, Ordering::Release);
+    process.reload(&Reload::default()).expect("a good file");
+    assert_eq!(process.backends(), ["10.0.0.2:80"]);
+}
+
+#[test]
+fn a_reload_that_could_not_be_is_done_once_as_soon_as_it_can_be() {
+    let process = Process::of(&app("10.0.0.1:80"));
+    process.write(&app("10.0.0.2:80"));
+    process.reload(&confirmed_within(60)).expect("a good file");
+    process.write(&app("10.0.0.3:80"));
+    process.running.wanted.store(true, Ordering::Release);
+    process.running.keep_up(false);
+    assert_eq!(process.backends(), ["10.0.0.2:80"], "it waits for the confirmation");
+    process.running.confirm("test").expect("one waits");
+    process.running.keep_up(false);
+    process.running.keep_up(false);
+    assert_eq!(process.backends(), ["10.0.0.3:80"]);
+    assert_eq!(process.told(), ["config.reloaded", "config.confirmed", "config.reloaded"]);
+}
+
+#[test]
+fn a_dry_run_waits_for_nobody() {
+    let process = Process::of(&app("10.0.0.1:80"));
+    let _turn = process.running.turn.lock().expect("no panic");
+    assert!(process.reload(&Reload { dry_run: true, ..Reload::default() }).is_ok());
+    assert_eq!(process.reload(&Reload::default()), Err(OperatorError::Busy("reload")));
 }

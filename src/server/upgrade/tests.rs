@@ -10,12 +10,13 @@ struct House {
     listener: std::net::TcpListener,
     tickets: TicketKeys,
     given: Mutex<Option<i32>>,
+    refuses: bool,
 }
 
 impl House {
     fn new() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
-        Self { listener, tickets: TicketKeys::new().expect("randomness"), given: Mutex::new(None) }
+        Self { listener, tickets: TicketKeys::new().expect("randomness"), given: Mutex::new(None), refuses: false }
     }
 
     fn address(&self) -> String {
@@ -24,6 +25,10 @@ impl House {
 }
 
 impl Estate for House {
+    fn refusal(&self, _: i32) -> Option<String> {
+        self.refuses.then(|| "not now".to_owned())
+    }
+
     fn sockets(&self, _: i32) -> io::Result<Vec<(String, OwnedFd)>> {
         Ok(vec![(self.address(), self.listener.as_fd().try_clone_to_owned()?)])
     }
@@ -37,8 +42,9 @@ impl Estate for House {
         HandedOver::collect(&snapshot, &self.tickets, std::time::Duration::ZERO)
     }
 
-    fn given(&self, pid: i32) {
+    fn given(&self, pid: i32) -> Farewell {
         *self.given.lock().expect("no panic") = Some(pid);
+        Farewell::new("{\"format\":\"rrlb-state\",\"version\":1,\"upstreams\":{}}".to_owned(), true)
     }
 }
 
@@ -78,7 +84,8 @@ fn a_successor_gets_sockets_and_state() {
         let keys = HandedOver::tickets(taken.state()).expect("keys").export();
         assert_eq!(keys[0].secret, house.tickets.export()[0].secret, "the keys are the same");
         assert_eq!(*house.given.lock().expect("no panic"), None);
-        taken.into_successor().serving().expect("it drains");
+        let farewell = taken.into_successor().serving().expect("it drains").expect("it knows something");
+        assert!(farewell.reload && farewell.overrides(0).is_some_and(|overrides| overrides.is_empty()));
         old.join().expect("no panic").expect("handed over");
     });
     assert_eq!(*house.given.lock().expect("no panic"), i32::try_from(std::process::id()).ok());
@@ -121,7 +128,7 @@ fn a_process_of_version_1_is_taken_over_from() {
         });
         let mut taken = Inherited::take(&path).expect("taken over");
         assert!(taken.remove(&house.address()).is_some() && taken.state().is_none());
-        taken.into_successor().serving().expect("it drains");
+        assert!(taken.into_successor().serving().expect("it drains").is_none());
         old.join().expect("no panic").expect("handed over");
     });
 }
@@ -169,4 +176,17 @@ fn one_that_leaves_before_it_serves_makes_room_for_the_next() {
         assert!(!claimed.load(Ordering::Acquire));
         assert_eq!(*house.given.lock().expect("no panic"), None);
     }
+}
+
+#[test]
+fn who_is_refused_is_told_so_and_its_claim_is_gone() {
+    let (folder, house, claimed) = (tempfile::tempdir().expect("folder"), House::new(), AtomicBool::new(false));
+    let (path, socket) = listen(&folder);
+    let house = House { refuses: true, ..house };
+    thread::scope(|scope| {
+        let old = scope.spawn(|| serve(&house, &socket, &claimed));
+        assert!(matches!(Inherited::take(&path), Err(StartError::HandOverBusy)));
+        assert!(matches!(old.join().expect("no panic"), Err(HandOverError::NotAsked(_))));
+    });
+    assert!(!claimed.load(Ordering::Acquire));
 }

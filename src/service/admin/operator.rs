@@ -17,7 +17,7 @@ pub trait Operator: Send + Sync {
     /// Reads the configuration file again and runs with it, or only says what that would change.
     ///
     /// # Errors
-    /// The file is not valid, an address cannot be bound, another reload is under way. Nothing has changed then.
+    /// The file is not valid, an address cannot be bound, another reload or an upgrade is under way. Nothing has changed then.
     async fn reload(&self, how: Reload, who: &str) -> Result<ReloadReport, OperatorError>;
 
     /// Keeps a reload that waits for its confirmation.
@@ -29,7 +29,7 @@ pub trait Operator: Send + Sync {
     /// Starts a successor and waits until it serves; this process drains then.
     ///
     /// # Errors
-    /// The successor did not come to serve, with what it printed last. This process goes on.
+    /// Another upgrade is under way, a reload waits for its confirmation. The successor did not come to serve, with what it printed last. This process goes on.
     async fn upgrade(&self, how: Upgrade, who: &str) -> Result<Upgraded, OperatorError>;
 
     /// Drains and leaves, as by SIGTERM; `now`: leaves at once, as by SIGINT.
@@ -116,6 +116,8 @@ pub enum OperatorError {
     NothingToConfirm,
     #[error("{0}; nothing was changed")]
     Reload(String),
+    #[error("a reload waits for its confirmation: confirm it (`rrlb confirm`), or wait until it is taken back")]
+    Unconfirmed,
     #[error("the upgrade failed: {0}; this process goes on")]
     Upgrade(String),
 }

@@ -215,9 +215,12 @@ impl From<ChangeError> for Problem {
             }
             ChangeError::NotKept(SaveError::Write(..)) => {
                 Self::new(Kind::NotKept, format!("{detail}; nothing was changed"))
-                    .hint("make it writable, or change it for this process alone with persist=false")
+                    .hint("make it writable, or do not keep it over a restart (persist=false)")
             }
-            ChangeError::NotKept(SaveError::Sealed(_)) => {
+            ChangeError::NotKept(SaveError::Unread(_)) => {
+                Self::new(Kind::NotKept, format!("{detail}; nothing was changed"))
+            }
+            ChangeError::GivenUp | ChangeError::NotKept(SaveError::Sealed(_)) => {
                 Self::new(Kind::NotKept, format!("{detail}; nothing was changed"))
                     .hint("ask again: a new process answers then")
             }
@@ -255,6 +258,7 @@ impl From<OperatorError> for Problem {
         let detail = error.to_string();
         match error {
             OperatorError::Busy(_) => Self::new(Kind::Busy, detail).hint("wait until it is done"),
+            OperatorError::Unconfirmed => Self::new(Kind::Busy, detail),
             OperatorError::Invalid { human, json } => Self {
                 report: Some(human.into()),
                 problems: serde_json::from_str(&json).ok().map(Box::new),

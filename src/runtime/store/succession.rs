@@ -1,0 +1,69 @@
+//! From one process to the next: what was said at run time is handed over by who knows it, and not by way of the disk,
+//! which may be damaged, full or elsewhere. Only a process that serves writes the journal.
+
+use std::collections::BTreeSet;
+
+use super::{Store, overrides, tell_conflicts};
+use crate::{
+    runtime::journal::{Overrides, SaveError, encode_all},
+    types::Name,
+};
+
+impl Store {
+    /// Everything said at run time, for [`crate::runtime::journal::decode`] in the next process.
+    pub fn hand_over(&self) -> String {
+        encode_all(&overrides(&self.lock().members), self.now())
+    }
+
+    /// As [`Store::hand_over`], to the process that serves from now on: nothing is changed here any more. The journal has
+    /// it all when this returns, and is left to the other one.
+    pub fn give_up(&self) -> String {
+        let mut running = self.lock();
+        running.given_up = true;
+        match self.keep(&running, None) {
+            Ok(()) | Err(SaveError::Unread(_)) => {}
+            Err(error) => log::error!("{error}; the next process, which knows what is to be kept, tries again"),
+        }
+        if let Some(journal) = &self.journal {
+            journal.seal();
+        }
+        encode_all(&overrides(&running.members), self.now())
+    }
+
+    /// The process before this one changes nothing any more, and gave up this. Without it the journal tells what was
+    /// changed since this process has begun; in any case that is this one's from now on.
+    pub fn take_over(&self, handed: Option<Overrides>) {
+        let mut running = self.lock();
+        let mut kept = handed;
+        let mut keep = kept.is_some();
+        if let Some(journal) = &self.journal {
+            journal.unseal();
+            match journal.load(self.now()) {
+                Ok(read) => kept = kept.or(Some(read)),
+                Err(error) => {
+                    log::error!("{error}; what this process knows is kept in its place");
+                    journal.secure();
+                    keep = true;
+                }
+            }
+        }
+        if let Some(mut kept) = kept {
+            let mut names: BTreeSet<Name> = running.members.keys().cloned().collect();
+            names.extend(kept.keys().cloned());
+            let model = running.model.clone();
+            for name in names {
+                let overrides = kept.remove(&name).unwrap_or_default();
+                let membership = running.members.entry(name.clone()).or_default();
+                let before = membership.entries();
+                tell_conflicts(membership.resume(overrides).into_iter().map(|conflict| (name.clone(), conflict)));
+                let changed = before != membership.entries();
+                if let Some(config) = model.upstreams.get(&name).filter(|_| changed) {
+                    self.rebuild(&mut running, config);
+                }
+            }
+        }
+        if keep {
+            self.keep_soon(&mut running);
+        }
+    }
+}
