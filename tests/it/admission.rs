@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use crate::support::{
     eventually,
-    http1::{Client, Message, get_with, post_once},
+    http1::{Client, Message, get, get_with, post_once},
     http2::{Client2, request},
     origin::{Origin, Peer},
     proxy::{Config, Proxy},
@@ -210,8 +210,9 @@ async fn a_client_that_goes_away_gives_its_place_back() {
     let origin = Origin::echo("a").await;
     let proxy = guarded(&origin, "concurrency: { limit: 1, key: route }", "").await;
     let mut gone = proxy.client().await;
-    gone.send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 100\r\n\r\nhalf").await;
-    eventually("the place to be taken", async || proxy.get("/").await.status() == 429).await;
+    gone.send(get("/hold")).await;
+    wait_until("the request at the origin", || origin.count("/hold") == 1).await;
+    assert_eq!(proxy.get("/").await.status(), 429);
     drop(gone);
     eventually("the place to be free", async || proxy.get("/").await.status() == 200).await;
 }
