@@ -232,20 +232,28 @@ fn is_port(text: &str) -> bool {
 }
 
 /// Whether a field tells of clients and hops, and so must not be believed from just anyone: `Forwarded`, `X-Real-IP`
-/// and all of `X-Forwarded-*`.
+/// and all of `X-Forwarded-*`; nor `Proxy`, which some an application takes for its own setting (CVE-2016-5385). A `_` counts
+/// as a `-`, as many an application sees both alike; fields of framing with a `_` are nobody's.
 pub fn is_forwarding_field(name: &HeaderName) -> bool {
     let name = name.as_str();
-    name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded-")
+    let alike = |own: &str| same_but_for_underscores(name.as_bytes(), own.as_bytes());
+    let prefix = b"x-forwarded-";
+    let forwarded = name.as_bytes().get(..prefix.len()).is_some_and(|start| same_but_for_underscores(start, prefix));
+    forwarded
+        || matches!(name, "forwarded" | "proxy" | "content_length" | "transfer_encoding")
+        || alike("x-real-ip")
+        || (name != "x-request-id" && alike("x-request-id"))
+}
+
+fn same_but_for_underscores(name: &[u8], own: &[u8]) -> bool {
+    let alike = |(one, other): (&u8, &u8)| one == other || (*one, *other) == (b'_', b'-');
+    name.len() == own.len() && name.iter().zip(own).all(alike)
 }
 
 /// Whether a field tells of the client's certificate: ours to say, and no client's, nor any proxy's before us. A `_` counts as
 /// a `-`, as many an application sees both alike.
 pub fn is_client_cert_field(name: &HeaderName) -> bool {
-    let alike = |own: &HeaderName| {
-        let (name, own) = (name.as_str().as_bytes(), own.as_str().as_bytes());
-        name.len() == own.len()
-            && name.iter().zip(own).all(|(one, other)| one == other || (*one, *other) == (b'_', b'-'))
-    };
+    let alike = |own: &HeaderName| same_but_for_underscores(name.as_str().as_bytes(), own.as_str().as_bytes());
     [X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY].iter().any(alike)
 }
 

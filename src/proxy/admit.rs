@@ -17,7 +17,7 @@ use super::{
 use crate::{
     policy::{
         forwarded::{ClientIdentity, is_client_cert_field},
-        headers::{RequestId, is_websocket, valid_request_id},
+        headers::{RequestId, is_websocket, valid_host, valid_request_id},
         path::{Ambiguous, split_target},
         route::{RequestView, without_port},
     },
@@ -95,6 +95,9 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
     if ctx.info().is_some_and(|info| !info.is_admitted()) {
         return refuse(session, ctx, Reason::Denied, None).await;
     }
+    if !well_formed(session.req_header()) {
+        return refuse(session, ctx, Reason::BadRequest, None).await;
+    }
     if let Some(reason) = over_limit(session.req_header(), ctx) {
         return refuse(session, ctx, reason, None).await;
     }
@@ -147,6 +150,30 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
             respond(session, ctx, head, respond_with.body.clone()).await
         }
     }
+}
+
+/// What the front sees to for HTTP/1, of an HTTP/2 request: one host that is one, one length, an ASCII target, a scheme that
+/// can have come to us (RFC 9113 §8.3.1).
+fn well_formed(request: &RequestHeader) -> bool {
+    if request.version != Version::HTTP_2 {
+        return true;
+    }
+    let good = |host: &str| !host.contains(',') && valid_host(host);
+    let mut hosts = request.headers.get_all(header::HOST).iter().map(HeaderValue::to_str);
+    let first = match hosts.next() {
+        None => None,
+        Some(Ok(host)) if hosts.next().is_none() => Some(host),
+        Some(_) => return false,
+    };
+    let authority = request.uri.authority().map(http::uri::Authority::as_str);
+    let host = match (authority, first) {
+        (Some(authority), Some(host)) => authority.eq_ignore_ascii_case(host) && good(authority),
+        (Some(host), None) | (None, Some(host)) => good(host),
+        (None, None) => false,
+    };
+    host && request.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_none()
+        && request.uri.path_and_query().is_none_or(|target| target.as_str().is_ascii())
+        && matches!(request.uri.scheme_str(), None | Some("http" | "https"))
 }
 
 /// The listener's limits on a head of HTTP/2, as decoded; those of HTTP/1 the front has kept.

@@ -39,8 +39,6 @@ pub(super) fn request_begins(kit: &Kit, session: &mut Session, upstream: &Reques
     let Some(timeouts) = ctx.member().map(|member| member.upstream.timeouts) else { return };
     let body = !session.as_mut().is_body_empty();
     ctx.has_body = body;
-    let unwatched = ctx.read_timeout == Duration::MAX;
-    let needed = unwatched || ctx.total_due.is_some() || timeouts.first_byte != timeouts.read || body;
     let shared = upstream.version == Version::HTTP_2;
     let how = if shared { How::Read } else { How::Both };
     let mut cancel = None;
@@ -48,7 +46,8 @@ pub(super) fn request_begins(kit: &Kit, session: &mut Session, upstream: &Reques
         ctx.upstream_fd = ctx.info().map_or(-1, ConnInfo::fd);
         cancel = ctx.start.as_ref().and_then(|start| start.cancel.as_ref()).map(|cancel| cancel.wake.clone());
     }
-    if !needed || ctx.upstream_fd < 0 {
+    // Pingora's own deadline begins anew with every interim answer, of which a backend can send any number.
+    if ctx.upstream_fd < 0 {
         ctx.upstream_fd = -1;
         return;
     }

@@ -341,3 +341,64 @@ async fn a_request_between_two_http2_sides_ends_in_time_and_is_logged() {
     assert_eq!(proxy.access_log(1).await[0]["reason"], "first_byte_timeout");
     proxy.metric("rrlb_requests_in_flight", &[], |n| n == 0.0).await;
 }
+
+/// What HTTP/1 refuses in `Host`, HTTP/2 must not bring in; nor several lengths, or a target that is no ASCII.
+#[tokio::test]
+async fn an_http2_request_is_for_one_host_that_is_one() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]").start().await;
+    let client = Client2::prior(proxy.listen).await;
+    let with = |uri: &str, fields: &[(&str, &str)]| {
+        let mut request = http::Request::builder().method("GET").uri(uri).version(http::Version::HTTP_2);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).expect("a request")
+    };
+    for (uri, fields) in [
+        ("/", &[("host", "a/b")][..]),
+        ("/", &[("host", "a.test/../x?q")]),
+        ("/", &[("host", "a b")]),
+        ("/", &[("host", "evil.test, a.test")]),
+        ("/", &[("host", "")]),
+        ("/", &[("host", "a.test"), ("host", "a.test")]),
+        ("http://a.test/", &[("host", "b.test")]),
+        ("http://a.test:99999/", &[]),
+        ("http://a.test/", &[("content-length", "0"), ("content-length", "0")]),
+    ] {
+        if let Ok(reply) = client.try_send(with(uri, fields), Vec::new(), None).await {
+            assert_eq!(reply.status, 400, "{uri} {fields:?}");
+        }
+    }
+    assert_eq!(origin.total(), 0);
+    assert_eq!(client.send(with("http://a.test/", &[("host", "a.test")]), Vec::new(), None).await.status, 200);
+}
+
+/// Interim answers without end are no answer.
+#[tokio::test]
+async fn interim_answers_do_not_put_off_the_first_byte() {
+    let origin = Origin::script("a", |mut peer| async move {
+        if peer.request().await.is_some() {
+            while peer.wire.send("HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    })
+    .await;
+    let yaml = "listeners: [{ address: <listen>, h2c: true }]\ndefaults: { timeouts: { first_byte: 1s, read: 1s }, retry: { attempts: 1 } }";
+    let proxy = Config::before(&[&origin], yaml).start().await;
+    assert_eq!(Client2::prior(proxy.listen).await.get("/").await.status, 504);
+}
+
+#[tokio::test]
+async fn a_field_that_only_looks_like_ours_is_not_passed_on() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let fields = "X_Forwarded_For: 6.6.6.6\r\nX_Forwarded-Proto: https\r\nX_Real_IP: 6.6.6.6\r\nProxy: http://evil\r\n\
+                  X_Request_Id: 1\r\nContent_Length: 5\r\n";
+    assert_eq!(get_with(proxy.listen, "/", fields).await.status(), 200);
+    let seen = origin.only_request();
+    for name in ["x_forwarded_for", "x_forwarded-proto", "x_real_ip", "proxy", "x_request_id", "content_length"] {
+        assert_eq!(seen.field(name), None, "{name}");
+    }
+}
