@@ -147,7 +147,7 @@ pub(super) enum Command {
         /// GET, POST …
         #[arg(value_parser = method)]
         method: http::Method,
-        /// In full: https://example.com/path?query
+        /// In full: scheme, host, path and query
         #[arg(value_parser = url)]
         url: String,
         /// A header field, 'Name: value'; again for more

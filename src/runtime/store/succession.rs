@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl Store {
-    /// Everything said at run time, for [`crate::runtime::journal::decode`] in the next process.
+    /// Everything said at run time, as the journal has it, for the next process.
     pub fn hand_over(&self) -> String {
         encode_all(&overrides(&self.lock().members), self.now())
     }
