@@ -123,6 +123,15 @@ impl Percent {
     }
 }
 
+impl Percent {
+    /// This share of a number, rounded down.
+    pub const fn of(self, number: usize) -> usize {
+        // By parts, so that nothing overflows.
+        let percent = self.0 as usize;
+        number / 100 * percent + number % 100 * percent / 100
+    }
+}
+
 impl fmt::Display for Percent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}%", self.0)
