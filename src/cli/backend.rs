@@ -264,6 +264,11 @@ fn note(backend: &Backend) -> String {
     if let Some(left) = backend.leaving_in {
         parts.push(format!("leaves in {} at the latest", span(whole(left))));
     }
+    if let Some(ejected) = &backend.ejected {
+        let again = if ejected.times > 1 { format!(" {} times in a row", ejected.times) } else { String::new() };
+        let left = span(whole(ejected.returns_in));
+        parts.push(format!("ejected{again}, back in {left}: {}", ejected.why));
+    }
     if let Some(changed) = backend.changed.as_ref().filter(|changed| !changed.who.is_empty()) {
         let why = if changed.why.is_empty() { String::new() } else { format!(": {}", changed.why) };
         parts.push(format!("changed by {}{why}", changed.who));

@@ -67,7 +67,17 @@ pub(super) struct Backend {
     pub(super) lease_ttl_seconds: Option<f64>,
     pub(super) lease_expires_in: Option<f64>,
     pub(super) leaving_in: Option<f64>,
+    pub(super) ejected: Option<Ejected>,
     pub(super) changed: Option<Changed>,
+}
+
+/// Why a backend is out for a while.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Ejected {
+    pub(super) returns_in: f64,
+    pub(super) times: u64,
+    pub(super) why: String,
 }
 
 /// Who changed a backend last.

@@ -1,4 +1,4 @@
-//! What upstreams inherit field by field: timeouts, retry and health check; and the built-in values below that.
+//! What upstreams inherit field by field: timeouts, retry, health check and ejection; and the built-in values below that.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::{
 use crate::{
     policy::{
         health::{InitialHealth, Thresholds},
+        outlier::EjectPolicy,
         retry::RetryPolicy,
     },
     types::Percent,
@@ -23,6 +24,7 @@ pub(super) const DEFAULTS: Table = Table {
         table("timeouts", "see there", &TIMEOUTS),
         table("retry", "see there", &RETRY),
         table("health_check", "off", &HEALTH_CHECK),
+        table("eject", "off", &EJECT),
     ],
 };
 
@@ -60,12 +62,18 @@ pub(super) const HEALTH_CHECK: Table = Table {
     ],
 };
 
+pub(super) const EJECT: Table = Table {
+    what: "eject",
+    keys: &[value("consecutive_failures", "5"), value("base", "10s"), value("max_percent", "50%")],
+};
+
 /// What an upstream has where its own mapping is silent.
 #[derive(Clone, Debug)]
 pub(super) struct Defaults {
     pub(super) timeouts: Timeouts,
     pub(super) retry: RetryPolicy,
     pub(super) health_check: Option<HealthCheck>,
+    pub(super) eject: Option<EjectPolicy>,
 }
 
 impl Default for Defaults {
@@ -90,6 +98,7 @@ impl Default for Defaults {
                 budget: const { Percent::new(20).expect("20 is at most 100") },
             },
             health_check: None,
+            eject: None,
         }
     }
 }
@@ -108,14 +117,15 @@ pub(super) fn decode(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Defaults> {
     inherited(d, &fields, &built_in)
 }
 
-/// The three inherited keys of a mapping over what it inherits.
+/// The inherited keys of a mapping over what it inherits.
 pub(super) fn inherited(d: &mut Decoder<'_>, fields: &Fields<'_>, base: &Defaults) -> Option<Defaults> {
     let timeouts = fields.get("timeouts").map_or(Some(base.timeouts), |item| timeouts(d, &item, base.timeouts));
     let retry = fields.get("retry").map_or(Some(base.retry), |item| retry(d, &item, base.retry));
     let health_check = fields
         .get("health_check")
         .map_or_else(|| Some(base.health_check.clone()), |item| health_check(d, &item, base.health_check.as_ref()));
-    Some(Defaults { timeouts: timeouts?, retry: retry?, health_check: health_check? })
+    let eject = fields.get("eject").map_or(Some(base.eject), |item| eject(d, &item, base.eject));
+    Some(Defaults { timeouts: timeouts?, retry: retry?, health_check: health_check?, eject: eject? })
 }
 
 fn timeouts(d: &mut Decoder<'_>, item: &Item<'_>, base: Timeouts) -> Option<Timeouts> {
@@ -220,13 +230,42 @@ fn http_base(inherited: &Probe) -> HttpProbe {
 }
 
 fn interval(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Duration> {
-    const SHORTEST: Duration = Duration::from_millis(10);
     let interval = d.duration(item)?;
-    if interval < SHORTEST {
-        d.error(item, "out-of-range", format!("`{}` is out of range", item.node.shown()), "write 10ms or more");
+    at_least(d, item, interval, Duration::from_millis(10), "write 10ms or more")
+}
+
+fn at_least<T: PartialOrd>(d: &mut Decoder<'_>, item: &Item<'_>, value: T, least: T, help: &str) -> Option<T> {
+    if value < least {
+        d.error(item, "out-of-range", format!("`{}` is out of range", item.node.shown()), help);
         return None;
     }
-    Some(interval)
+    Some(value)
+}
+
+/// The outer `None` is a reported problem, the inner one `off`.
+fn eject(d: &mut Decoder<'_>, item: &Item<'_>, base: Option<EjectPolicy>) -> Option<Option<EjectPolicy>> {
+    const LEAST: Percent = Percent::new(1).expect("1 is at most 100");
+    if d.is_word(item, "off") {
+        return Some(None);
+    }
+    if !item.is_map() {
+        d.wrong_type(item, "off or a mapping", "write `eject: {}` for five failures in a row, 10s and 50%");
+        return None;
+    }
+    let inherited = base.unwrap_or(EjectPolicy::DEFAULT);
+    let fields = d.fields(item, &EJECT)?;
+    let failures = fields
+        .get("consecutive_failures")
+        .map_or(Some(inherited.consecutive_failures), |item| d.count(&item, 1..=1000));
+    let base = fields.get("base").map_or(Some(inherited.base), |item| {
+        let base = d.duration(&item)?;
+        at_least(d, &item, base, Duration::from_millis(100), "write 100ms or more")
+    });
+    let max_percent = fields.get("max_percent").map_or(Some(inherited.max_percent), |item| {
+        let most = d.percent(&item)?;
+        at_least(d, &item, most, LEAST, "write 1% or more, or `eject: off`")
+    });
+    Some(Some(EjectPolicy { consecutive_failures: failures?, base: base?, max_percent: max_percent? }))
 }
 
 fn thresholds(d: &mut Decoder<'_>, fields: &Fields<'_>, base: Thresholds) -> Option<Thresholds> {

@@ -18,8 +18,8 @@ pub use guard::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Sec
 
 use crate::{
     policy::{
-        access::Access, balance::Balance, headers::HeaderEdits, health::Thresholds, path::SentPath, proxy_protocol,
-        retry::RetryPolicy, route::RouteMatch,
+        access::Access, balance::Balance, headers::HeaderEdits, health::Thresholds, outlier::EjectPolicy,
+        path::SentPath, proxy_protocol, retry::RetryPolicy, route::RouteMatch,
     },
     types::{AdminState, BackendAddress, ByteSize, ListenAddress, Name, Weight},
 };
@@ -232,6 +232,8 @@ pub struct Upstream {
     pub timeouts: Timeouts,
     /// When and how often another backend is tried.
     pub retry: RetryPolicy,
+    /// When a backend that fails is taken out for a while; `None` is never, the default.
+    pub eject: Option<EjectPolicy>,
     /// How each connection begins by saying for which client it is; `None`: it does not, the default. Never with HTTP/2,
     /// whose connections are for many clients.
     pub proxy_protocol: Option<proxy_protocol::Version>,

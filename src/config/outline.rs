@@ -18,6 +18,7 @@ use crate::{
     policy::{
         balance::Balance,
         health::{InitialHealth, Thresholds},
+        outlier::EjectPolicy,
         proxy_protocol::Version,
         retry::RetryPolicy,
     },
@@ -200,6 +201,7 @@ fn upstream(upstream: &Upstream) -> Part<'_> {
         health_check: check,
         timeouts,
         retry,
+        eject: ejection,
         proxy_protocol,
         grpc_web,
     } = upstream;
@@ -236,6 +238,7 @@ fn upstream(upstream: &Upstream) -> Part<'_> {
         entry("health_check", check.as_ref().map_or_else(|| bare("off"), health_check)),
         entry("timeouts", self::timeouts(timeouts)),
         entry("retry", self::retry(retry)),
+        entry("eject", ejection.as_ref().map_or_else(|| bare("off"), eject)),
         entry("proxy_protocol", bare(proxy_protocol)),
         entry("grpc_web", bare(grpc_web)),
     ]);
@@ -313,6 +316,15 @@ fn health_check(check: &HealthCheck) -> Part<'_> {
         }
     }
     Part::Map(out)
+}
+
+fn eject(policy: &EjectPolicy) -> Part<'_> {
+    let EjectPolicy { consecutive_failures, base, max_percent } = policy;
+    Part::Map(vec![
+        entry("consecutive_failures", bare(consecutive_failures)),
+        entry("base", duration(*base)),
+        entry("max_percent", bare(max_percent)),
+    ])
 }
 
 fn timeouts(timeouts: &Timeouts) -> Part<'_> {

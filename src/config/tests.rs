@@ -66,7 +66,7 @@ fn a_minimal_file_has_the_documented_defaults() {
     assert_eq!(app.backends[0].weight.value(), 1);
     assert_eq!((app.timeouts.connect, app.timeouts.total), (Duration::from_secs(3), None));
     assert_eq!((app.retry.attempts, app.retry.on_connect, app.retry.on_reset_before_headers), (2, true, true));
-    assert!(app.health_check.is_none());
+    assert!(app.health_check.is_none() && app.eject.is_none());
     assert_eq!(model.routes.len(), 1);
     assert!(matches!(&model.routes[0].action, RouteAction::Proxy(proxy) if proxy.upstreams[0].0.as_str() == "app"));
 }
@@ -79,6 +79,7 @@ defaults:
   timeouts: {{ connect: 1s, total: 1m }}
   retry: {{ attempts: 4, on: connect }}
   health_check: {{ type: http, path: /up, interval: 2s, rise: 7, status: 204 }}
+  eject: {{ base: 3s }}
 upstreams:
   plain: {{ backends: [a:1] }}
   own:
@@ -86,8 +87,9 @@ upstreams:
     timeouts: {{ connect: 250ms, total: off }}
     retry: {{ budget: 0% }}
     health_check: {{ fall: 9, initial: up }}
+    eject: {{ consecutive_failures: 2, max_percent: 100% }}
   tcp: {{ backends: [c:1], health_check: tcp }}
-  off: {{ backends: [d:1], health_check: off }}
+  off: {{ backends: [d:1], health_check: off, eject: off }}
 routes: [{{ upstream: {{ plain: 1, own: 1, tcp: 1, off: 0 }} }}]
 "
     ))
@@ -106,6 +108,14 @@ routes: [{{ upstream: {{ plain: 1, own: 1, tcp: 1, off: 0 }} }}]
     let tcp = model.upstreams["tcp"].health_check.as_ref().expect("it is set");
     assert_eq!((&tcp.probe, tcp.interval), (&Probe::Tcp, Duration::from_secs(2)));
     assert!(model.upstreams["off"].health_check.is_none());
+    let eject = |name: &str| {
+        model.upstreams[name]
+            .eject
+            .map(|policy| (policy.consecutive_failures, policy.base.as_secs(), policy.max_percent.to_string()))
+    };
+    assert_eq!(eject("plain"), Some((5, 3, "50%".into())));
+    assert_eq!(eject("own"), Some((2, 3, "100%".into())));
+    assert_eq!(eject("off"), None);
 }
 
 #[test]

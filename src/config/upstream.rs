@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     certificate::{Certificates, trust_store},
     decode::{Decoder, Fields, Item, Table, list, table, value},
-    defaults::{self, Defaults, HEALTH_CHECK, RETRY, TIMEOUTS, host_value},
+    defaults::{self, Defaults, EJECT, HEALTH_CHECK, RETRY, TIMEOUTS, host_value},
     discover::{self, DISCOVER},
     listener::alpn,
     model::{Alpn, Backend, Discover, DnsRecords, HostHeader, Upstream, UpstreamProtocol, UpstreamTls},
@@ -28,6 +28,7 @@ pub(super) const UPSTREAM: Table = Table {
         table("health_check", "off", &HEALTH_CHECK),
         table("timeouts", "those of defaults", &TIMEOUTS),
         table("retry", "that of defaults", &RETRY),
+        table("eject", "off", &EJECT),
         value("proxy_protocol", "off"),
         value("grpc_web", "false"),
     ],
@@ -123,6 +124,7 @@ fn upstream(d: &mut Decoder<'_>, item: &Item<'_>, name: &str, around: &Around<'_
         health_check: inherited.health_check,
         timeouts: inherited.timeouts,
         retry: inherited.retry,
+        eject: inherited.eject,
         proxy_protocol: proxy_protocol?,
         grpc_web: grpc_web?,
     })

@@ -357,6 +357,8 @@ pub struct RequestCtx {
     /// What Pingora waits for each read of the answer.
     pub(super) read_timeout: Duration,
     pub(super) answered: bool,
+    /// The attempt was counted for or against its backend, or is not to be.
+    pub(super) judged: bool,
     pub(super) upgraded: bool,
     /// How far the translation of gRPC-web is.
     pub(super) grpc_web: GrpcWebCtx,
@@ -394,6 +396,7 @@ impl RequestCtx {
             retry: None,
             read_timeout: Duration::MAX,
             answered: false,
+            judged: false,
             upgraded: false,
             grpc_web: GrpcWebCtx::Disabled,
             reason: None,

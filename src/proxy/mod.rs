@@ -8,6 +8,7 @@ mod edit;
 mod finish;
 mod grpc_web;
 mod guard;
+mod judge;
 mod kit;
 mod profile;
 mod reject;
@@ -187,6 +188,7 @@ impl ProxyHttp for App {
             let reason = retry::final_reason(error, ctx);
             ctx.reason = Some(reason);
         }
+        judge::ended(ctx, error.is_none());
         ctx.deadline = None;
         // What the request held is free for the next one, which may be on its way already.
         ctx.admitted = None;

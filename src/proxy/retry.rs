@@ -7,6 +7,7 @@ use pingora_proxy::Session;
 
 use super::{
     ctx::{ConnInfo, Fresh, RequestCtx},
+    judge,
     kit::Kit,
     watch::late,
 };
@@ -23,6 +24,7 @@ pub(super) fn after_connect(kit: &Kit, session: &Session, ctx: &mut RequestCtx, 
         _ => AttemptFailure::Connect,
     };
     let again = reason != Reason::TotalTimeout && decide(kit, session, ctx, kind, false);
+    judge::unconnected(ctx, reason, &error);
     failed(kit, ctx, reason, kind, &error, again);
     error.set_retry(again);
     error
@@ -63,6 +65,7 @@ pub(super) fn after_exchange(
     // A head that could not be written at all, on a connection that the backend had closed, was seen by nobody.
     let unsent = reused && !ctx.body_sent && error.etype() == &ErrorType::WriteError;
     let again = again && decide(kit, session, ctx, kind, !refused && !unsent);
+    judge::broken(ctx, reason, kind);
     failed(kit, ctx, reason, kind, &error, again);
     error.set_retry(again);
     error

@@ -75,6 +75,7 @@ pub(super) fn peer(
         ctx.fresh = Fresh::Done;
     }
     ctx.attempts += 1;
+    (ctx.answered, ctx.judged) = (false, false);
     ctx.attempt = member.backends.get(picked.backend().index).map(BackendMetrics::begin);
     ctx.picked = Some(picked);
     ctx.reason = None;

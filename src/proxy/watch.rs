@@ -21,6 +21,7 @@ use pingora_proxy::Session;
 use super::{
     admit::{READ_TIMEOUT, WRITE_TIMEOUT},
     ctx::{ConnInfo, RequestCtx, Waiting},
+    judge,
     kit::Kit,
 };
 use crate::{
@@ -119,11 +120,13 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
         }
         ctx.upgraded = true;
         ctx.answered = true;
+        judge::answered(ctx, answer.status);
         ctx.total_due = None;
         let silence = ctx.member().map(|member| member.upstream.timeouts.websocket_idle);
         wait_for(ctx, Waiting::WebSocket, silence);
     } else if !answer.status.is_informational() {
         ctx.answered = true;
+        judge::answered(ctx, answer.status);
         let timeouts = ctx.member().map(|member| member.upstream.timeouts);
         let ours = session.req_header().version != Version::HTTP_2;
         match timeouts.filter(|timeouts| timeouts.read < ctx.read_timeout) {

@@ -12,6 +12,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use pingora_core::{protocols::l4::socket::SocketAddr, upstreams::peer::HttpPeer};
 
+use super::outlier::Ejection;
 use crate::{
     config::model,
     policy::health::{Health, InitialHealth},
@@ -57,6 +58,8 @@ pub struct BackendState {
     state: Arc<State>,
     /// Kept over builds while the address stays. `None` while a host name has none.
     target: Arc<ArcSwapOption<SocketAddr>>,
+    /// What its attempts came to; see [`BackendState::with_ejection_of`].
+    ejection: Arc<Ejection>,
 }
 
 struct State {
@@ -103,11 +106,22 @@ impl BackendState {
             peer,
             state,
             target,
+            ejection: Arc::default(),
         }
     }
 
-    /// Whether new requests may go to it: wanted, a weight over 0, up, and an address to go to.
+    /// Goes on with what the attempts at `previous` came to.
+    pub fn with_ejection_of(self, previous: &Self) -> Self {
+        Self { ejection: previous.ejection.clone(), ..self }
+    }
+
+    /// Whether new requests may go to it: wanted, a weight over 0, up, not ejected, and an address to go to.
     pub fn usable(&self) -> bool {
+        self.usable_but_for_ejection() && !self.is_ejected()
+    }
+
+    /// As [`BackendState::usable`], ejected or not.
+    pub fn usable_but_for_ejection(&self) -> bool {
         self.admin == AdminState::Ready && self.weight.value() > 0 && self.is_up() && self.has_target()
     }
 
@@ -137,6 +151,21 @@ impl BackendState {
             self.state.generation.bump();
         }
         changed
+    }
+
+    /// Whether it is out for failing the requests it was sent.
+    pub fn is_ejected(&self) -> bool {
+        self.ejection.is_out()
+    }
+
+    /// What its attempts came to.
+    pub fn ejection(&self) -> &Ejection {
+        &self.ejection
+    }
+
+    /// Schedules are rebuilt.
+    pub(super) fn usability_changed(&self) {
+        self.state.generation.bump();
     }
 
     /// Whether it is probed.

@@ -166,6 +166,15 @@ fn connect_failure(mut error: BError, to: &SocketAddr) -> BError {
     error
 }
 
+/// Whether this process or its system, and not the other side, is the cause: no descriptor, memory or source port left.
+/// Pingora keeps of it only the text.
+pub fn is_ours(error: &Error) -> bool {
+    let text = error.to_string();
+    [libc::EADDRNOTAVAIL, libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM]
+        .iter()
+        .any(|number| text.contains(&format!("os error {number})")))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;

@@ -213,7 +213,10 @@ impl Member {
 
 impl Schedule {
     fn new(members: &[Member], generation: u64, start: usize) -> Self {
-        let weight = |member: &Member| if member.backend.usable() { member.backend.weight.value() } else { 0 };
+        // An ejection is never the reason why nobody is left; a sweep ends it soon.
+        let alone = !members.iter().any(|member| member.backend.usable());
+        let usable = |one: &BackendState| one.usable() || (alone && one.usable_but_for_ejection());
+        let weight = |member: &Member| if usable(&member.backend) { member.backend.weight.value() } else { 0 };
         let weights: Vec<u16> = members.iter().map(weight).collect();
         let usable = weights.iter().zip(0u32..).filter(|(weight, _)| **weight > 0).map(|(_, position)| position);
         Self { generation, usable: usable.collect(), rotation: Rotation::new(balance::smooth_order(&weights), start) }

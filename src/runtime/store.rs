@@ -25,6 +25,7 @@ use crate::{
 };
 
 mod compare;
+mod ejection;
 mod guard;
 mod succession;
 mod warn;

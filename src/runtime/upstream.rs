@@ -22,12 +22,13 @@ use super::{
     backend::{BackendState, Generation, Picked},
     connect::Connector,
     connections::Connections,
+    outlier::Outliers,
     peer::{self, TlsProfile},
     selection::{Pool, Selection, SelectionConfig},
 };
 use crate::{
     config::model::{self, HealthCheck, HostHeader, Timeouts, UpstreamProtocol, UpstreamTls},
-    policy::{budget::RetryBudget, proxy_protocol, retry::RetryPolicy},
+    policy::{budget::RetryBudget, outlier::EjectPolicy, proxy_protocol, retry::RetryPolicy},
     types::{AdminState, BackendAddress, Name},
 };
 
@@ -49,6 +50,8 @@ pub struct Upstream {
     pub timeouts: Timeouts,
     /// When and how often another backend is tried.
     pub retry: RetryPolicy,
+    /// When a backend that fails is taken out for a while; `None` is never.
+    pub eject: Option<EjectPolicy>,
     /// How each connection begins by saying for which client it is.
     pub proxy_protocol: Option<proxy_protocol::Version>,
     /// gRPC-web is translated into gRPC.
@@ -62,6 +65,8 @@ pub struct Upstream {
     generation: Generation,
     opened: Arc<AtomicU64>,
     connections: Arc<Connections>,
+    /// Kept over builds.
+    pub(super) outliers: Arc<Outliers>,
 }
 
 /// Why no backend can be used.
@@ -120,6 +125,7 @@ impl Upstream {
             health_check: model.health_check.clone(),
             timeouts: model.timeouts,
             retry: model.retry,
+            eject: model.eject,
             proxy_protocol: model.proxy_protocol,
             grpc_web: model.grpc_web,
             budget: previous.map(|previous| previous.budget.clone()).unwrap_or_default(),
@@ -129,6 +135,7 @@ impl Upstream {
             generation,
             opened,
             connections,
+            outliers: previous.map(|previous| previous.outliers.clone()).unwrap_or_default(),
         })
     }
 
@@ -208,7 +215,15 @@ fn members(
     let state = |(index, backend): (usize, model::Backend)| {
         let peer = peer::template(model, profile, &backend, connector.clone());
         let previous = before.get(&backend.id).map(|previous| previous.as_ref());
-        Arc::new(BackendState::new(index, &backend, check, peer, generation, previous))
+        let state = BackendState::new(index, &backend, check, peer, generation, previous);
+        // An operator's word on it, or another address, and it begins anew.
+        let known = previous.filter(|previous| {
+            model.eject.is_some() && backend.admin != AdminState::Maint && previous.address == backend.address
+        });
+        Arc::new(match known {
+            Some(previous) => state.with_ejection_of(previous),
+            None => state,
+        })
     };
     backends.into_iter().enumerate().map(state).collect()
 }
@@ -312,6 +327,7 @@ pub(crate) mod fixtures {
                 on_reset_before_headers: true,
                 budget: Percent::new(20).expect("a percentage"),
             },
+            eject: None,
             proxy_protocol: None,
             grpc_web: false,
         }

@@ -63,6 +63,7 @@ impl Observer {
             for backend in member.upstream.backends() {
                 if let Some(metrics) = backends.get(&backend.id) {
                     metrics.set_up(backend.is_up());
+                    metrics.set_ejected(backend.is_ejected());
                 }
             }
             let before = seen.backends.insert(name.clone(), backends).unwrap_or_default();

@@ -137,9 +137,10 @@ impl Running {
 
     /// What upkeep does in each of its rounds; `second` in the first of a second.
     pub(super) fn keep_up(&self, second: bool) {
-        self.store.sweep();
-        self.logs.sweep();
         let now = Instant::now();
+        self.store.sweep();
+        self.store.sweep_ejected(now);
+        self.logs.sweep();
         if second {
             let answers = self.metrics.answers();
             self.ledger().samples.push(answers);

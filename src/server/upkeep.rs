@@ -1,4 +1,4 @@
-//! What has to be done now and then, on a thread of its own: leases and drains that are due, logs that nobody uses any
+//! What has to be done now and then, on a thread of its own: leases, drains and ejections that are due, logs that nobody uses any
 //! more, reloads that were not confirmed, a configuration file that has changed.
 
 use std::{

@@ -20,7 +20,7 @@ pub struct Event {
     pub id: u64,
     /// Milliseconds since 1970.
     pub time: u64,
-    /// What kind of change: `backend.added`, `backend.health`, `config.reloaded` …
+    /// What kind of change: `backend.added`, `backend.health`, `backend.ejected`, `config.reloaded` …
     pub kind: &'static str,
     /// The upstream, where it is about one.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -28,7 +28,7 @@ pub struct Event {
     /// The backend, where it is about one.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub backend: String,
-    /// `uid 1000`, `token`, `lease`, `health check`, `signal` …
+    /// `uid 1000`, `token`, `lease`, `health check`, `passive check`, `signal` …
     pub who: String,
     /// What changed, for people: `ready -> drain`.
     pub what: String,
@@ -75,7 +75,7 @@ impl Events {
             (false, false) => format!(" {upstream}/{backend}"),
         };
         let because = if why.is_empty() { String::new() } else { format!(" ({why:?})") };
-        let bad = kind.ends_with("failed") || kind.ends_with("reverted");
+        let bad = ["failed", "reverted", "ejected"].iter().any(|end| kind.ends_with(end));
         let level = if bad { log::Level::Warn } else { log::Level::Info };
         log::log!(level, "{kind}{place}: {what}, by {who}{because}");
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

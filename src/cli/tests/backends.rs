@@ -28,11 +28,14 @@ fn not_found() -> Reply {
 #[test]
 fn the_list_is_a_table_of_what_is_there() {
     let leaving = json!({ "leaving_in": 12, "changed": { "who": "uid 0", "why": "old\u{1b}[2J", "at": 0 } });
+    let ejected =
+        json!({ "ejected": { "returns_in": 15, "times": 2, "why": "5 failures in a row, the last: status 503" } });
     let upstream = json!({
         "name": "app", "balance": "round_robin", "etag": "\"0\"", "discover": "dns", "waiting": ["gone-1"],
         "backends": [
             with(backend("app-1", "ready", "up", 0), json!({ "target": "10.9.9.9:80" })),
             with(backend("app-22", "ready", "draining", 17), leaving),
+            with(backend("e", "ready", "ejected", 0), ejected),
             with(backend("l", "ready", "up", 1), json!({ "lease_expires_in": 9.5, "source": "lease" })),
         ],
     });
@@ -43,6 +46,7 @@ app (round_robin, discovered by dns)
 ID      ADDRESS      WEIGHT  STATE     HEALTH  SOURCE  IN FLIGHT  REQUESTS  NOTE
 app-1   10.0.0.1:80       2  up        up      file            0      1234  at 10.9.9.9:80
 app-22  10.0.0.1:80       2  draining  up      file           17      1234  leaves in 12 s at the latest; changed by uid 0: old\u{fffd}[2J
+e       10.0.0.1:80       2  ejected   up      file            0      1234  ejected 2 times in a row, back in 15 s: 5 failures in a row, the last: status 503
 l       10.0.0.1:80       2  up        up      lease           1      1234  lease runs out in 10 s
 changed at run time, but not there now: gone-1
 ";

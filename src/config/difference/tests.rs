@@ -103,6 +103,7 @@ fn each_change_is_told_with_its_place() {
             "balance: random",
             &["~ upstreams.app.balance: round_robin -> random", "- upstreams.app.health_check"],
         ),
+        ("health_check: tcp", "health_check: tcp, eject: {}", &["+ upstreams.app.eject"]),
         ("sni: a.b", "sni: b.c", &["~ upstreams.web.tls.sni: a.b -> b.c"]),
         ("sni: a.b, ca", "sni: a.b, client_cert: main, ca", &["+ upstreams.web.tls.client_cert: main"]),
         ("upstreams:", "upstreams:\n  new: { backends: [n:1] }", &["+ upstreams.new"]),

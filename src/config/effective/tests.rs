@@ -97,7 +97,7 @@ upstreams:
     health_check: { type: http, interval: 10ms, timeout: 3600s, rise: 1, fall: 1000, initial: up }
     timeouts: { connect: 120s, tls: 86400s, first_byte: 61m, read: 7s, write: 8s, idle: 9s, total: 1m, websocket_idle: 36500d }
     retry: { attempts: 10, on: [], budget: 100% }
-  b: { backends: [b:1], balance: random, tls: {}, protocol: h1, host_header: sni, retry: { on: reset_before_headers } }
+  b: { backends: [b:1], balance: random, tls: {}, protocol: h1, host_header: sni, retry: { on: reset_before_headers }, eject: { consecutive_failures: 1000, base: 1500ms, max_percent: 1% } }
   c: { backends: [c:1], balance: ip_hash, tls: { verify: false, alpn: http/1.1 }, protocol: h2, health_check: tcp }
   d: { discover: { dns: "Services.:8080", refresh: 1s, servers: [10.0.0.2, "[::1]:5353"] } }
   e: { discover: { dns: _http._tcp.app.internal } }
@@ -244,6 +244,7 @@ upstreams:
       attempts: 2
       on: [connect, reset_before_headers]
       budget: 20%
+    eject: off
     proxy_protocol: off
     grpc_web: false
 routes:

@@ -174,7 +174,7 @@ listeners:
 upstreams:
   x-not an upstream: 5
   1: { <<: *base, timeouts: { total: off, read: \"${READ}\" }, retry: { on: connect } }
-  two: { backends: [{ address: b:1, weight: 0 }, c:2], health_check: off, balance: \"${BALANCE}\" }
+  two: { backends: [{ address: b:1, weight: 0 }, c:2], health_check: off, eject: off, balance: \"${BALANCE}\" }
 routes:
   - { name: 7, upstream: { 1: 5, two: 0, x-a: b } }
   - { match: { path: /g }, upstream: two, rate_limit: { rate: 50/s, key: client_ip }, concurrency: { limit: 5, key: { cookie: a } }, deny: 10.0.0.0/8 }
@@ -219,6 +219,9 @@ fn wrong_values_fail() {
         "defaults: { timeouts: { read: off } }",
         "defaults: { retry: { budget: 20 } }",
         "defaults: { retry: { on: [always] } }",
+        "defaults: { eject: on }",
+        "defaults: { eject: { consecutive_failures: 0 } }",
+        "defaults: { eject: { max_percent: 50 } }",
         "defaults: { health_check: udp }",
         "defaults: { health_check: { status: [99] } }",
         "certificates: { a: { cert: x } }",

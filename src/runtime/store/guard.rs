@@ -15,7 +15,8 @@ use crate::{
     types::{AdminState, BackendAddress, Name},
 };
 
-/// Refuses what takes the last backend away that requests go to now; `running` knows the health of those there are.
+/// Refuses what takes the last backend away that requests go to now; `running` knows the health and the ejections
+/// of those there are.
 pub(super) fn leaves_one_usable(
     config: &model::Upstream,
     running: &Upstream,
@@ -33,7 +34,9 @@ pub(super) fn leaves_one_usable(
             Some(state) => state.has_target(),
             None => !matches!(entry.spec.address, BackendAddress::Host(_)),
         };
-        entry.admin == AdminState::Ready && entry.spec.weight.value() > 0 && up && resolved
+        // One that is ejected gets no requests, but begins anew at another address.
+        let ejected = state.is_some_and(|state| state.address == entry.spec.address && state.is_ejected());
+        entry.admin == AdminState::Ready && entry.spec.weight.value() > 0 && up && resolved && !ejected
     };
     match before.entries().into_iter().find(usable) {
         Some(last) if !after.entries().iter().any(usable) => Err(Refusal::LastReady(last.id)),

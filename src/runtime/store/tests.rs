@@ -31,6 +31,8 @@ use crate::{
     types::{AdminState, BackendAddress, Weight},
 };
 
+mod ejection;
+
 const TWO: &str = "[{ id: a, address: 127.0.0.1:1 }, { id: b, address: 127.0.0.1:2 }]";
 
 fn model(backends: &str) -> Arc<Model> {

@@ -1,6 +1,6 @@
 //! Upstreams and their backends as the API shows them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use http::StatusCode;
 use serde::Serialize;
@@ -56,7 +56,19 @@ pub(super) struct Backend {
     #[serde(skip_serializing_if = "Option::is_none")]
     leaving_in: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    ejected: Option<Ejected>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     changed: Option<Changed>,
+}
+
+/// Out for failing the requests it was sent.
+#[derive(Serialize)]
+struct Ejected {
+    /// In seconds.
+    returns_in: u64,
+    /// In a row.
+    times: u32,
+    why: String,
 }
 
 /// Who changed it last at run time.
@@ -202,6 +214,11 @@ fn show(shared: &Shared, upstream: &Name, view: &View, entry: Entry, state: Opti
         lease_ttl_seconds: lease.map(|lease| lease.ttl.div_ceil(1000)),
         lease_expires_in: lease.map(|lease| seconds_until(lease.due, now)),
         leaving_in: leaving.map(|due| seconds_until(due, now)),
+        ejected: state.and_then(|state| state.ejection().out(Instant::now())).map(|out| Ejected {
+            returns_in: u64::try_from(out.left.as_millis().div_ceil(1000)).unwrap_or(u64::MAX),
+            times: out.times,
+            why: out.why,
+        }),
         changed: over.filter(|over| over.note.at > 0).map(|over| Changed {
             who: over.note.who.clone(),
             why: over.note.why.clone(),
@@ -221,6 +238,7 @@ fn effective(entry: &Entry, state: Option<&BackendState>) -> &'static str {
         AdminState::Ready => match state {
             Some(state) if !state.has_target() => "unresolved",
             Some(state) if !state.is_up() => "down",
+            Some(state) if state.is_ejected() => "ejected",
             Some(_) => "up",
             None => "down",
         },

@@ -43,6 +43,8 @@ fn every_family_has_samples_before_any_traffic() {
         r#"rrlb_tls_handshakes_total{listener="0.0.0.0:80",result="ok",resumed="yes"}"#,
         r#"rrlb_discovery_total{upstream="app",result="failed"}"#,
         r#"rrlb_backend_up{upstream="app",backend="app-1"}"#,
+        r#"rrlb_backend_ejected{upstream="app",backend="app-1"}"#,
+        r#"rrlb_backend_ejections_total{upstream="app",backend="app-1"}"#,
         r#"rrlb_accept_errors_total{error="emfile"}"#,
         r#"rrlb_h2_abuse_total{kind="server_reset"}"#,
         r#"rrlb_connections_per_worker{worker="1"}"#,

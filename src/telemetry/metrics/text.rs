@@ -127,7 +127,7 @@ fn backends(out: &mut Exposition, named: &Named) {
             .map(labelled)
     };
     let name = "rrlb_backend_up";
-    out.family(name, Kind::Gauge, "1 where the backend may get traffic.");
+    out.family(name, Kind::Gauge, "1 where the backend is up, as far as probes say.");
     for (labels, counts) in backends() {
         out.sample(name, &labels, counts.up.value());
     }
@@ -140,6 +140,16 @@ fn backends(out: &mut Exposition, named: &Named) {
     out.family(name, Kind::Counter, "Attempts, retries included.");
     for (labels, counts) in backends() {
         out.sample(name, &labels, counts.requests.value());
+    }
+    let name = "rrlb_backend_ejected";
+    out.family(name, Kind::Gauge, "1 while the backend is out for failing the requests it was sent.");
+    for (labels, counts) in backends() {
+        out.sample(name, &labels, counts.ejected.value());
+    }
+    let name = "rrlb_backend_ejections_total";
+    out.family(name, Kind::Counter, "How often the backend was taken out for that.");
+    for (labels, counts) in backends() {
+        out.sample(name, &labels, counts.ejections.value());
     }
     let name = "rrlb_health_checks_total";
     out.family(name, Kind::Counter, "Finished probes.");

@@ -134,6 +134,8 @@ pub struct BackendMetrics {
     pub(super) checks_failed: Counter,
     pub(super) flips_up: Counter,
     pub(super) flips_down: Counter,
+    pub(super) ejected: Gauge,
+    pub(super) ejections: Counter,
 }
 
 impl BackendMetrics {
@@ -152,6 +154,17 @@ impl BackendMetrics {
     /// Tells whether the backend gets traffic.
     pub fn set_up(&self, up: bool) {
         self.up.set(up.into());
+    }
+
+    /// Tells whether it is out for failing the requests it was sent.
+    pub fn set_ejected(&self, ejected: bool) {
+        self.ejected.set(ejected.into());
+    }
+
+    /// Counts an ejection, which begins.
+    pub fn ejected(&self) {
+        self.ejections.increment();
+        self.set_ejected(true);
     }
 
     /// Counts a probe.

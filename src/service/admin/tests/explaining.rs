@@ -1,8 +1,11 @@
 //! What would become of a request, against what the configuration of the tests says.
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
 
 use super::support::Bench;
+use crate::policy::outlier::Fault;
 
 async fn explain(bench: &Bench, question: Value) -> Value {
     bench.expect(200, "POST", "/v1/route", &question.to_string()).await
@@ -59,6 +62,33 @@ async fn shares_and_the_reasons_against_a_backend_are_told() {
     };
     let hashed = explain(&bench, json!({ "url": "http://hash.test/", "from": "192.0.2.7" })).await;
     assert_eq!((&hashed["upstreams"][0]["chosen"], in_flight()), (&"127.0.0.1:9101".into(), 0));
+}
+
+#[tokio::test]
+async fn one_that_is_ejected_is_shown_as_such_with_its_reason() {
+    let bench = Bench::start().await;
+    let upstream = bench.store.view(&"app".into()).expect("app").upstream;
+    upstream.went_wrong(&upstream.backends()[0], Fault::Status(503), Instant::now());
+    let shown = bench.expect(200, "GET", "/v1/upstreams/app/backends/app-1", "").await;
+    assert_eq!(
+        (&shown["effective"], &shown["health"], &shown["admin"]),
+        (&"ejected".into(), &"unknown".into(), &"ready".into())
+    );
+    assert_eq!(shown["ejected"], json!({ "returns_in": 10, "times": 1, "why": "a failure: status 503" }));
+    let other = bench.expect(200, "GET", "/v1/upstreams/app/backends/app-2", "").await;
+    assert_eq!((&other["effective"], other.get("ejected")), (&"up".into(), None));
+    let answer = explain(&bench, json!({ "url": "http://split.test/" })).await;
+    let of = |key: &str| answer["upstreams"][0]["backends"][0][key].clone();
+    assert_eq!((of("eligible"), of("why")), (false.into(), "ejected".into()));
+    let refused = bench.ask("PATCH", "/v1/upstreams/app/backends/app-2", r#"{"admin":"drain"}"#).await;
+    assert_eq!(
+        (refused.status, refused.problem().0.as_str()),
+        (409, "last-ready"),
+        "an ejected one takes nobody's place"
+    );
+    bench.expect(200, "PATCH", "/v1/upstreams/app/backends/app-1", r#"{"admin":"maint"}"#).await;
+    let ready = bench.expect(200, "PATCH", "/v1/upstreams/app/backends/app-1", r#"{"admin":"ready"}"#).await;
+    assert_eq!(ready["effective"], "up", "maintenance forgets it");
 }
 
 #[tokio::test]

@@ -44,6 +44,7 @@ listeners:
   - { address: 127.0.0.1:8081, redirect_https: true }
 upstreams:
   app:
+    eject: { consecutive_failures: 1 }
     backends:
       - { id: app-1, address: 127.0.0.1:9001, weight: 2 }
       - { id: app-2, address: 127.0.0.1:9002 }

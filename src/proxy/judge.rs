@@ -1,0 +1,85 @@
+//! What each attempt says of its backend, once: by the head of the answer where that is a failure already, else by how the
+//! attempt ended. What is a failure is decided by `policy::outlier`.
+
+use std::time::Instant;
+
+use http::StatusCode;
+use pingora_core::Error;
+
+use super::{
+    ctx::{RequestCtx, Waiting},
+    watch::late,
+};
+use crate::{
+    policy::outlier::{Failed, Verdict, by_failure, by_status},
+    runtime::connect,
+    types::{AttemptFailure, Reason},
+};
+
+/// The head of the answer has come.
+pub(super) fn answered(ctx: &mut RequestCtx, status: StatusCode) {
+    if let Some(fault) = by_status(status.as_u16()) {
+        tell(ctx, Verdict::Failure(fault));
+    } else if status == StatusCode::SWITCHING_PROTOCOLS {
+        // How the two part, and when, is their own affair.
+        tell(ctx, Verdict::Success);
+    }
+}
+
+/// The attempt came to no connection.
+pub(super) fn unconnected(ctx: &mut RequestCtx, reason: Reason, error: &Error) {
+    if !watched(ctx) || connect::is_ours(error) {
+        return;
+    }
+    let verdict = by_failure(Failed { reason, answered: false, waited: ctx.attempts == 1 });
+    tell(ctx, verdict);
+}
+
+/// The attempt failed after it had a connection.
+pub(super) fn broken(ctx: &mut RequestCtx, reason: Reason, kind: AttemptFailure) {
+    if kind == AttemptFailure::StaleConnection {
+        ctx.judged = true;
+        return;
+    }
+    // Of what earlier attempts have left of the time no backend is to blame for using it up.
+    let waited = ctx.attempts == 1 && ctx.waiting == Waiting::FirstByte;
+    let verdict = by_failure(Failed { reason, answered: ctx.answered, waited });
+    tell(ctx, verdict);
+}
+
+/// The request is over.
+pub(super) fn ended(ctx: &mut RequestCtx, well: bool) {
+    if well && ctx.answered {
+        tell(ctx, Verdict::Success);
+    }
+    ctx.judged = true;
+}
+
+impl Drop for RequestCtx {
+    /// A request between two HTTP/2 sides that came too late is dropped as it is; see `watch`.
+    fn drop(&mut self) {
+        if self.judged || self.picked.is_none() || !watched(self) {
+            return;
+        }
+        if self.deadline.as_ref().is_some_and(|deadline| deadline.disarm()) {
+            let reason = late(self, self.waiting);
+            broken(self, reason, AttemptFailure::Other);
+        }
+    }
+}
+
+fn watched(ctx: &RequestCtx) -> bool {
+    ctx.member().is_some_and(|member| member.upstream.eject.is_some())
+}
+
+fn tell(ctx: &mut RequestCtx, verdict: Verdict) {
+    if std::mem::replace(&mut ctx.judged, true) {
+        return;
+    }
+    let (Some(member), Some(picked)) = (ctx.member(), &ctx.picked) else { return };
+    match verdict {
+        Verdict::Failure(fault) => member.upstream.went_wrong(picked.backend(), fault, Instant::now()),
+        Verdict::Nothing => {}
+        Verdict::Success => member.upstream.went_well(picked.backend()),
+    }
+}
