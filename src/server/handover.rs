@@ -1,6 +1,6 @@
-//! What a process knows beyond its configuration, for its successor: verdicts on backends, turns of the balancers, keys
+//! What a process knows beyond its configuration, for its successor: verdicts on backends and ejections, turns of the balancers, keys
 //! of session tickets, what rate limits and retry budgets have counted, what was changed at run time. JSON in a file without a name. A part that either
-//! side does not know is left out or ignored, so a release may add parts (ejections, slow starts: more keys of an
+//! side does not know is left out or ignored, so a release may add parts (slow starts: more keys of an
 //! upstream or a backend) and leave the number alone; that changes only with the meaning of a part.
 
 mod limits;
@@ -24,6 +24,7 @@ use crate::{
     runtime::{
         backend::BackendState,
         journal::{self, Overrides},
+        outlier,
         snapshot::Snapshot,
         upstream::Upstream,
     },
@@ -81,6 +82,22 @@ struct HandedBackend {
     health: String,
     /// Probe results in a row against the verdict.
     against: u32,
+    /// What its attempts came to; `None` where that is nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ejection: Option<HandedEjection>,
+}
+
+/// As [`Ejection::hand_over`], times in milliseconds.
+///
+/// [`Ejection::hand_over`]: crate::runtime::outlier::Ejection::hand_over
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+struct HandedEjection {
+    failures: u32,
+    times: u32,
+    left: Option<u64>,
+    back: u64,
+    why: String,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -165,16 +182,21 @@ impl HandedOver {
 
     /// Goes on from there: before the first probe and the first request, as the workers' clock begins. What is not there any more is passed over.
     pub fn apply(&self, snapshot: &Snapshot) {
+        let now = Instant::now();
         if let Some(limits) = &self.rate_limits {
-            limits.apply(snapshot, Instant::now());
+            limits.apply(snapshot, now);
         }
         for upstream in snapshot.members().iter().map(|member| &member.upstream) {
             let Some(handed) = self.upstreams.get(upstream.name.as_str()) else { continue };
             upstream.begin_at(handed.turn);
             upstream.budget.adopt(&handed.budget, 0);
-            for state in upstream.backends().iter().filter(|state| state.is_checked()) {
+            for state in upstream.backends() {
                 let handed = handed.backends.get(state.id.as_str());
-                if let Some(handed) = handed.filter(|handed| handed.address == state.label)
+                let Some(handed) = handed.filter(|handed| handed.address == state.label) else { continue };
+                if let Some(ejection) = &handed.ejection {
+                    upstream.take_over_ejection(state, ejection.outlier(), now);
+                }
+                if state.is_checked()
                     && let Some(health) = [Health::Down, Health::Up].into_iter().find(|h| h.as_str() == handed.health)
                 {
                     state.set_health(health);
@@ -219,6 +241,24 @@ impl HandedOver {
     }
 }
 
+impl HandedEjection {
+    fn new(handed: outlier::Handed) -> Self {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let outlier::Handed { failures, times, left, back, why } = handed;
+        Self { failures, times, left: left.map(millis), back: millis(back), why }
+    }
+
+    fn outlier(&self) -> outlier::Handed {
+        outlier::Handed {
+            failures: self.failures,
+            times: self.times,
+            left: self.left.map(Duration::from_millis),
+            back: Duration::from_millis(self.back),
+            why: self.why.clone(),
+        }
+    }
+}
+
 fn file_of(value: &impl Serialize) -> io::Result<OwnedFd> {
     let text = serde_json::to_vec(value)?;
     let mut file = File::from(memfd_create("rrlb-state", MFdFlags::MFD_CLOEXEC)?);
@@ -254,7 +294,12 @@ fn decoded(overrides: Option<&str>, now: u64) -> Option<Overrides> {
 }
 
 fn backend(state: &Arc<BackendState>) -> HandedBackend {
-    HandedBackend { address: state.label.clone(), health: state.health().as_str().to_owned(), against: state.against() }
+    HandedBackend {
+        address: state.label.clone(),
+        health: state.health().as_str().to_owned(),
+        against: state.against(),
+        ejection: state.ejection().hand_over(Instant::now()).map(HandedEjection::new),
+    }
 }
 
 #[cfg(test)]

@@ -1,18 +1,20 @@
 //! What is handed over comes out at the other end, and what is bent does no harm.
 
 use super::*;
-use crate::{config, config::model::Model, telemetry::metrics::Metrics};
+use crate::{config, config::model::Model, policy::outlier::Fault, telemetry::metrics::Metrics};
 
-fn model(backends: &str) -> Model {
-    let yaml = format!(
-        "version: 1\nlisteners: [{{ address: 127.0.0.1:1 }}]\nupstreams:\n  app:\n    health_check: tcp\n    backends: [{backends}]\n"
-    );
+fn model(app: &str) -> Model {
+    let yaml = format!("version: 1\nlisteners: [{{ address: 127.0.0.1:1 }}]\nupstreams:\n  app:\n    {app}\n");
     config::parse(&yaml, std::path::Path::new("test.yaml")).unwrap_or_else(|report| panic!("{report:?}")).model
 }
 
 fn snapshot(backends: &str) -> Snapshot {
+    snapshot_of(&format!("health_check: tcp\n    backends: [{backends}]"))
+}
+
+fn snapshot_of(app: &str) -> Snapshot {
     let metrics = Metrics::new("0", 1);
-    Snapshot::build(&model(backends), |upstream| upstream.backends.clone(), None, &metrics)
+    Snapshot::build(&model(app), |upstream| upstream.backends.clone(), None, &metrics)
 }
 
 fn keys() -> TicketKeys {
@@ -58,6 +60,37 @@ fn verdicts_rows_and_turns_go_on_at_the_successor() {
     let ticket = rustls::server::ProducesTickets::encrypt(&tickets, b"session").expect("a ticket");
     let keys = HandedOver::tickets(Some(&handed)).expect("keys");
     assert_eq!(rustls::server::ProducesTickets::decrypt(&*keys, &ticket).as_deref(), Some(&b"session"[..]));
+}
+
+#[test]
+fn ejections_go_on_at_the_successor_at_the_same_address() {
+    let all = |second: &str| {
+        snapshot_of(&format!("eject: {{}}\n    backends: [10.0.0.1:1, {{ id: b, address: {second} }}, 10.0.0.3:1]"))
+    };
+    let (old, now) = (all("10.0.0.2:1"), Instant::now());
+    let fail = |snapshot: &Snapshot, backend: usize, times: u32| {
+        (0..times).for_each(|_| app(snapshot).went_wrong(&app(snapshot).backends()[backend], Fault::Status(502), now));
+    };
+    let out = |snapshot: &Snapshot| app(snapshot).backends().iter().map(|one| one.is_ejected()).collect::<Vec<_>>();
+    fail(&old, 1, 5);
+    fail(&old, 2, 4);
+    assert_eq!(out(&old), [false, true, false]);
+    let handed = passed(&HandedOver::collect(&old, &keys(), Duration::ZERO));
+    let new = all("10.0.0.2:1");
+    handed.apply(&new);
+    assert_eq!(out(&new), [false, true, false]);
+    let ejection = app(&new).backends()[1].ejection().out(now).expect("it is out");
+    assert_eq!((ejection.times, ejection.why.as_str()), (1, "5 failures in a row, the last: status 502"));
+    assert!(app(&new).sweep_ejected(now).is_empty(), "it was told by the process before");
+    assert_eq!(app(&new).sweep_ejected(now + Duration::from_secs(11)).len(), 1);
+    fail(&new, 2, 1);
+    assert_eq!(out(&new), [false, false, true], "the row of failures was handed over");
+    let moved = all("10.0.0.9:1");
+    handed.apply(&moved);
+    assert_eq!(out(&moved), [false; 3]);
+    let off = snapshot_of("backends: [10.0.0.1:1, { id: b, address: 10.0.0.2:1 }, 10.0.0.3:1]");
+    handed.apply(&off);
+    assert_eq!(out(&off), [false; 3]);
 }
 
 #[test]
