@@ -13,6 +13,7 @@ mod control;
 mod demo;
 mod discovery;
 mod drain;
+mod eject;
 mod failures;
 mod framing;
 mod h2_abuse;
