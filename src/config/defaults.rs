@@ -1,4 +1,4 @@
-//! What upstreams inherit field by field: timeouts, retry and health check; and the built-in values below that.
+//! What upstreams inherit field by field: timeouts, retry, health check and slow start; and the built-in values below that.
 
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ pub(super) const DEFAULTS: Table = Table {
         table("timeouts", "see there", &TIMEOUTS),
         table("retry", "see there", &RETRY),
         table("health_check", "off", &HEALTH_CHECK),
+        value("slow_start", "off"),
     ],
 };
 
@@ -66,6 +67,7 @@ pub(super) struct Defaults {
     pub(super) timeouts: Timeouts,
     pub(super) retry: RetryPolicy,
     pub(super) health_check: Option<HealthCheck>,
+    pub(super) slow_start: Option<Duration>,
 }
 
 impl Default for Defaults {
@@ -90,6 +92,7 @@ impl Default for Defaults {
                 budget: const { Percent::new(20).expect("20 is at most 100") },
             },
             health_check: None,
+            slow_start: None,
         }
     }
 }
@@ -108,14 +111,29 @@ pub(super) fn decode(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Defaults> {
     inherited(d, &fields, &built_in)
 }
 
-/// The three inherited keys of a mapping over what it inherits.
+/// The inherited keys of a mapping over what it inherits.
 pub(super) fn inherited(d: &mut Decoder<'_>, fields: &Fields<'_>, base: &Defaults) -> Option<Defaults> {
     let timeouts = fields.get("timeouts").map_or(Some(base.timeouts), |item| timeouts(d, &item, base.timeouts));
     let retry = fields.get("retry").map_or(Some(base.retry), |item| retry(d, &item, base.retry));
     let health_check = fields
         .get("health_check")
         .map_or_else(|| Some(base.health_check.clone()), |item| health_check(d, &item, base.health_check.as_ref()));
-    Some(Defaults { timeouts: timeouts?, retry: retry?, health_check: health_check? })
+    let slow_start = fields.get("slow_start").map_or(Some(base.slow_start), |item| slow_start(d, &item));
+    Some(Defaults { timeouts: timeouts?, retry: retry?, health_check: health_check?, slow_start: slow_start? })
+}
+
+/// The outer `None` is a reported problem, the inner one `off`.
+fn slow_start(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Option<Duration>> {
+    if d.is_word(item, "off") {
+        return Some(None);
+    }
+    let over = d.duration(item)?;
+    if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&over) {
+        let message = format!("`{}` is out of range", item.node.shown());
+        d.error(item, "out-of-range", message, "write 1s to 1h, or off");
+        return None;
+    }
+    Some(Some(over))
 }
 
 fn timeouts(d: &mut Decoder<'_>, item: &Item<'_>, base: Timeouts) -> Option<Timeouts> {

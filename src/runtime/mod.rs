@@ -9,6 +9,7 @@ pub mod journal;
 pub mod membership;
 pub mod patch;
 pub mod peer;
+pub mod ramp;
 pub mod selection;
 pub mod snapshot;
 pub mod store;

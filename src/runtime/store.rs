@@ -26,6 +26,7 @@ use crate::{
 
 mod compare;
 mod guard;
+mod slow_start;
 mod succession;
 mod warn;
 

@@ -131,6 +131,8 @@ impl Running {
 
     /// The process before this one has said its last.
     pub(super) fn taken_over(&self, farewell: &Farewell) {
+        // Its own first rounds are finished: what was added meanwhile joins others.
+        self.store.advance_slow_starts(true);
         self.store.take_over(farewell.overrides(self.store.now()));
         self.wanted.store(farewell.reload, Ordering::Release);
     }
@@ -138,6 +140,7 @@ impl Running {
     /// What upkeep does in each of its rounds; `second` in the first of a second.
     pub(super) fn keep_up(&self, second: bool) {
         self.store.sweep();
+        self.store.advance_slow_starts(self.readiness.not_ready().is_empty());
         self.logs.sweep();
         let now = Instant::now();
         if second {

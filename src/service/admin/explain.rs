@@ -272,6 +272,7 @@ fn candidate(backend: &BackendState) -> Candidate {
         AdminState::Ready if backend.weight.value() == 0 => "weight 0",
         AdminState::Ready if !backend.has_target() => "no address",
         AdminState::Ready if !backend.is_up() => "down",
+        AdminState::Ready if !backend.part().is_whole() => "up, in slow start",
         AdminState::Ready => "up",
     };
     Candidate { id: backend.id.to_string(), address: backend.label.clone(), eligible: backend.usable(), why }
