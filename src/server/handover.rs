@@ -1,6 +1,6 @@
 //! What a process knows beyond its configuration, for its successor: verdicts on backends, turns of the balancers, keys
 //! of session tickets, what rate limits and retry budgets have counted, what was changed at run time. JSON in a file without a name. A part that either
-//! side does not know is left out or ignored, so a release may add parts (ejections, slow starts: more keys of an
+//! side does not know is left out or ignored, so a release may add parts (ejections: more keys of an
 //! upstream or a backend) and leave the number alone; that changes only with the meaning of a part.
 
 mod limits;
@@ -81,6 +81,8 @@ struct HandedBackend {
     health: String,
     /// Probe results in a row against the verdict.
     against: u32,
+    /// For how many milliseconds its share has been growing; whatever its address.
+    slow_start: Option<u64>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -137,10 +139,11 @@ impl HandedOver {
     /// What is known now, `uptime` after the workers' clock began.
     pub fn collect(snapshot: &Snapshot, tickets: &TicketKeys, uptime: Duration) -> Self {
         let millis = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
+        let now = Instant::now();
         let upstream = |upstream: &Upstream| HandedUpstream {
             turn: upstream.turn(),
             budget: upstream.budget.export(millis),
-            backends: upstream.backends().iter().map(|one| (one.id.to_string(), backend(one))).collect(),
+            backends: upstream.backends().iter().map(|one| (one.id.to_string(), backend(one, now))).collect(),
         };
         let members = snapshot.members().iter().map(|member| &member.upstream);
         let key = |TicketKey { name, secret, age }| HandedKey { name, secret, age: age.as_secs() };
@@ -148,7 +151,7 @@ impl HandedOver {
             version: VERSION,
             upstreams: members.map(|member| (member.name.to_string(), upstream(member))).collect(),
             tickets: tickets.export().into_iter().map(key).collect(),
-            rate_limits: HandedLimits::collect(snapshot, Instant::now()),
+            rate_limits: HandedLimits::collect(snapshot, now),
             overrides: None,
         }
     }
@@ -165,20 +168,25 @@ impl HandedOver {
 
     /// Goes on from there: before the first probe and the first request, as the workers' clock begins. What is not there any more is passed over.
     pub fn apply(&self, snapshot: &Snapshot) {
+        let now = Instant::now();
         if let Some(limits) = &self.rate_limits {
-            limits.apply(snapshot, Instant::now());
+            limits.apply(snapshot, now);
         }
         for upstream in snapshot.members().iter().map(|member| &member.upstream) {
             let Some(handed) = self.upstreams.get(upstream.name.as_str()) else { continue };
             upstream.begin_at(handed.turn);
             upstream.budget.adopt(&handed.budget, 0);
-            for state in upstream.backends().iter().filter(|state| state.is_checked()) {
-                let handed = handed.backends.get(state.id.as_str());
-                if let Some(handed) = handed.filter(|handed| handed.address == state.label)
+            for state in upstream.backends() {
+                let Some(handed) = handed.backends.get(state.id.as_str()) else { continue };
+                if state.is_checked()
+                    && handed.address == state.label
                     && let Some(health) = [Health::Down, Health::Up].into_iter().find(|h| h.as_str() == handed.health)
                 {
                     state.set_health(health);
                     state.set_against(handed.against);
+                }
+                if let Some(elapsed) = handed.slow_start {
+                    state.resume_slow_start(Duration::from_millis(elapsed), now);
                 }
             }
         }
@@ -253,8 +261,14 @@ fn decoded(overrides: Option<&str>, now: u64) -> Option<Overrides> {
         .ok()
 }
 
-fn backend(state: &Arc<BackendState>) -> HandedBackend {
-    HandedBackend { address: state.label.clone(), health: state.health().as_str().to_owned(), against: state.against() }
+fn backend(state: &Arc<BackendState>, now: Instant) -> HandedBackend {
+    let millis = |elapsed: Duration| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    HandedBackend {
+        address: state.label.clone(),
+        health: state.health().as_str().to_owned(),
+        against: state.against(),
+        slow_start: state.slow_start_elapsed(now).map(millis),
+    }
 }
 
 #[cfg(test)]
