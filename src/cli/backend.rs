@@ -258,6 +258,10 @@ fn note(backend: &Backend) -> String {
     if let Some(target) = backend.target.as_ref().filter(|target| **target != backend.address) {
         parts.push(format!("at {target}"));
     }
+    if let Some(slow_start) = &backend.slow_start {
+        let (percent, left) = (slow_start.percent, span(whole(slow_start.remaining_seconds)));
+        parts.push(format!("slow start: {percent} % of its share, all of it in {left}"));
+    }
     if let Some(left) = backend.lease_expires_in {
         parts.push(format!("lease runs out in {}", span(whole(left))));
     }

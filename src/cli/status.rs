@@ -140,12 +140,15 @@ fn upstreams_text(mut upstreams: Vec<Upstream>, colour: bool) -> String {
     text
 }
 
-/// `app-1 down, app-2 draining`, the first few.
+/// `app-1 down, app-2 draining, app-3 slow start 35 %`, the first few.
 fn not_up(upstream: &Upstream) -> String {
     const FEW: usize = 4;
-    let rest = || upstream.backends.iter().filter(|backend| backend.effective != "up");
-    let mut shown: Vec<String> =
-        rest().take(FEW).map(|backend| format!("{} {}", backend.id, backend.effective)).collect();
+    let rest = || upstream.backends.iter().filter(|one| one.effective != "up" || one.slow_start.is_some());
+    let word = |backend: &super::wire::Backend| match &backend.slow_start {
+        Some(slow_start) => format!("{} slow start {} %", backend.id, slow_start.percent),
+        None => format!("{} {}", backend.id, backend.effective),
+    };
+    let mut shown: Vec<String> = rest().take(FEW).map(word).collect();
     if rest().count() > FEW {
         shown.push(format!("{} more", rest().count() - FEW));
     }

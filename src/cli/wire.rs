@@ -64,6 +64,7 @@ pub(super) struct Backend {
     pub(super) source: String,
     pub(super) in_flight: u64,
     pub(super) requests: u64,
+    pub(super) slow_start: Option<SlowStart>,
     pub(super) lease_ttl_seconds: Option<f64>,
     pub(super) lease_expires_in: Option<f64>,
     pub(super) leaving_in: Option<f64>,
@@ -78,6 +79,14 @@ pub(super) struct Ejected {
     pub(super) returns_in: f64,
     pub(super) times: u64,
     pub(super) why: String,
+}
+
+/// A share that grows.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct SlowStart {
+    pub(super) percent: u64,
+    pub(super) remaining_seconds: f64,
 }
 
 /// Who changed a backend last.

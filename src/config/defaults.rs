@@ -1,4 +1,5 @@
-//! What upstreams inherit field by field: timeouts, retry, health check and ejection; and the built-in values below that.
+//! What upstreams inherit field by field: timeouts, retry, health check, ejection and slow start; and the built-in values
+//! below that.
 
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ pub(super) const DEFAULTS: Table = Table {
         table("retry", "see there", &RETRY),
         table("health_check", "off", &HEALTH_CHECK),
         table("eject", "off", &EJECT),
+        value("slow_start", "off"),
     ],
 };
 
@@ -74,6 +76,7 @@ pub(super) struct Defaults {
     pub(super) retry: RetryPolicy,
     pub(super) health_check: Option<HealthCheck>,
     pub(super) eject: Option<EjectPolicy>,
+    pub(super) slow_start: Option<Duration>,
 }
 
 impl Default for Defaults {
@@ -99,6 +102,7 @@ impl Default for Defaults {
             },
             health_check: None,
             eject: None,
+            slow_start: None,
         }
     }
 }
@@ -125,7 +129,28 @@ pub(super) fn inherited(d: &mut Decoder<'_>, fields: &Fields<'_>, base: &Default
         .get("health_check")
         .map_or_else(|| Some(base.health_check.clone()), |item| health_check(d, &item, base.health_check.as_ref()));
     let eject = fields.get("eject").map_or(Some(base.eject), |item| eject(d, &item, base.eject));
-    Some(Defaults { timeouts: timeouts?, retry: retry?, health_check: health_check?, eject: eject? })
+    let slow_start = fields.get("slow_start").map_or(Some(base.slow_start), |item| slow_start(d, &item));
+    Some(Defaults {
+        timeouts: timeouts?,
+        retry: retry?,
+        health_check: health_check?,
+        eject: eject?,
+        slow_start: slow_start?,
+    })
+}
+
+/// The outer `None` is a reported problem, the inner one `off`.
+fn slow_start(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Option<Duration>> {
+    if d.is_word(item, "off") {
+        return Some(None);
+    }
+    let over = d.duration(item)?;
+    if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&over) {
+        let message = format!("`{}` is out of range", item.node.shown());
+        d.error(item, "out-of-range", message, "write 1s to 1h, or off");
+        return None;
+    }
+    Some(Some(over))
 }
 
 fn timeouts(d: &mut Decoder<'_>, item: &Item<'_>, base: Timeouts) -> Option<Timeouts> {

@@ -228,6 +228,9 @@ pub struct Upstream {
     pub host_header: HostHeader,
     /// Active checks; `None` probes nothing and counts every backend as up.
     pub health_check: Option<HealthCheck>,
+    /// How long a backend that comes up or joins takes to its whole share, 1 s to 1 h; `None`: it has it at once, the
+    /// default. Without effect where `balance` hashes.
+    pub slow_start: Option<Duration>,
     /// Deadlines towards the backends.
     pub timeouts: Timeouts,
     /// When and how often another backend is tried.

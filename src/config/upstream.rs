@@ -26,6 +26,7 @@ pub(super) const UPSTREAM: Table = Table {
         value("protocol", "auto"),
         value("host_header", "preserve"),
         table("health_check", "off", &HEALTH_CHECK),
+        value("slow_start", "off"),
         table("timeouts", "those of defaults", &TIMEOUTS),
         table("retry", "that of defaults", &RETRY),
         table("eject", "off", &EJECT),
@@ -113,6 +114,10 @@ fn upstream(d: &mut Decoder<'_>, item: &Item<'_>, name: &str, around: &Around<'_
     let host_header = host_header(d, &fields);
     let inherited = defaults::inherited(d, &fields, around.defaults);
     let inherited = inherited?;
+    if let (Some(item), Some(_), Some(Balance::IpHash)) = (fields.get("slow_start"), inherited.slow_start, balance) {
+        let message = "`balance: ip_hash` sends a client to its backend at once: `slow_start` has no effect";
+        d.warn_at(item.node.mark(), &item.path, "no-effect", message, "take it out, or choose another `balance`");
+    }
     Some(Upstream {
         name: name.into(),
         backends: backends?,
@@ -122,6 +127,7 @@ fn upstream(d: &mut Decoder<'_>, item: &Item<'_>, name: &str, around: &Around<'_
         protocol: protocol?,
         host_header: host_header?,
         health_check: inherited.health_check,
+        slow_start: inherited.slow_start,
         timeouts: inherited.timeouts,
         retry: inherited.retry,
         eject: inherited.eject,

@@ -15,3 +15,4 @@ pub mod proxy_protocol;
 pub mod rate;
 pub mod retry;
 pub mod route;
+pub mod slow_start;

@@ -5,34 +5,59 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
 use pingora_core::{protocols::l4::socket::SocketAddr, upstreams::peer::HttpPeer};
 
-use super::outlier::Ejection;
+use super::{
+    outlier::Ejection,
+    ramp::{Ramp, SlowStart},
+};
 use crate::{
     config::model,
-    policy::health::{Health, InitialHealth},
+    policy::{
+        health::{Health, InitialHealth},
+        slow_start::Part,
+    },
     types::{AdminState, BackendAddress, Name, Weight},
 };
 
 /// Counts the changes that a schedule depends on: health and addresses of an upstream's backends. Shared by all of
 /// them and by all builds of the upstream.
 #[derive(Clone, Debug, Default)]
-pub struct Generation(Arc<AtomicU64>);
+pub struct Generation(Arc<Changes>);
+
+#[derive(Debug, Default)]
+struct Changes {
+    count: AtomicU64,
+    /// A backend may be in slow start.
+    ramping: AtomicBool,
+}
 
 impl Generation {
     /// The number of changes so far.
     pub fn current(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
+        self.0.count.load(Ordering::Acquire)
     }
 
     /// Tells everybody who kept a schedule that it is out of date. Call after the change is visible.
     pub fn bump(&self) {
-        self.0.fetch_add(1, Ordering::AcqRel);
+        self.0.count.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A backend may be in slow start.
+    pub fn set_ramping(&self) {
+        self.0.ramping.store(true, Ordering::Release);
+    }
+
+    /// Whether a backend may have been in slow start since this was asked last.
+    pub fn take_ramping(&self) -> bool {
+        // Mostly not, and then nothing is written.
+        self.0.ramping.load(Ordering::Acquire) && self.0.ramping.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -52,6 +77,8 @@ pub struct BackendState {
     pub admin: AdminState,
     /// `None` where nothing is probed: it always counts as up.
     check: Option<InitialHealth>,
+    /// How long it takes to its whole share after it came up; `None`: it has it at once.
+    slow_start: Option<Duration>,
     /// Everything of the peer but the address.
     peer: HttpPeer,
     /// Kept over builds while the id stays.
@@ -67,6 +94,7 @@ struct State {
     /// Probe results in a row against the verdict; kept here for a successor.
     against: AtomicU32,
     in_flight: AtomicU32,
+    ramp: Ramp,
     generation: Generation,
 }
 
@@ -86,6 +114,7 @@ impl BackendState {
                     health: AtomicU8::new(UNKNOWN),
                     against: AtomicU32::new(0),
                     in_flight: AtomicU32::new(0),
+                    ramp: Ramp::default(),
                     generation: generation.clone(),
                 })
             },
@@ -103,11 +132,65 @@ impl BackendState {
             weight: backend.weight,
             admin: backend.admin,
             check,
+            slow_start: None,
             peer,
             state,
             target,
             ejection: Arc::default(),
         }
+    }
+
+    /// With a slow start over this time. `previous` is as for [`BackendState::new`]; `joined`: where there is none, it joins
+    /// others that have traffic.
+    pub fn starting_slowly(self, over: Option<Duration>, previous: Option<&Self>, joined: bool) -> Self {
+        let came = |previous: &Self| (self.is_wanted() && !previous.is_wanted()) || (self.is_up() && !previous.is_up());
+        if previous.map_or(joined, came) {
+            self.begin_slow_start();
+        }
+        Self { slow_start: over, ..self }
+    }
+
+    /// A reason why it got no requests is going away: its share grows from the beginning when it is usable. Call before
+    /// that can be seen. Who kept it out (probes, people, ejection) must call this for its return.
+    pub fn begin_slow_start(&self) {
+        self.state.ramp.begin();
+        self.state.generation.set_ramping();
+    }
+
+    /// Moves its slow start on. Returns whether it has another part of its share than before.
+    pub fn advance_slow_start(&self, now: Instant) -> bool {
+        self.state.ramp.advance(self.slow_start, self.usable(), now)
+    }
+
+    /// What balancing gives it of its share.
+    pub fn part(&self) -> Part {
+        if self.slow_start.is_some() { self.state.ramp.part() } else { Part::WHOLE }
+    }
+
+    /// Where it stands in its slow start; `None` where it is in none, or gets nothing at all.
+    pub fn slow_start(&self, now: Instant) -> Option<SlowStart> {
+        let over = self.slow_start.filter(|_| self.usable())?;
+        let elapsed = self.state.ramp.elapsed(now)?;
+        Some(SlowStart { part: self.state.ramp.part(), remaining: over.saturating_sub(elapsed) })
+    }
+
+    /// How long its slow start has been going on, for a successor; `None` where it is in none.
+    pub fn slow_start_elapsed(&self, now: Instant) -> Option<Duration> {
+        self.slow_start.and(self.state.ramp.elapsed(now))
+    }
+
+    /// Goes on with a slow start that has been going on for so long.
+    pub fn resume_slow_start(&self, elapsed: Duration, now: Instant) {
+        if let Some(over) = self.slow_start {
+            self.state.ramp.resume(elapsed, over, now);
+            self.state.generation.set_ramping();
+            self.state.generation.bump();
+        }
+    }
+
+    /// Whether people want it to get requests.
+    fn is_wanted(&self) -> bool {
+        self.admin == AdminState::Ready && self.weight.value() > 0
     }
 
     /// Goes on with what the attempts at `previous` came to.
@@ -122,7 +205,7 @@ impl BackendState {
 
     /// As [`BackendState::usable`], ejected or not.
     pub fn usable_but_for_ejection(&self) -> bool {
-        self.admin == AdminState::Ready && self.weight.value() > 0 && self.is_up() && self.has_target()
+        self.is_wanted() && self.is_up() && self.has_target()
     }
 
     /// Whether it counts as up: by its probes, by `initial` before the first one, always where nothing is probed.
@@ -146,6 +229,10 @@ impl BackendState {
             Health::Unknown => UNKNOWN,
             Health::Up => UP,
         };
+        // A first verdict is no return: at its start a process would have nobody with a whole share.
+        if self.health() == Health::Down && self.check.is_none_or(|initial| health.usable(initial)) {
+            self.begin_slow_start();
+        }
         let changed = self.state.health.swap(value, Ordering::AcqRel) != value;
         if changed {
             self.state.generation.bump();

@@ -10,6 +10,7 @@ pub mod membership;
 pub mod outlier;
 pub mod patch;
 pub mod peer;
+pub mod ramp;
 pub mod selection;
 pub mod snapshot;
 pub mod store;

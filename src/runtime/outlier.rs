@@ -239,6 +239,7 @@ impl Upstream {
                 }
                 kept.record.give_back(now);
                 drop(kept);
+                backend.begin_slow_start();
                 backend.ejection().out.store(false, Ordering::Release);
                 backend.usability_changed();
             }

@@ -18,7 +18,10 @@ use pingora_load_balancing::{
 };
 
 use super::backend::{BackendState, Generation};
-use crate::policy::balance::{self, Balance, Rotation};
+use crate::policy::{
+    balance::{self, Balance, Rotation},
+    slow_start::{self, Part},
+};
 
 /// How a [`Selection`] is built, and where what was built is found again: `LoadBalancer` gives nobody its selector.
 #[derive(Debug)]
@@ -111,8 +114,10 @@ struct Member {
 /// Made of one generation.
 struct Schedule {
     generation: u64,
-    /// Positions of the usable members.
-    usable: Box<[u32]>,
+    /// Positions of the usable members, with the weights that count now.
+    usable: Box<[(u32, u16)]>,
+    /// One of them is in slow start.
+    ramping: bool,
     /// One cycle of them by weight.
     rotation: Rotation,
 }
@@ -170,6 +175,18 @@ impl Pool {
         self.schedule.load().rotation.begin_at(start);
     }
 
+    /// Whether the schedule holds somebody back.
+    pub fn is_ramping(&self) -> bool {
+        self.schedule.load().ramping
+    }
+
+    /// Builds the schedule anew, for weights that have changed by time. Choosing goes on by the old one meanwhile, without
+    /// waiting.
+    pub fn refresh(&self) {
+        let _one_at_a_time = self.rebuilding.lock().unwrap_or_else(PoisonError::into_inner);
+        self.build_anew(self.generation.current());
+    }
+
     fn schedule(&self) -> Guard<Arc<Schedule>> {
         let schedule = self.schedule.load();
         if schedule.generation == self.generation.current() { schedule } else { self.rebuild() }
@@ -178,36 +195,49 @@ impl Pool {
     #[cold]
     fn rebuild(&self) -> Guard<Arc<Schedule>> {
         let _one_at_a_time = self.rebuilding.lock().unwrap_or_else(PoisonError::into_inner);
-        let schedule = self.schedule.load();
         // Read before the members are: a later change makes another generation.
         let generation = self.generation.current();
-        if schedule.generation != generation {
-            let next = Schedule::new(&self.members, generation, schedule.rotation.position());
-            self.schedule.store(Arc::new(next));
+        if self.schedule.load().generation != generation {
+            self.build_anew(generation);
         }
         self.schedule.load()
     }
 
+    fn build_anew(&self, generation: u64) {
+        let next = Schedule::new(&self.members, generation, self.schedule.load().rotation.position());
+        self.schedule.store(Arc::new(next));
+    }
+
     fn by_hash(&self, schedule: &Schedule, key: u64, tried: &[usize]) -> Option<u32> {
-        let members = self.usable(schedule).map(|member| (member.hash, member.weight(tried)));
-        schedule.usable.get(balance::rendezvous(key, members)?).copied()
+        let members = self.usable(schedule, tried).map(|(member, weight)| (member.hash, weight));
+        schedule.usable.get(balance::rendezvous(key, members)?).map(|(position, _)| *position)
     }
 
     fn least_requests(&self, schedule: &Schedule, tried: &[usize]) -> Option<u32> {
+        // Of idle ones the heaviest is the least loaded, always: one in slow start would get nothing. So the idle ones take
+        // turns by weight meanwhile.
+        if schedule.ramping && tried.is_empty() {
+            let turn = schedule.rotation.next()?;
+            if self.members.get(turn as usize)?.backend.in_flight() == 0 {
+                return Some(turn);
+            }
+        }
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
-        let loads = self.usable(schedule).map(|member| (member.backend.in_flight() as usize, member.weight(tried)));
-        schedule.usable.get(balance::least_loaded(loads, start)?).copied()
+        let loads = self.usable(schedule, tried).map(|(member, weight)| (member.backend.in_flight() as usize, weight));
+        schedule.usable.get(balance::least_loaded(loads, start)?).map(|(position, _)| *position)
     }
 
-    fn usable<'a>(&'a self, schedule: &'a Schedule) -> impl Iterator<Item = &'a Member> + Clone {
-        schedule.usable.iter().filter_map(|position| self.members.get(*position as usize))
-    }
-}
-
-impl Member {
-    /// The weight, 0 for one that was tried.
-    fn weight(&self, tried: &[usize]) -> u16 {
-        if tried.contains(&self.backend.index) { 0 } else { self.backend.weight.value() }
+    /// Those that are usable with their weights, 0 for what was tried.
+    fn usable<'a>(
+        &'a self,
+        schedule: &'a Schedule,
+        tried: &'a [usize],
+    ) -> impl Iterator<Item = (&'a Member, u16)> + Clone {
+        let open = |(position, weight): &(u32, u16)| {
+            let member = self.members.get(*position as usize)?;
+            Some((member, if tried.contains(&(*position as usize)) { 0 } else { *weight }))
+        };
+        schedule.usable.iter().filter_map(open)
     }
 }
 
@@ -216,10 +246,18 @@ impl Schedule {
         // An ejection is never the reason why nobody is left; a sweep ends it soon.
         let alone = !members.iter().any(|member| member.backend.usable());
         let usable = |one: &BackendState| one.usable() || (alone && one.usable_but_for_ejection());
-        let weight = |member: &Member| if usable(&member.backend) { member.backend.weight.value() } else { 0 };
-        let weights: Vec<u16> = members.iter().map(weight).collect();
-        let usable = weights.iter().zip(0u32..).filter(|(weight, _)| **weight > 0).map(|(_, position)| position);
-        Self { generation, usable: usable.collect(), rotation: Rotation::new(balance::smooth_order(&weights), start) }
+        let share = |Member { backend, .. }: &Member| {
+            if usable(backend) { (backend.weight.value(), backend.part()) } else { (0, Part::WHOLE) }
+        };
+        let shares: Vec<(u16, Part)> = members.iter().map(share).collect();
+        let weights = slow_start::effective(&shares);
+        let usable = weights.iter().zip(0u32..).filter(|(weight, _)| **weight > 0);
+        Self {
+            generation,
+            usable: usable.map(|(weight, position)| (position, *weight)).collect(),
+            ramping: slow_start::any_ramping(&shares),
+            rotation: Rotation::new(balance::smooth_order(&weights), start),
+        }
     }
 
     /// One of the cycle by chance, which stands in it as often as its weight says.

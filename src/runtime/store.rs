@@ -27,6 +27,7 @@ use crate::{
 mod compare;
 mod ejection;
 mod guard;
+mod slow_start;
 mod succession;
 mod warn;
 

@@ -9,9 +9,10 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Instant,
 };
 
 use async_trait::async_trait;
@@ -28,7 +29,7 @@ use super::{
 };
 use crate::{
     config::model::{self, HealthCheck, HostHeader, Timeouts, UpstreamProtocol, UpstreamTls},
-    policy::{budget::RetryBudget, outlier::EjectPolicy, proxy_protocol, retry::RetryPolicy},
+    policy::{balance::Balance, budget::RetryBudget, outlier::EjectPolicy, proxy_protocol, retry::RetryPolicy},
     types::{AdminState, BackendAddress, Name},
 };
 
@@ -63,6 +64,8 @@ pub struct Upstream {
     /// What `balancer` selects by; see [`Upstream::pick`].
     pool: Arc<Pool>,
     generation: Generation,
+    /// Its first backends are known, and what comes now joins them. Kept over builds.
+    settled: Arc<AtomicBool>,
     opened: Arc<AtomicU64>,
     connections: Arc<Connections>,
     /// Kept over builds.
@@ -105,6 +108,7 @@ impl Upstream {
     ) -> Arc<Self> {
         let opened = previous.map(|previous| previous.opened.clone()).unwrap_or_default();
         let generation = previous.map(|previous| previous.generation.clone()).unwrap_or_default();
+        let settled = previous.map(|previous| previous.settled.clone()).unwrap_or_default();
         let tls_profile = TlsProfile::new(model.tls.as_ref(), process);
         let connector = Connector::new(model.timeouts.connect, model.timeouts.write, process, opened.clone());
         let connector = Arc::new(connector.recorded(connections.clone()));
@@ -116,6 +120,11 @@ impl Upstream {
             Some(config.clone()),
         );
         update_now(&balancer);
+        let pool = config.pool();
+        if pool.is_ramping() {
+            // It may have been built between two steps of a slow start.
+            generation.set_ramping();
+        }
         Arc::new(Self {
             name: model.name.clone(),
             tls: model.tls.clone(),
@@ -130,9 +139,10 @@ impl Upstream {
             grpc_web: model.grpc_web,
             budget: previous.map(|previous| previous.budget.clone()).unwrap_or_default(),
             backends,
-            pool: config.pool(),
+            pool,
             balancer,
             generation,
+            settled,
             opened,
             connections,
             outliers: previous.map(|previous| previous.outliers.clone()).unwrap_or_default(),
@@ -177,6 +187,32 @@ impl Upstream {
         self.pool.begin_at(turn);
     }
 
+    /// A backend that joins from now on begins slowly. Before, all come up together, and each has its whole share.
+    pub fn settle(&self) {
+        if !self.settled.load(Ordering::Relaxed) {
+            self.settled.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Moves its backends' slow starts on. For the build that runs; costs a load where none is in one.
+    pub fn advance_slow_starts(&self, now: Instant) {
+        if !self.generation.take_ramping() {
+            return;
+        }
+        let mut changed = false;
+        for backend in &self.backends {
+            changed |= backend.advance_slow_start(now);
+        }
+        let ramping = self.backends.iter().any(|backend| backend.slow_start_elapsed(now).is_some());
+        // After a change another look: a build that has just taken this one's place may not have seen it.
+        if changed || ramping {
+            self.generation.set_ramping();
+        }
+        if changed || (!ramping && self.pool.is_ramping()) {
+            self.pool.refresh();
+        }
+    }
+
     /// Connections made to the backends so far, of all builds.
     pub fn connections_opened(&self) -> u64 {
         self.opened.load(Ordering::Relaxed)
@@ -212,10 +248,14 @@ fn members(
     let before: HashMap<&Name, &Arc<BackendState>> =
         previous.iter().flat_map(|previous| previous.backends.iter()).map(|backend| (&backend.id, backend)).collect();
     let check = model.health_check.as_ref().map(|check| check.thresholds.initial);
+    // A client's hash says where it goes: another weight would move clients there and back.
+    let slow_start = model.slow_start.filter(|_| model.balance != Balance::IpHash);
+    let joined = previous.is_some_and(|previous| previous.settled.load(Ordering::Relaxed));
     let state = |(index, backend): (usize, model::Backend)| {
         let peer = peer::template(model, profile, &backend, connector.clone());
         let previous = before.get(&backend.id).map(|previous| previous.as_ref());
         let state = BackendState::new(index, &backend, check, peer, generation, previous);
+        let state = state.starting_slowly(slow_start, previous, joined);
         // An operator's word on it, or another address, and it begins anew.
         let known = previous.filter(|previous| {
             model.eject.is_some() && backend.admin != AdminState::Maint && previous.address == backend.address
@@ -311,6 +351,7 @@ pub(crate) mod fixtures {
             protocol: UpstreamProtocol::Auto,
             host_header: HostHeader::Preserve,
             health_check: None,
+            slow_start: None,
             timeouts: Timeouts {
                 connect: Duration::from_secs(3),
                 tls: Duration::from_secs(5),

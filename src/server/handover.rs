@@ -1,6 +1,6 @@
 //! What a process knows beyond its configuration, for its successor: verdicts on backends and ejections, turns of the balancers, keys
 //! of session tickets, what rate limits and retry budgets have counted, what was changed at run time. JSON in a file without a name. A part that either
-//! side does not know is left out or ignored, so a release may add parts (slow starts: more keys of an
+//! side does not know is left out or ignored, so a release may add parts (more keys of an
 //! upstream or a backend) and leave the number alone; that changes only with the meaning of a part.
 
 mod limits;
@@ -85,6 +85,8 @@ struct HandedBackend {
     /// What its attempts came to; `None` where that is nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     ejection: Option<HandedEjection>,
+    /// For how many milliseconds its share has been growing; whatever its address.
+    slow_start: Option<u64>,
 }
 
 /// As [`Ejection::hand_over`], times in milliseconds.
@@ -154,10 +156,11 @@ impl HandedOver {
     /// What is known now, `uptime` after the workers' clock began.
     pub fn collect(snapshot: &Snapshot, tickets: &TicketKeys, uptime: Duration) -> Self {
         let millis = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
+        let now = Instant::now();
         let upstream = |upstream: &Upstream| HandedUpstream {
             turn: upstream.turn(),
             budget: upstream.budget.export(millis),
-            backends: upstream.backends().iter().map(|one| (one.id.to_string(), backend(one))).collect(),
+            backends: upstream.backends().iter().map(|one| (one.id.to_string(), backend(one, now))).collect(),
         };
         let members = snapshot.members().iter().map(|member| &member.upstream);
         let key = |TicketKey { name, secret, age }| HandedKey { name, secret, age: age.as_secs() };
@@ -165,7 +168,7 @@ impl HandedOver {
             version: VERSION,
             upstreams: members.map(|member| (member.name.to_string(), upstream(member))).collect(),
             tickets: tickets.export().into_iter().map(key).collect(),
-            rate_limits: HandedLimits::collect(snapshot, Instant::now()),
+            rate_limits: HandedLimits::collect(snapshot, now),
             overrides: None,
         }
     }
@@ -191,16 +194,20 @@ impl HandedOver {
             upstream.begin_at(handed.turn);
             upstream.budget.adopt(&handed.budget, 0);
             for state in upstream.backends() {
-                let handed = handed.backends.get(state.id.as_str());
-                let Some(handed) = handed.filter(|handed| handed.address == state.label) else { continue };
-                if let Some(ejection) = &handed.ejection {
+                let Some(handed) = handed.backends.get(state.id.as_str()) else { continue };
+                let same_address = handed.address == state.label;
+                if let Some(ejection) = handed.ejection.as_ref().filter(|_| same_address) {
                     upstream.take_over_ejection(state, ejection.outlier(), now);
                 }
                 if state.is_checked()
+                    && same_address
                     && let Some(health) = [Health::Down, Health::Up].into_iter().find(|h| h.as_str() == handed.health)
                 {
                     state.set_health(health);
                     state.set_against(handed.against);
+                }
+                if let Some(elapsed) = handed.slow_start {
+                    state.resume_slow_start(Duration::from_millis(elapsed), now);
                 }
             }
         }
@@ -293,12 +300,14 @@ fn decoded(overrides: Option<&str>, now: u64) -> Option<Overrides> {
         .ok()
 }
 
-fn backend(state: &Arc<BackendState>) -> HandedBackend {
+fn backend(state: &Arc<BackendState>, now: Instant) -> HandedBackend {
+    let millis = |elapsed: Duration| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     HandedBackend {
         address: state.label.clone(),
         health: state.health().as_str().to_owned(),
         against: state.against(),
-        ejection: state.ejection().hand_over(Instant::now()).map(HandedEjection::new),
+        ejection: state.ejection().hand_over(now).map(HandedEjection::new),
+        slow_start: state.slow_start_elapsed(now).map(millis),
     }
 }
 

@@ -131,6 +131,8 @@ impl Running {
 
     /// The process before this one has said its last.
     pub(super) fn taken_over(&self, farewell: &Farewell) {
+        // Its own first rounds are finished: what was added meanwhile joins others.
+        self.store.advance_slow_starts(true);
         self.store.take_over(farewell.overrides(self.store.now()));
         self.wanted.store(farewell.reload, Ordering::Release);
     }
@@ -140,6 +142,7 @@ impl Running {
         let now = Instant::now();
         self.store.sweep();
         self.store.sweep_ejected(now);
+        self.store.advance_slow_starts(self.readiness.not_ready().is_empty());
         self.logs.sweep();
         if second {
             let answers = self.metrics.answers();

@@ -34,6 +34,7 @@ mod reload;
 mod responses;
 mod routes;
 mod safe_start;
+mod slow_start;
 mod streaming;
 mod successor;
 mod timeouts;

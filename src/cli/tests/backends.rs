@@ -37,6 +37,7 @@ fn the_list_is_a_table_of_what_is_there() {
             with(backend("app-22", "ready", "draining", 17), leaving),
             with(backend("e", "ready", "ejected", 0), ejected),
             with(backend("l", "ready", "up", 1), json!({ "lease_expires_in": 9.5, "source": "lease" })),
+            with(backend("s", "ready", "up", 0), json!({ "slow_start": { "percent": 35, "remaining_seconds": 20 } })),
         ],
     });
     let fake = Fake::new(vec![Reply::json(200, upstream.clone()), Reply::json(200, upstream)]);
@@ -48,6 +49,7 @@ app-1   10.0.0.1:80       2  up        up      file            0      1234  at 1
 app-22  10.0.0.1:80       2  draining  up      file           17      1234  leaves in 12 s at the latest; changed by uid 0: old\u{fffd}[2J
 e       10.0.0.1:80       2  ejected   up      file            0      1234  ejected 2 times in a row, back in 15 s: 5 failures in a row, the last: status 503
 l       10.0.0.1:80       2  up        up      lease           1      1234  lease runs out in 10 s
+s       10.0.0.1:80       2  up        up      file            0      1234  slow start: 35 % of its share, all of it in 20 s
 changed at run time, but not there now: gone-1
 ";
     assert_eq!((done.exit, done.out.as_str(), done.err.as_str()), (Exit::Ok, expected, ""));

@@ -98,6 +98,7 @@ fn each_change_is_told_with_its_place() {
         ),
         ("health_check: tcp", "health_check: off", &["- upstreams.app.health_check"]),
         ("health_check: tcp", "health_check: { rise: 5 }", &["~ upstreams.app.health_check.rise: 2 -> 5"]),
+        ("health_check: tcp", "health_check: tcp, slow_start: 30s", &["~ upstreams.app.slow_start: off -> 30s"]),
         (
             "health_check: tcp",
             "balance: random",

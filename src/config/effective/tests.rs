@@ -95,6 +95,7 @@ upstreams:
     protocol: h2c
     host_header: "a.b:8080"
     health_check: { type: http, interval: 10ms, timeout: 3600s, rise: 1, fall: 1000, initial: up }
+    slow_start: 90s
     timeouts: { connect: 120s, tls: 86400s, first_byte: 61m, read: 7s, write: 8s, idle: 9s, total: 1m, websocket_idle: 36500d }
     retry: { attempts: 10, on: [], budget: 100% }
   b: { backends: [b:1], balance: random, tls: {}, protocol: h1, host_header: sni, retry: { on: reset_before_headers }, eject: { consecutive_failures: 1000, base: 1500ms, max_percent: 1% } }
@@ -231,6 +232,7 @@ upstreams:
     protocol: auto
     host_header: preserve
     health_check: off
+    slow_start: off
     timeouts:
       connect: 3s
       tls: 5s

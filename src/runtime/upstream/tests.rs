@@ -15,6 +15,8 @@ use crate::{
     types::{HostPort, Weight},
 };
 
+mod slow_start;
+
 fn built(model: &model::Upstream) -> Arc<Upstream> {
     Upstream::build(model, model.backends.clone(), &process(), None)
 }

@@ -105,9 +105,36 @@ fn a_verdict_holds_for_its_address_only() {
 }
 
 #[test]
+fn a_slow_start_goes_on_at_the_successor_whatever_its_address() {
+    let slowly = |yaml: &str| {
+        let mut model = model(yaml);
+        model.upstreams.values_mut().for_each(|upstream| upstream.slow_start = Some(Duration::from_secs(100)));
+        Snapshot::build(&model, |upstream| upstream.backends.clone(), None, &Metrics::new("0", 1))
+    };
+    let old = slowly("{ id: a, address: 10.0.0.1:1 }, { id: b, address: 10.0.0.2:1 }, { id: c, address: 10.0.0.3:1 }");
+    let now = Instant::now();
+    let [a, b, c] = [0, 1, 2].map(|n| app(&old).backends()[n].clone());
+    for backend in [&b, &c] {
+        backend.set_health(Health::Down);
+    }
+    for backend in [&a, &b, &c] {
+        backend.set_health(Health::Up);
+    }
+    b.resume_slow_start(Duration::from_secs(40), now);
+    let new = slowly("{ id: a, address: 10.0.0.1:1 }, { id: b, address: 10.0.0.9:1 }, { id: c, address: 10.0.0.3:1 }");
+    passed(&HandedOver::collect(&old, &keys(), Duration::ZERO)).apply(&new);
+    let [a, b, c] = [0, 1, 2].map(|n| app(&new).backends()[n].clone());
+    let elapsed = b.slow_start_elapsed(Instant::now()).expect("in slow start").as_secs();
+    assert!((40..60).contains(&elapsed), "{elapsed}");
+    assert!((40..60).contains(&b.part().percent()), "{:?}", b.part());
+    assert_eq!((a.part().percent(), c.part().percent()), (100, 10), "a has its whole share, c begins");
+    assert_eq!(c.slow_start(now).expect("in slow start").remaining, Duration::from_secs(100));
+}
+
+#[test]
 fn what_is_not_known_is_ignored() {
     let text = r#"{"version":1,"later":[1],"upstreams":{"app":{"turn":1,"rate_limits":{},
-        "backends":{"10.0.0.1:1":{"address":"10.0.0.1:1","health":"up","slow_start":5},
+        "backends":{"10.0.0.1:1":{"address":"10.0.0.1:1","health":"up","later":5},
                     "10.0.0.2:1":{"address":"10.0.0.2:1","health":"ejected"}}},"other":{}}}"#;
     let new = snapshot("10.0.0.1:1, 10.0.0.2:1");
     HandedOver::read(file(text)).expect("readable").apply(&new);

@@ -273,6 +273,7 @@ fn candidate(backend: &BackendState) -> Candidate {
         AdminState::Ready if !backend.has_target() => "no address",
         AdminState::Ready if !backend.is_up() => "down",
         AdminState::Ready if backend.is_ejected() => "ejected",
+        AdminState::Ready if !backend.part().is_whole() => "up, in slow start",
         AdminState::Ready => "up",
     };
     Candidate { id: backend.id.to_string(), address: backend.label.clone(), eligible: backend.usable(), why }

@@ -49,6 +49,9 @@ pub(super) struct Backend {
     overridden: bool,
     in_flight: u32,
     requests: u64,
+    /// While its share grows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slow_start: Option<SlowStart>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_ttl_seconds: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,6 +72,14 @@ struct Ejected {
     /// In a row.
     times: u32,
     why: String,
+}
+
+/// How far a backend's share has grown since it came up.
+#[derive(Serialize)]
+struct SlowStart {
+    percent: u8,
+    /// Until it is whole; rounded up.
+    remaining_seconds: u64,
 }
 
 /// Who changed it last at run time.
@@ -211,6 +222,10 @@ fn show(shared: &Shared, upstream: &Name, view: &View, entry: Entry, state: Opti
         overridden: over.is_some_and(|over| over.base.is_some()),
         in_flight: state.map_or(0, |state| state.in_flight()),
         requests: shared.metrics.backend_requests(upstream, &entry.id),
+        slow_start: state.and_then(|state| state.slow_start(Instant::now())).map(|slow_start| SlowStart {
+            percent: slow_start.part.percent(),
+            remaining_seconds: u64::try_from(slow_start.remaining.as_millis().div_ceil(1000)).unwrap_or(u64::MAX),
+        }),
         lease_ttl_seconds: lease.map(|lease| lease.ttl.div_ceil(1000)),
         lease_expires_in: lease.map(|lease| seconds_until(lease.due, now)),
         leaving_in: leaving.map(|due| seconds_until(due, now)),
