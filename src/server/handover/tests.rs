@@ -107,7 +107,7 @@ fn a_verdict_holds_for_its_address_only() {
 #[test]
 fn a_slow_start_goes_on_at_the_successor_whatever_its_address() {
     let slowly = |yaml: &str| {
-        let mut model = model(yaml);
+        let mut model = model(&format!("health_check: tcp\n    backends: [{yaml}]"));
         model.upstreams.values_mut().for_each(|upstream| upstream.slow_start = Some(Duration::from_secs(100)));
         Snapshot::build(&model, |upstream| upstream.backends.clone(), None, &Metrics::new("0", 1))
     };
