@@ -23,7 +23,6 @@ pub(super) fn upgraded(pid: i32) {
 }
 
 /// The configuration is read again; [`reloaded`] must follow, whatever comes of it.
-#[allow(dead_code)] // until reloads are wired
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[Reloading, now]),
@@ -32,12 +31,11 @@ pub(super) fn reloading() {
 }
 
 /// The reload is over, well or not.
-#[allow(dead_code)] // until reloads are wired
 pub(super) fn reloaded(status: &str) {
     tell(&[Ready, Status(status)]);
 }
 
-/// One line for `systemctl status`.
+/// One line for `systemctl status`, which goes with [`reloaded`] too.
 pub(super) fn status(text: &str) {
     tell(&[Status(text)]);
 }

@@ -282,7 +282,7 @@ async fn the_service_manager_hears_of_start_upgrade_life_and_stop() {
 }
 
 #[tokio::test]
-async fn the_service_manager_hears_of_a_failed_upgrade() {
+async fn the_service_manager_hears_of_reloads_and_how_they_went() {
     let origin = Origin::echo("a").await;
     let config = Config::before(&[&origin], "");
     let path = config.dir().join("notify.sock");
@@ -291,9 +291,20 @@ async fn the_service_manager_hears_of_a_failed_upgrade() {
         command.env("NOTIFY_SOCKET", &path);
     });
     old.ready().await;
+    let (reloading, ready) = ("RELOADING=1".to_owned(), "READY=1".to_owned());
+    manager.hears(std::slice::from_ref(&ready)).await;
+    manager.forget();
+    old.signal(libc::SIGHUP);
+    let began = manager.hears(std::slice::from_ref(&reloading)).await;
+    assert!(manager.heard[began].contains("MONOTONIC_USEC="), "{:?}", manager.heard);
+    let ended = manager.hears(&[ready.clone(), "STATUS=serving configuration 2".to_owned()]).await;
+    assert!(began < ended, "{:?}", manager.heard);
+    manager.forget();
     old.config.write_text("version: 1\nlisteners: nowhere\n");
-    old.signal(libc::SIGUSR2);
-    manager.hears(&["STATUS=serving; the last upgrade failed".to_owned()]).await;
-    assert!(!manager.heard.iter().any(|message| message.contains("WATCHDOG")), "nobody asked for it");
+    old.signal(libc::SIGHUP);
+    manager.hears(&[reloading]).await;
+    let ended = manager.hears(&[ready]).await;
+    assert!(manager.heard[ended].contains("STATUS=serving; the last reload failed: "), "{:?}", manager.heard);
+    assert!(manager.heard[ended].contains("rrlb.yaml"), "{:?}", manager.heard);
     assert!(old.running());
 }
