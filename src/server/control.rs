@@ -254,11 +254,11 @@ impl Control {
             let claimed = !self.successors.call_off() && claimed.load(Ordering::Acquire);
             if !now {
                 log::info!("{who}: draining, for at most {:?}", self.held().grace);
-                notify::stopping("draining");
+                notify::stopping("draining", self.held().grace);
                 return self.leave(Leaving::Terminated { claimed }, &mut signals, watchdog).await;
             }
             log::info!("{who}: leaving at once");
-            notify::stopping("leaving");
+            notify::stopping("leaving", Duration::ZERO);
             if !claimed {
                 self.forget_unix_sockets();
             }
