@@ -52,6 +52,11 @@ pub(super) fn stopping(status: &str, within: Duration) {
     tell(&[Stopping, Status(status), Custom(&extend)]);
 }
 
+/// Whether somebody listens, who starts this process again when it has failed.
+pub(super) fn is_managed() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         failed(&error);

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::support::{
-    http1::Client,
+    http1::{Client, get},
     misbehave,
     origin::Origin,
     proxy::{Config, Proxy},
@@ -307,5 +307,62 @@ async fn the_service_manager_hears_of_reloads_and_how_they_went() {
     let ended = manager.hears(&[ready]).await;
     assert!(manager.heard[ended].contains("STATUS=serving; the last reload failed: "), "{:?}", manager.heard);
     assert!(manager.heard[ended].contains("rrlb.yaml"), "{:?}", manager.heard);
+    assert!(old.running());
+}
+
+/// Upgrades while a request is under way at the old process, and kills the new one.
+async fn killed_while_the_old_one_drains(origin: &Origin, managed: bool) -> (Proxy, Client) {
+    let config = Config::before(&[origin], "");
+    let path = config.dir().join("notify.sock");
+    let _manager = Notified::at(&path);
+    let mut old = config.spawn_with(&[], |command| {
+        if managed {
+            command.env("NOTIFY_SOCKET", &path);
+        }
+    });
+    old.ready().await;
+    let mut client = old.client().await;
+    client.send(get("/hold")).await;
+    wait_until("the request at the origin", || origin.count("/hold") == 1).await;
+    old.signal(libc::SIGUSR2);
+    let new = started(&old, 1).await;
+    old.logged("serves: draining").await;
+    new.signal(libc::SIGKILL);
+    new.ended().await;
+    (old, client)
+}
+
+#[tokio::test]
+async fn a_process_that_drains_makes_room_where_its_successor_has_died_and_another_will_be_started() {
+    let origin = Origin::echo("a").await;
+    let (mut old, _client) = killed_while_the_old_one_drains(&origin, true).await;
+    assert!(old.ended().await.success(), "{}", old.stderr());
+    assert!(old.stderr().contains("has died: 1 connections cut off"), "{}", old.stderr());
+}
+
+#[tokio::test]
+async fn a_process_that_drains_finishes_its_requests_where_its_successor_has_died_and_nobody_starts_another() {
+    let origin = Origin::echo("a").await;
+    let (mut old, mut client) = killed_while_the_old_one_drains(&origin, false).await;
+    origin.release();
+    assert_eq!(client.response().await.status(), 200);
+    assert!(old.ended().await.success(), "{}", old.stderr());
+    assert!(!old.stderr().contains("has died"), "{}", old.stderr());
+}
+
+#[tokio::test]
+async fn the_service_manager_hears_of_a_failed_upgrade() {
+    let origin = Origin::echo("a").await;
+    let config = Config::before(&[&origin], "");
+    let path = config.dir().join("notify.sock");
+    let mut manager = Notified::at(&path);
+    let mut old = config.spawn_with(&[], |command| {
+        command.env("NOTIFY_SOCKET", &path);
+    });
+    old.ready().await;
+    old.config.write_text("version: 1\nlisteners: nowhere\n");
+    old.signal(libc::SIGUSR2);
+    manager.hears(&["STATUS=serving; the last upgrade failed".to_owned()]).await;
+    assert!(!manager.heard.iter().any(|message| message.contains("WATCHDOG")), "nobody asked for it");
     assert!(old.running());
 }
