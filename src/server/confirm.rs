@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{reload::Way, running::Running};
+use super::{notify, reload::Way, running::Running};
 use crate::{
     config::model::Model,
     proxy::Proxies,
@@ -147,6 +147,7 @@ impl Running {
             ledger.pending.take().ok_or(OperatorError::NothingToConfirm)?;
             ledger.generation
         };
+        notify::status(&format!("serving configuration {generation}"));
         self.tell("config.confirmed", who, format!("configuration {generation} is kept"), String::new());
         Ok(())
     }
@@ -179,6 +180,7 @@ impl Running {
                 let generation = self.count();
                 self.ledger().last_error = format!("configuration {taken} was taken back: {why}");
                 log::warn!("configuration {taken} is taken back: {why}");
+                notify::status(&format!("serving; configuration {taken} was taken back"));
                 let what = format!("configuration {taken} taken back; {generation} is as before it");
                 self.tell("config.reverted", "rrlb", what, why);
             }

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -13,7 +13,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use nix::sys::signal::Signal;
 use pingora_core::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::{
     io::unix::AsyncFd,
@@ -27,9 +26,9 @@ use super::{
     admin::HeldAdmin,
     handover::{Farewell, HandedOver},
     notify::{self, Watchdog},
-    process::{OwnLog, PidFile},
+    process::{self, OwnLog, PidFile},
     signals::{Command, Signals},
-    successor::Successors,
+    successor::{self, Successors},
     upgrade::{Estate, HandOver, HandOverError, Successor, UpgradeSocket},
 };
 use crate::{
@@ -170,8 +169,8 @@ enum Leaving {
         /// One has.
         claimed: bool,
     },
-    /// A new process serves.
-    Upgraded,
+    /// This new process serves.
+    Upgraded(i32),
 }
 
 #[async_trait]
@@ -237,7 +236,7 @@ impl Control {
                     Ok(()) => {
                         log::info!("process {pid} serves: draining, for at most {:?}", self.held().grace);
                         self.successors.served(pid);
-                        return self.leave(Leaving::Upgraded, &mut signals, watchdog).await;
+                        return self.leave(Leaving::Upgraded(pid), &mut signals, watchdog).await;
                     }
                     Err(error) => {
                         let error: io::Error = error;
@@ -254,11 +253,11 @@ impl Control {
             let claimed = !self.successors.call_off() && claimed.load(Ordering::Acquire);
             if !now {
                 log::info!("{who}: draining, for at most {:?}", self.held().grace);
-                notify::stopping("draining");
+                notify::stopping("draining", self.held().grace);
                 return self.leave(Leaving::Terminated { claimed }, &mut signals, watchdog).await;
             }
             log::info!("{who}: leaving at once");
-            notify::stopping("leaving");
+            notify::stopping("leaving", Duration::ZERO);
             if !claimed {
                 self.forget_unix_sockets();
             }
@@ -361,7 +360,7 @@ impl Control {
         self.readiness.serve();
         notify::serving("serving");
         if let Some(parent) = self.daemon_parent {
-            tell_parent(parent, self.upgrade_sock.clone());
+            process::tell_parent(parent, self.upgrade_sock.clone());
         }
         upgrades.ok()
     }
@@ -392,7 +391,7 @@ impl Control {
         self.readiness.drain();
         let began = Instant::now();
         match leaving {
-            Leaving::Upgraded => drop(self.close_operations.send_replace(true)),
+            Leaving::Upgraded(_) => drop(self.close_operations.send_replace(true)),
             Leaving::Terminated { claimed: true } => {}
             Leaving::Terminated { claimed: false } => self.forget_unix_sockets(),
         }
@@ -411,6 +410,13 @@ impl Control {
                 log::info!("drained after {:?}", began.elapsed());
                 return self.answered().await;
             }
+            if let Leaving::Upgraded(pid) = leaving
+                && notify::is_managed()
+                && successor::has_failed(pid)
+            {
+                // Nobody listens any more, and nobody is started as long as this process is there.
+                return log::error!("process {pid} has died: {open} connections cut off, so that another is started");
+            }
             let grace = self.held().grace;
             if began.elapsed() >= grace {
                 log::warn!("{open} connections cut off after the grace period of {grace:?}");
@@ -419,14 +425,14 @@ impl Control {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 // After an upgrade it is the other's life that counts.
-                () = watchdog.due(), if leaving != Leaving::Upgraded => watchdog.beat(&self.crew),
+                () = watchdog.due(), if !matches!(leaving, Leaving::Upgraded(_)) => watchdog.beat(&self.crew),
                 Command::Stop { now, who } = Signals::command(&mut signals.commands) => match now {
                     true => return log::warn!("{who}: {open} connections cut off"),
                     false => log::info!("{who}: draining already"),
                 },
                 _ = signals.terminate.recv() => match leaving {
                     Leaving::Terminated { .. } => return log::warn!("second SIGTERM: {open} connections cut off"),
-                    Leaving::Upgraded => {
+                    Leaving::Upgraded(_) => {
                         log::info!("SIGTERM: draining already; a second one cuts {open} connections off");
                         leaving = Leaving::Terminated { claimed: true };
                     }
@@ -457,24 +463,6 @@ impl Control {
     }
 }
 
-/// Tells the process that waits in the foreground that this one serves. Pingora's daemon ignores the signal until it
-/// waits for it, so it is told until it is gone, for some seconds at most.
-fn tell_parent(parent: i32, upgrade_sock: PathBuf) {
-    const PAUSE: Duration = Duration::from_millis(20);
-    tokio::spawn(async move {
-        let parent = nix::unistd::Pid::from_raw(parent);
-        for _ in 0..250 {
-            if nix::sys::signal::kill(parent, Signal::SIGUSR1).is_err() {
-                break;
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-        for extension in ["starting", "starting.old"] {
-            let _ = std::fs::remove_file(upgrade_sock.with_extension(extension));
-        }
-    });
-}
-
 /// The metrics listener among the sockets of a hand-over.
 pub(super) fn operations_key(address: &str) -> String {
     format!("metrics {address}")
@@ -488,12 +476,5 @@ async fn next(upgrades: Option<&AsyncFd<UpgradeSocket>>) -> io::Result<HandOver>
             Ok(accepted) => return accepted,
             Err(_) => continue,
         }
-    }
-}
-
-impl AsFd for UpgradeSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open for as long as `self`.
-        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
     }
 }

@@ -6,9 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sd_notify::NotifyState::{self, MainPid, Ready, Reloading, Status, Stopping, Watchdog as Alive};
+use sd_notify::NotifyState::{self, Custom, MainPid, Ready, Reloading, Status, Stopping, Watchdog as Alive};
 
 use crate::listener::Crew;
+
+/// How long threads and logs may take to end after a drain.
+const AFTER_DRAIN: Duration = Duration::from_secs(15);
 
 /// This process serves, and is the main one: also where one before it could not say so.
 pub(super) fn serving(status: &str) {
@@ -23,7 +26,6 @@ pub(super) fn upgraded(pid: i32) {
 }
 
 /// The configuration is read again; [`reloaded`] must follow, whatever comes of it.
-#[allow(dead_code)] // until reloads are wired
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[Reloading, now]),
@@ -32,19 +34,27 @@ pub(super) fn reloading() {
 }
 
 /// The reload is over, well or not.
-#[allow(dead_code)] // until reloads are wired
 pub(super) fn reloaded(status: &str) {
     tell(&[Ready, Status(status)]);
 }
 
-/// One line for `systemctl status`.
+/// One line for `systemctl status`, which goes with [`reloaded`] too.
 pub(super) fn status(text: &str) {
     tell(&[Status(text)]);
 }
 
-/// The process drains, and nobody comes after it.
-pub(super) fn stopping(status: &str) {
-    tell(&[Stopping, Status(status)]);
+/// The process drains for `within` at most, and nobody comes after it. It must have that long, whatever `TimeoutStopSec`
+/// says.
+pub(super) fn stopping(status: &str, within: Duration) {
+    let micros = within.saturating_add(AFTER_DRAIN).as_micros().min(u128::from(u64::MAX));
+    // The crate's own variant ends at 71 minutes.
+    let extend = format!("EXTEND_TIMEOUT_USEC={micros}");
+    tell(&[Stopping, Status(status), Custom(&extend)]);
+}
+
+/// Whether somebody listens, who starts this process again when it has failed.
+pub(super) fn is_managed() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
 fn tell(states: &[NotifyState<'_>]) {

@@ -9,6 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use nix::unistd::{Group, Uid, User, fchown, getuid, initgroups, setgid, setuid};
@@ -182,6 +183,24 @@ impl OwnLog {
             log::error!("the log will end with the process before this one: {error}");
         }
     }
+}
+
+/// Tells the process that waits in the foreground that this one serves. Pingora's daemon ignores the signal until it
+/// waits for it, so it is told until it is gone, for some seconds at most.
+pub(super) fn tell_parent(parent: i32, upgrade_sock: PathBuf) {
+    const PAUSE: Duration = Duration::from_millis(20);
+    tokio::spawn(async move {
+        let parent = nix::unistd::Pid::from_raw(parent);
+        for _ in 0..250 {
+            if nix::sys::signal::kill(parent, nix::sys::signal::Signal::SIGUSR1).is_err() {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        for extension in ["starting", "starting.old"] {
+            let _ = std::fs::remove_file(upgrade_sock.with_extension(extension));
+        }
+    });
 }
 
 /// Unix sockets that were bound by a start that may yet fail; their files are removed then.

@@ -16,6 +16,7 @@ use std::{
 use super::{
     StartError, access_log, assembly,
     confirm::{Abort, Answers, Pending},
+    notify,
     process::BoundFiles,
     running::{Running, Tools},
 };
@@ -116,10 +117,19 @@ impl Running {
             return Err(OperatorError::Reload(why.to_owned()));
         }
         self.note_file();
+        notify::reloading();
         let outcome = self.load_and_replace(how, who);
         match &outcome {
-            Ok(_) => self.metrics.config_loads.increment(),
+            Ok(report) => {
+                self.metrics.config_loads.increment();
+                notify::reloaded(&match report.confirm_within {
+                    None => format!("serving configuration {}", report.generation),
+                    Some(_) => format!("serving configuration {}, which waits for its confirmation", report.generation),
+                });
+            }
             Err((error, short)) => {
+                let first = short.lines().next().unwrap_or_default();
+                notify::reloaded(&format!("serving; the last reload failed: {first}"));
                 self.metrics.config_load_failures.increment();
                 for line in short.lines() {
                     log::error!("not reloaded: {line}");

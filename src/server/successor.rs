@@ -5,6 +5,7 @@ use std::{
     collections::VecDeque,
     env,
     io::{self, Read, Write},
+    mem,
     os::{fd::AsRawFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, ExitStatus, Stdio},
@@ -231,6 +232,20 @@ fn kill(child: &Child) -> bool {
     // Where it has ended and nothing is left of its group, the number belongs to nobody.
     let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
     nix::sys::signal::killpg(group, nix::sys::signal::SIGKILL).is_ok()
+}
+
+/// Whether the successor with this number has ended, and not well. It stays a zombie: the service manager, who is its parent
+/// when this process has gone, is to learn how it ended. Of one that was not started here nobody knows.
+pub(super) fn has_failed(pid: i32) -> bool {
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: of zeros it says that nothing has ended; the call fills it in, and does nothing else.
+    let mut ended: libc::siginfo_t = unsafe { mem::zeroed() };
+    // SAFETY: as above; the fields read are those of SIGCHLD.
+    unsafe {
+        libc::waitid(libc::P_PID, pid.cast_unsigned(), &raw mut ended, options) == 0
+            && ended.si_pid() == pid
+            && (ended.si_code != libc::CLD_EXITED || ended.si_status() != 0)
+    }
 }
 
 /// The binary that runs. One that was replaced on the disk since is known under its old path with a mark behind it: what

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::support::{
-    http1::Client,
+    http1::{Client, get},
     misbehave,
     origin::Origin,
     proxy::{Config, Proxy},
@@ -277,8 +277,77 @@ async fn the_service_manager_hears_of_start_upgrade_life_and_stop() {
     manager.forget();
     manager.hears(std::slice::from_ref(&alive)).await;
     new.signal(libc::SIGTERM);
-    manager.hears(&["STOPPING=1".to_owned()]).await;
+    // However short systemd's own patience is: it is the grace period, and what comes after it.
+    manager.hears(&["STOPPING=1".to_owned(), "EXTEND_TIMEOUT_USEC=45000000".to_owned()]).await;
     new.ended().await;
+}
+
+#[tokio::test]
+async fn the_service_manager_hears_of_reloads_and_how_they_went() {
+    let origin = Origin::echo("a").await;
+    let config = Config::before(&[&origin], "");
+    let path = config.dir().join("notify.sock");
+    let mut manager = Notified::at(&path);
+    let mut old = config.spawn_with(&[], |command| {
+        command.env("NOTIFY_SOCKET", &path);
+    });
+    old.ready().await;
+    let (reloading, ready) = ("RELOADING=1".to_owned(), "READY=1".to_owned());
+    manager.hears(std::slice::from_ref(&ready)).await;
+    manager.forget();
+    old.signal(libc::SIGHUP);
+    let began = manager.hears(std::slice::from_ref(&reloading)).await;
+    assert!(manager.heard[began].contains("MONOTONIC_USEC="), "{:?}", manager.heard);
+    let ended = manager.hears(&[ready.clone(), "STATUS=serving configuration 2".to_owned()]).await;
+    assert!(began < ended, "{:?}", manager.heard);
+    manager.forget();
+    old.config.write_text("version: 1\nlisteners: nowhere\n");
+    old.signal(libc::SIGHUP);
+    manager.hears(&[reloading]).await;
+    let ended = manager.hears(&[ready]).await;
+    assert!(manager.heard[ended].contains("STATUS=serving; the last reload failed: "), "{:?}", manager.heard);
+    assert!(manager.heard[ended].contains("rrlb.yaml"), "{:?}", manager.heard);
+    assert!(old.running());
+}
+
+/// Upgrades while a request is under way at the old process, and kills the new one.
+async fn killed_while_the_old_one_drains(origin: &Origin, managed: bool) -> (Proxy, Client) {
+    let config = Config::before(&[origin], "");
+    let path = config.dir().join("notify.sock");
+    let _manager = Notified::at(&path);
+    let mut old = config.spawn_with(&[], |command| {
+        if managed {
+            command.env("NOTIFY_SOCKET", &path);
+        }
+    });
+    old.ready().await;
+    let mut client = old.client().await;
+    client.send(get("/hold")).await;
+    wait_until("the request at the origin", || origin.count("/hold") == 1).await;
+    old.signal(libc::SIGUSR2);
+    let new = started(&old, 1).await;
+    old.logged("serves: draining").await;
+    new.signal(libc::SIGKILL);
+    new.ended().await;
+    (old, client)
+}
+
+#[tokio::test]
+async fn a_process_that_drains_makes_room_where_its_successor_has_died_and_another_will_be_started() {
+    let origin = Origin::echo("a").await;
+    let (mut old, _client) = killed_while_the_old_one_drains(&origin, true).await;
+    assert!(old.ended().await.success(), "{}", old.stderr());
+    assert!(old.stderr().contains("has died: 1 connections cut off"), "{}", old.stderr());
+}
+
+#[tokio::test]
+async fn a_process_that_drains_finishes_its_requests_where_its_successor_has_died_and_nobody_starts_another() {
+    let origin = Origin::echo("a").await;
+    let (mut old, mut client) = killed_while_the_old_one_drains(&origin, false).await;
+    origin.release();
+    assert_eq!(client.response().await.status(), 200);
+    assert!(old.ended().await.success(), "{}", old.stderr());
+    assert!(!old.stderr().contains("has died"), "{}", old.stderr());
 }
 
 #[tokio::test]
