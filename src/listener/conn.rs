@@ -23,12 +23,10 @@ use pingora_core::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::pace::{Pace, Pacing};
 pub(super) use super::transport::{Socket, Transport};
-use super::{
-    border::Border,
-    pace::{Pace, Pacing},
-};
 use crate::{
+    policy::framing::Border,
     proxy::{Afterwards, ConnInfo},
     types::Reason,
 };

@@ -5,8 +5,14 @@ use std::mem::MaybeUninit;
 
 use http::Method;
 
-use super::border::{Border, is_token};
-use crate::{config::model::ListenerLimits, policy::headers::valid_host, types::Reason};
+use crate::{
+    config::model::ListenerLimits,
+    policy::{
+        framing::{Border, is_token},
+        headers::valid_host,
+    },
+    types::Reason,
+};
 
 /// How an HTTP/2 connection by prior knowledge begins (RFC 9113 §3.4).
 pub(super) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

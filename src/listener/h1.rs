@@ -22,13 +22,13 @@ use tokio::{
 use super::{
     Endpoint,
     accept::Open,
-    border::Border,
     conn::{Conn, Kept},
     front::{self, Head, Parsed, Refused},
     h2,
     worker::{FIRST_REQUEST_GRACE, NEXT_REQUEST_GRACE, Post},
 };
 use crate::{
+    policy::framing::Border,
     proxy::{Afterwards, ConnInfo, Current, RequestStart, Unserved},
     runtime::deadlines::{Deadline, How, Wait},
     types::Reason,

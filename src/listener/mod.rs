@@ -2,7 +2,6 @@
 //! hand the request to Pingora's `HttpProxy`. Nothing is decided about a request here but whether it may be read.
 
 mod accept;
-mod border;
 pub mod certificates;
 mod conn;
 mod crew;

@@ -7,9 +7,10 @@ use std::{
 };
 
 use bytes::{BufMut, BytesMut};
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderName, header};
 use ipnet::IpNet;
 
+use super::fields::Fields;
 use crate::types::write_address;
 
 /// `X-Client-Cert-Fingerprint`
@@ -121,7 +122,7 @@ impl ClientIdentity {
     /// Resolves by the peer (`None` for a unix socket, which is never trusted) and, where it is trusted, by
     /// `X-Forwarded-For`, or `Forwarded` where there is none: from the right, trusted addresses are passed over, the
     /// first other one is the client. What is no address ends the walk at the last good one.
-    pub fn resolve(peer: Option<IpAddr>, trusted: &TrustedProxies, headers: &HeaderMap) -> Self {
+    pub fn resolve(peer: Option<IpAddr>, trusted: &TrustedProxies, headers: &impl Fields) -> Self {
         let untrusted = Self { client: peer.map(|peer| peer.to_canonical()), peer_trusted: false, scheme: None };
         let Some(peer) = peer.filter(|peer| trusted.contains(*peer)) else { return untrusted };
         let mut client = peer.to_canonical();
@@ -129,12 +130,13 @@ impl ClientIdentity {
             client = hop?;
             trusted.contains(client).then_some(())
         };
-        if headers.contains_key(X_FORWARDED_FOR) {
-            let lines = headers.get_all(X_FORWARDED_FOR).iter().rev().flat_map(|line| line.as_bytes().rsplit(is_comma));
+        let (listed, structured) = (X_FORWARDED_FOR, header::FORWARDED);
+        if headers.has(&listed) {
+            let lines = headers.all(&listed).rev().flat_map(|line| line.rsplit(is_comma));
             lines.map(<[u8]>::trim_ascii).filter(|item| !item.is_empty()).try_for_each(|item| step(parse_node(item)));
         } else {
-            let lines = headers.get_all(header::FORWARDED).iter().rev();
-            let elements = lines.flat_map(|line| ReverseSplit { rest: Some(line.as_bytes()), separator: b',' });
+            let lines = headers.all(&structured).rev();
+            let elements = lines.flat_map(|line| ReverseSplit { rest: Some(line), separator: b',' });
             elements
                 .filter(|element| !element.trim_ascii().is_empty())
                 .try_for_each(|element| step(parameter(element, b"for").and_then(parse_node)));
@@ -148,13 +150,13 @@ fn is_comma(byte: &u8) -> bool {
 }
 
 /// The last word on the scheme: the one the trusted peer itself added.
-fn claimed_scheme(headers: &HeaderMap) -> Option<Scheme> {
-    let proto = headers.get_all(X_FORWARDED_PROTO).iter().next_back();
-    let word = match proto {
-        Some(value) => value.as_bytes().rsplit(is_comma).next()?.trim_ascii(),
+fn claimed_scheme(headers: &impl Fields) -> Option<Scheme> {
+    let (proto, forwarded) = (X_FORWARDED_PROTO, header::FORWARDED);
+    let word = match headers.all(&proto).next_back() {
+        Some(value) => value.rsplit(is_comma).next()?.trim_ascii(),
         None => {
-            let line = headers.get_all(header::FORWARDED).iter().next_back()?;
-            parameter(ReverseSplit { rest: Some(line.as_bytes()), separator: b',' }.next()?, b"proto")?
+            let line = headers.all(&forwarded).next_back()?;
+            parameter(ReverseSplit { rest: Some(line), separator: b',' }.next()?, b"proto")?
         }
     };
     [Scheme::Http, Scheme::Https].into_iter().find(|scheme| word.eq_ignore_ascii_case(scheme.as_str().as_bytes()))

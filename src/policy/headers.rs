@@ -3,7 +3,9 @@
 
 use std::net::Ipv6Addr;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
+
+use super::fields::Fields;
 
 /// Edits of a head, applied in the order remove, set, add.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,11 +33,10 @@ pub const HOP_BY_HOP: [HeaderName; 9] = [
 
 /// The fields that `Connection` names, as sent, without those of which a sender has no say: framing, `Host` and the
 /// forwarding fields (by naming them a client could take them from the backend).
-pub fn nominated_by_connection(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+pub fn nominated_by_connection(headers: &impl Fields) -> impl Iterator<Item = &[u8]> {
     headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .all(&header::CONNECTION)
+        .flat_map(|value| value.split(|byte| *byte == b','))
         .map(<[u8]>::trim_ascii)
         .filter(|name| !name.is_empty() && !is_protected(name))
 }
@@ -49,9 +50,9 @@ fn is_protected(name: &[u8]) -> bool {
 }
 
 /// Whether a request asks for a WebSocket (RFC 6455 §4.2.1), the one upgrade that is passed on.
-pub fn is_websocket(headers: &HeaderMap) -> bool {
+pub fn is_websocket(headers: &impl Fields) -> bool {
     let names = |name, token: &str| {
-        let items = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+        let items = headers.all(&name).flat_map(|value| value.split(|byte| *byte == b','));
         items.map(<[u8]>::trim_ascii).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
     };
     names(header::UPGRADE, "websocket") && names(header::CONNECTION, "upgrade")
@@ -125,6 +126,7 @@ fn valid_name(name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
     use proptest::prelude::*;
 
     use super::*;

@@ -4,8 +4,10 @@
 
 use std::{hash::Hasher as _, net::IpAddr};
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderName, header};
 use siphasher::sip::SipHasher13;
+
+use super::fields::Fields;
 
 /// What makes the numbers of keys those of one process and its successors. Secret: who knows it can choose keys that
 /// meet in one place.
@@ -66,7 +68,7 @@ impl LimitKey {
     }
 
     /// The number of a request's key.
-    pub fn of(&self, client: Option<IpAddr>, headers: &HeaderMap, seed: &Seed) -> u64 {
+    pub fn of(&self, client: Option<IpAddr>, headers: &impl Fields, seed: &Seed) -> u64 {
         match self {
             Self::ClientIp => match client.map(|client| client.to_canonical()) {
                 Some(IpAddr::V4(address)) => seed.hash([&address.octets()[..]]),
@@ -74,16 +76,16 @@ impl LimitKey {
                 None => seed.hash([]),
             },
             Self::Cookie(name) => seed.hash(cookie(headers, name.as_bytes())),
-            Self::Header(name) => seed.hash(headers.get_all(name).iter().map(|value| value.as_bytes())),
+            Self::Header(name) => seed.hash(headers.all(name)),
             Self::Route => 1,
         }
     }
 }
 
 /// The value of the first cookie of that name (RFC 6265 §5.4), without quotes around it.
-fn cookie<'h>(headers: &'h HeaderMap, name: &[u8]) -> Option<&'h [u8]> {
-    let lines = headers.get_all(header::COOKIE).iter();
-    let pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
+fn cookie<'h>(headers: &'h impl Fields, name: &[u8]) -> Option<&'h [u8]> {
+    let lines = headers.all(&header::COOKIE);
+    let pairs = lines.flat_map(|line| line.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
     pairs
         .filter_map(|pair| {
             let at = pair.iter().position(|byte| *byte == b'=')?;
@@ -99,6 +101,8 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &[u8]) -> Option<&'h [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
+
     use super::*;
 
     fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {

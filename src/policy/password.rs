@@ -17,7 +17,9 @@ use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::NO_PAD},
 };
-use http::{HeaderMap, header};
+use http::header;
+
+use super::fields::Fields;
 
 #[cfg(test)]
 mod tests;
@@ -170,14 +172,14 @@ pub struct Credentials {
 
 impl Credentials {
     /// Reads `Authorization`; `None` where there is none, more than one, or none of Basic authentication.
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
+    pub fn of(headers: &impl Fields) -> Option<Self> {
         const SCHEME: &[u8] = b"basic ";
         const LENIENT: GeneralPurpose = GeneralPurpose::new(
             &alphabet::STANDARD,
             GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
         );
-        let mut all = headers.get_all(header::AUTHORIZATION).iter();
-        let value = all.next().filter(|_| all.next().is_none())?.as_bytes();
+        let mut all = headers.all(&header::AUTHORIZATION);
+        let value = all.next().filter(|_| all.next().is_none())?;
         let (scheme, rest) = value.split_at_checked(SCHEME.len())?;
         if !scheme.eq_ignore_ascii_case(SCHEME) || rest.len() > LONGEST_CREDENTIALS.div_ceil(3) * 4 {
             return None;

@@ -6,7 +6,10 @@ use std::{collections::HashMap, io::Write as _, net::Ipv6Addr};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
-use super::path::{Ambiguous, Canonical, canonical, is_below};
+use super::{
+    fields::Fields,
+    path::{Ambiguous, Canonical, canonical, is_below},
+};
 use crate::types::Weight;
 
 /// A longer host is no DNS name (RFC 1035 §2.3.4) and takes only routes that name no host.
@@ -48,8 +51,8 @@ pub enum PathPattern {
 }
 
 /// What of a request decides its route.
-#[derive(Clone, Copy, Debug)]
-pub struct RequestView<'a> {
+#[derive(Debug)]
+pub struct RequestView<'a, F = HeaderMap> {
     /// `Host` or `:authority` as sent; case, port, a trailing dot and the spelling of an IPv6 address do not matter.
     pub host: &'a str,
     /// The path as sent, without the query; its spelling does not matter.
@@ -57,8 +60,16 @@ pub struct RequestView<'a> {
     /// The method.
     pub method: &'a Method,
     /// The fields.
-    pub headers: &'a HeaderMap,
+    pub headers: &'a F,
 }
+
+impl<F> Clone for RequestView<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for RequestView<'_, F> {}
 
 /// What was decided of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,11 +93,11 @@ impl RouteMatch {
         hosts && methods && headers && self.path.covers(&other.path)
     }
 
-    fn conditions_hold(&self, request: &RequestView<'_>) -> bool {
+    fn conditions_hold(&self, request: &RequestView<'_, impl Fields>) -> bool {
         (self.methods.is_empty() || self.methods.contains(request.method))
             && self.headers.iter().all(|(name, value)| {
-                request.headers.get_all(name).iter().any(|sent| sent == value)
-                    || (*name == header::HOST && !request.headers.contains_key(name) && value == request.host)
+                request.headers.all(name).any(|sent| sent == value)
+                    || (*name == header::HOST && !request.headers.has(name) && value == request.host)
             })
     }
 
@@ -167,7 +178,7 @@ impl Router {
     /// # Errors
     /// The path is ambiguous by itself, or a backend could read it as one that another route takes. Or the host has
     /// percent-encoded parts, which no name needs; or the target is `*` and the method not OPTIONS (RFC 9112 §3.2.4).
-    pub fn find<'a>(&self, request: &RequestView<'a>) -> Result<Found<'a>, Ambiguous> {
+    pub fn find<'a>(&self, request: &RequestView<'a, impl Fields>) -> Result<Found<'a>, Ambiguous> {
         let form = canonical(request.path)?;
         if request.host.contains('%') || (form.path == "*" && *request.method != Method::OPTIONS) {
             return Err(Ambiguous);
@@ -183,7 +194,7 @@ impl Router {
         Ok(Found { route, form })
     }
 
-    fn first(&self, request: &RequestView<'_>) -> Option<usize> {
+    fn first(&self, request: &RequestView<'_, impl Fields>) -> Option<usize> {
         let mut best = None;
         self.search(&self.any_host, request, &mut best);
         if self.exact_hosts.is_empty() && self.wildcard_hosts.is_empty() {
@@ -207,7 +218,7 @@ impl Router {
     }
 
     /// Lowers `best` to the first route in `paths` that takes the request, if it is earlier.
-    fn search(&self, paths: &PathIndex, request: &RequestView<'_>, best: &mut Option<usize>) {
+    fn search(&self, paths: &PathIndex, request: &RequestView<'_, impl Fields>, best: &mut Option<usize>) {
         let mut consider = |candidates: &[usize]| {
             for &index in candidates {
                 if best.is_some_and(|best| best <= index) {

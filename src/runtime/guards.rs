@@ -8,13 +8,14 @@ use std::{
     time::Instant,
 };
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 
 use crate::{
     config::model::{self, ForwardAuth, Secret},
     policy::{
         access::Access,
         concurrency::{InFlight, Permit},
+        fields::Fields,
         limit_key::{LimitKey, Seed},
         password::{Credentials, Tag, Users, Verdicts},
         rate::{Live, Rate, RateTable, Verdict},
@@ -160,7 +161,7 @@ impl RateLimits {
 
     /// Decides about a request at `now`. One that exceeds any of the limits counts for none, so that a client beyond its
     /// own does not use up what all share.
-    pub fn decide(&self, client: Option<IpAddr>, headers: &HeaderMap, now: Instant) -> Rated {
+    pub fn decide(&self, client: Option<IpAddr>, headers: &impl Fields, now: Instant) -> Rated {
         let asked = |limit: &RateLimit| (limit.key.of(client, headers, limit.seed.get()), limit.clock(now));
         if let [only] = &*self.limits {
             let (key, now) = asked(only);
@@ -239,7 +240,7 @@ impl ConcurrencyLimit {
     }
 
     /// Counts a request as long as the permit lives; `None` where too many are in flight.
-    pub fn enter(&self, client: Option<IpAddr>, headers: &HeaderMap) -> Option<Permit> {
+    pub fn enter(&self, client: Option<IpAddr>, headers: &impl Fields) -> Option<Permit> {
         self.table.enter(self.key.of(client, headers, self.seed.get()), self.limit)
     }
 }

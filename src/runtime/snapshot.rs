@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, Method, Version, header};
+use http::{HeaderValue, Method, Version, header};
 
 use super::{
     connections::Connections,
@@ -13,6 +13,7 @@ use super::{
 use crate::{
     config::model::{self, Model, Redirect, Respond},
     policy::{
+        fields::Fields,
         forwarded::TrustedProxies,
         headers::HeaderEdits,
         path::{Ambiguous, SentPath, split_target},
@@ -183,7 +184,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// It is not beyond doubt which one that is.
-    pub fn find<'a>(&self, request: &RequestView<'a>) -> Result<Found<'a>, Ambiguous> {
+    pub fn find<'a>(&self, request: &RequestView<'a, impl Fields>) -> Result<Found<'a>, Ambiguous> {
         self.rules.router.find(request)
     }
 
@@ -220,11 +221,11 @@ impl Snapshot {
         &self,
         method: &Method,
         target: &str,
-        headers: &HeaderMap,
+        headers: &impl Fields,
         authority: Option<&str>,
         seed: u64,
     ) -> Option<&Upstream> {
-        let host = authority.or_else(|| headers.get(header::HOST).and_then(|host| host.to_str().ok()));
+        let host = authority.or_else(|| headers.first(&header::HOST).and_then(|host| std::str::from_utf8(host).ok()));
         let (path, _) = split_target(method, target);
         let view = RequestView { host: host.unwrap_or_default(), path, method, headers };
         match &self.route(self.find(&view).ok()?.route?).action {

@@ -2,7 +2,7 @@
 
 use std::iter;
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
 
 use super::*;

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use argon2::password_hash::{PasswordHasher as _, SaltString};
+use http::HeaderMap;
 
 use super::*;
 

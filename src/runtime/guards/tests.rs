@@ -2,6 +2,8 @@
 
 use std::{path::Path, time::Duration};
 
+use http::HeaderMap;
+
 use super::*;
 use crate::{
     config::parse_with,

@@ -3,7 +3,7 @@
 
 /// What is left of a request after its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Border {
+pub enum Border {
     /// In a chunked body.
     Chunked(Chunk),
     /// So many bytes are left; 0 is the end.
@@ -16,7 +16,7 @@ pub(super) enum Border {
 
 /// A place in a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Chunk {
+pub enum Chunk {
     /// In the data, so many bytes left.
     Data(u64),
     /// Before the CR after the data.
@@ -43,7 +43,7 @@ pub(super) enum Chunk {
 
 /// What there was of trailers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Trailers {
+pub struct Trailers {
     bytes: u16,
     lines: u8,
 }
@@ -67,17 +67,17 @@ const NOT_IN_TRAILERS: [u64; 9] = [
 
 impl Border {
     /// Before the body of a chunked request.
-    pub(super) const CHUNKED: Self = Self::Chunked(Chunk::Size(0, 0));
+    pub const CHUNKED: Self = Self::Chunked(Chunk::Size(0, 0));
     /// No body.
-    pub(super) const END: Self = Self::Counted(0);
+    pub const END: Self = Self::Counted(0);
 
     /// Whether the request has been read wholly.
-    pub(super) fn reached(self) -> bool {
+    pub fn reached(self) -> bool {
         self == Self::END
     }
 
     /// The most that may be read at once without reading past what is known to belong to the request.
-    pub(super) fn room(self) -> usize {
+    pub fn room(self) -> usize {
         match self {
             Self::Counted(left) => usize::try_from(left).unwrap_or(usize::MAX),
             Self::Chunked(_) | Self::Malformed | Self::Unbounded => usize::MAX,
@@ -85,7 +85,7 @@ impl Border {
     }
 
     /// Moves over `bytes` and says how many of them belong to the request; none of a malformed one's rest.
-    pub(super) fn advance(&mut self, bytes: &[u8]) -> usize {
+    pub fn advance(&mut self, bytes: &[u8]) -> usize {
         match self {
             Self::Malformed => 0,
             Self::Unbounded => bytes.len(),
@@ -96,6 +96,24 @@ impl Border {
             }
             Self::Chunked(_) => self.advance_chunked(bytes),
         }
+    }
+
+    /// As [`Border::advance`], up to where data and framing meet: how many bytes, and whether they are data.
+    pub fn take(&mut self, bytes: &[u8]) -> (usize, bool) {
+        let Self::Chunked(place) = self else { return (self.advance(bytes), true) };
+        if let Chunk::Data(left) = place {
+            let data = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+            return (self.advance_chunked(bytes.get(..data).unwrap_or_default()), true);
+        }
+        let mut at = 0;
+        while let (Self::Chunked(place), Some(byte)) = (*self, bytes.get(at)) {
+            if matches!(place, Chunk::Data(_)) {
+                break;
+            }
+            *self = place.step(*byte);
+            at += usize::from(*self != Self::Malformed);
+        }
+        (at, false)
     }
 
     fn advance_chunked(&mut self, bytes: &[u8]) -> usize {
@@ -184,7 +202,7 @@ fn is_text(byte: u8) -> bool {
 }
 
 /// `tchar` (RFC 9110 §5.6.2).
-pub(super) fn is_token(byte: u8) -> bool {
+pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

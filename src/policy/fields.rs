@@ -1,0 +1,177 @@
+//! The fields of a head, whoever parsed it: a `HeaderMap`, or the bytes as they came with an index of them. What is decided
+//! by fields asks [`Fields`], so that it is decided alike whichever way a request takes through the proxy.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// The fields of a head.
+pub trait Fields {
+    /// The values of all fields of this name, in their order.
+    fn all<'a>(&'a self, name: &'a HeaderName) -> impl DoubleEndedIterator<Item = &'a [u8]>;
+
+    /// All fields. Names are in any case.
+    fn each(&self) -> impl Iterator<Item = (&[u8], &[u8])>;
+
+    /// How many fields there are.
+    fn count(&self) -> usize;
+
+    /// The first value of this name.
+    fn first<'a>(&'a self, name: &'a HeaderName) -> Option<&'a [u8]> {
+        self.all(name).next()
+    }
+
+    /// Whether there is a field of this name.
+    fn has(&self, name: &HeaderName) -> bool {
+        self.first(name).is_some()
+    }
+}
+
+impl Fields for HeaderMap {
+    fn all<'a>(&'a self, name: &'a HeaderName) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+        self.get_all(name).iter().map(HeaderValue::as_bytes)
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+    }
+
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn has(&self, name: &HeaderName) -> bool {
+        self.contains_key(name)
+    }
+}
+
+/// Where the fields of a head are in its bytes. Kept and filled again, so that reading a head takes no memory.
+#[derive(Clone, Debug, Default)]
+pub struct Index(Vec<Place>);
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    name: u32,
+    name_length: u32,
+    value: u32,
+    value_length: u32,
+}
+
+impl Index {
+    /// Takes in the fields that were parsed out of `head`, in place of those before. Those that are no part of it (there
+    /// are none) are left out.
+    pub fn fill(&mut self, head: &[u8], fields: &[httparse::Header<'_>]) {
+        let place = |field: &httparse::Header<'_>| {
+            let name = offset(head, field.name.as_bytes())?;
+            let value = if field.value.is_empty() { name } else { offset(head, field.value)? };
+            let length = |part: &[u8]| u32::try_from(part.len()).ok();
+            let (name_length, value_length) = (length(field.name.as_bytes())?, length(field.value)?);
+            Some(Place { name, name_length, value, value_length })
+        };
+        self.0.clear();
+        self.0.extend(fields.iter().filter_map(place));
+    }
+
+    /// Forgets all fields and keeps the room.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+fn offset(head: &[u8], part: &[u8]) -> Option<u32> {
+    let at = part.as_ptr().addr().checked_sub(head.as_ptr().addr())?;
+    (at + part.len() <= head.len()).then_some(at).and_then(|at| u32::try_from(at).ok())
+}
+
+/// The fields of a head in its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Raw<'h> {
+    head: &'h [u8],
+    index: &'h Index,
+}
+
+impl<'h> Raw<'h> {
+    /// `index` must be of this head; of another one its fields are nonsense, and none where they do not fit.
+    pub fn new(head: &'h [u8], index: &'h Index) -> Self {
+        Self { head, index }
+    }
+
+    fn part(&self, at: u32, length: u32) -> &'h [u8] {
+        self.head.get(at as usize..at as usize + length as usize).unwrap_or_default()
+    }
+}
+
+impl Fields for Raw<'_> {
+    fn all<'a>(&'a self, name: &'a HeaderName) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+        let name = name.as_str().as_bytes();
+        let named = move |place: &&Place| {
+            place.name_length as usize == name.len()
+                && self.part(place.name, place.name_length).eq_ignore_ascii_case(name)
+        };
+        self.index.0.iter().filter(named).map(|place| self.part(place.value, place.value_length))
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let places = self.index.0.iter();
+        places.map(|place| (self.part(place.name, place.name_length), self.part(place.value, place.value_length)))
+    }
+
+    fn count(&self) -> usize {
+        self.index.0.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn index(head: &[u8]) -> Index {
+        let mut fields = [httparse::EMPTY_HEADER; 32];
+        let mut request = httparse::Request::new(&mut fields);
+        assert!(request.parse(head).expect("a head").is_complete());
+        let mut index = Index::default();
+        index.fill(head, request.headers);
+        index
+    }
+
+    #[test]
+    fn names_are_found_in_any_case_and_values_keep_their_order() {
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\nX-Two: 1\r\nEmpty:\r\nx-tWO:  2 \r\n\r\n";
+        let index = index(head);
+        let raw = Raw::new(head, &index);
+        let two = HeaderName::from_static("x-two");
+        assert_eq!(raw.all(&two).collect::<Vec<_>>(), [b"1", b"2"]);
+        assert_eq!(raw.all(&two).next_back(), Some(&b"2"[..]));
+        assert_eq!(raw.first(&HeaderName::from_static("empty")), Some(&b""[..]));
+        assert!(raw.has(&header::HOST) && !raw.has(&header::COOKIE));
+        assert_eq!(raw.count(), 4);
+    }
+
+    #[test]
+    fn an_index_of_another_head_gives_nothing_that_is_not_there() {
+        let index = index(b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n");
+        let raw = Raw::new(b"short", &index);
+        assert_eq!(raw.each().collect::<Vec<_>>(), [(&b""[..], &b""[..])]);
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_and_map_say_the_same(fields in proptest::collection::vec(("[a-cA-C]{1,2}", "[ -~]{0,8}"), 0..12)) {
+            let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            let head = format!("GET / HTTP/1.1\r\n{lines}\r\n");
+            let index = index(head.as_bytes());
+            let raw = Raw::new(head.as_bytes(), &index);
+            let mut map = HeaderMap::new();
+            for (name, value) in raw.each() {
+                let (name, value) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value));
+                map.append(name.expect("a name"), value.expect("a value"));
+            }
+            prop_assert_eq!(raw.count(), map.count());
+            for name in map.keys() {
+                prop_assert_eq!(raw.all(name).collect::<Vec<_>>(), map.all(name).collect::<Vec<_>>());
+                prop_assert_eq!(raw.all(name).rev().collect::<Vec<_>>(), map.all(name).rev().collect::<Vec<_>>());
+            }
+        }
+    }
+}
