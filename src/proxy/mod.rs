@@ -5,6 +5,7 @@ mod admit;
 mod ctx;
 mod current;
 mod edit;
+mod exchange;
 mod finish;
 mod grpc_web;
 mod guard;

@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use pingora_core::{
-    BError, Error, ErrorType, Result,
+    BError, Error, ErrorType, OrErr, Result,
     connectors::l4::{BindTo, Connect},
     protocols::l4::{
         ext::{connect as connect_tcp, connect_uds},
@@ -23,8 +23,9 @@ use pingora_core::{
 };
 
 use tokio::io::AsyncWriteExt;
+use tokio_util::either::Either;
 
-use super::connections::Connections;
+use super::{connections::Connections, line::Socket};
 use crate::{
     config::model,
     policy::proxy_protocol::{self, Said, Version},
@@ -72,23 +73,25 @@ impl Connector {
         Some(source)
     }
 
-    async fn open(&self, to: &SocketAddr) -> Result<Stream> {
+    async fn open(&self, to: &SocketAddr) -> Result<Socket> {
         match to {
             SocketAddr::Inet(to) => {
                 let stream = connect_tcp(to, self.source(to).as_ref()).await?;
                 if let Err(error) = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(self.unacknowledged)) {
                     log::debug!("TCP_USER_TIMEOUT towards {to}: {error}");
                 }
-                Ok(Stream::from(stream))
+                stream.set_nodelay(true).or_err(ErrorType::ConnectError, "TCP_NODELAY")?;
+                Ok(Either::Left(stream))
             }
-            SocketAddr::Unix(to) => connect_uds(to.as_pathname().unwrap_or(Path::new(""))).await.map(Stream::from),
+            SocketAddr::Unix(to) => connect_uds(to.as_pathname().unwrap_or(Path::new(""))).await.map(Either::Right),
         }
     }
-}
 
-#[async_trait]
-impl Connect for Connector {
-    async fn connect(&self, to: &SocketAddr) -> Result<Stream> {
+    /// A socket to a backend, counted and recorded.
+    ///
+    /// # Errors
+    /// There is none within the time. It may be tried elsewhere.
+    pub async fn dial(&self, to: &SocketAddr) -> Result<Socket> {
         let opened = match tokio::time::timeout(self.timeout, self.open(to)).await {
             Ok(opened) => opened.map_err(|error| connect_failure(error, to)),
             Err(elapsed) => Err(Error::because(
@@ -101,7 +104,10 @@ impl Connect for Connector {
             Ok(stream) => {
                 self.opened.fetch_add(1, Ordering::Relaxed);
                 if let Some(connections) = &self.connections {
-                    connections.record(&stream, to);
+                    match &stream {
+                        Either::Left(tcp) => connections.record(tcp, to),
+                        Either::Right(unix) => connections.record(unix, to),
+                    }
                 }
                 Ok(stream)
             }
@@ -111,6 +117,16 @@ impl Connect for Connector {
                 Err(error)
             }
         }
+    }
+}
+
+#[async_trait]
+impl Connect for Connector {
+    async fn connect(&self, to: &SocketAddr) -> Result<Stream> {
+        Ok(match self.dial(to).await? {
+            Either::Left(tcp) => Stream::from(tcp),
+            Either::Right(unix) => Stream::from(unix),
+        })
     }
 }
 

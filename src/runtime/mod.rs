@@ -6,6 +6,7 @@ pub mod connections;
 pub mod deadlines;
 pub mod guards;
 pub mod journal;
+pub mod line;
 pub mod membership;
 pub mod outlier;
 pub mod patch;

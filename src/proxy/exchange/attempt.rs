@@ -1,0 +1,358 @@
+//! One request and its answer on one connection to a backend over HTTP/1.1, as two directions that whoever moves the bytes
+//! polls: what is written, what has come. Says exactly how much left, so that it is known what may be repeated.
+
+use std::{
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BufMut, BytesMut};
+use http::Method;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+
+use super::answer::{self, Body, Head};
+use crate::policy::{
+    fields::{Index, Raw},
+    framing::Border,
+};
+
+/// Read at once, at first; a body that fills it gets [`LARGE`].
+const SMALL: usize = 8 * 1024;
+/// Read at once of a large body. Bounds what a slow client's answer holds.
+const LARGE: usize = 64 * 1024;
+
+/// One request on `S`.
+#[derive(Debug)]
+pub(super) struct Attempt<S> {
+    link: S,
+    method: Method,
+    /// Of the request, and not written yet.
+    out: BytesMut,
+    /// Bytes of the request that were written.
+    written: u64,
+    /// Nothing more of the request can be written.
+    deaf: bool,
+    /// The whole request was given to be written.
+    complete: bool,
+    /// Of the answer, and not given on yet.
+    ahead: BytesMut,
+    /// Any byte of an answer has come.
+    answered: bool,
+    /// Bytes at the beginning of `ahead` that are the body's, and checked.
+    body: usize,
+    index: Index,
+    place: Place,
+    /// Chunks are taken off, else checked and left on.
+    decode: bool,
+    persistent: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Before a head, or in one.
+    Head,
+    /// The head has been read, and is at the beginning of `ahead`.
+    Read(Head),
+    /// After the answer's head.
+    Body(Body),
+    End,
+}
+
+/// What has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// A part of the body; see [`Attempt::body`].
+    Body,
+    /// The answer is complete.
+    End,
+    /// A head, interim or the answer's; see [`Attempt::head`].
+    Head(Head),
+}
+
+/// Why there is no answer, or no whole one.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// What came is no answer, or has no border; says why.
+    Bad(&'static str),
+    /// The connection ended before the answer's head did.
+    Ended(Option<io::Error>),
+    /// The connection ended, or made no sense any more, within the answer.
+    Truncated,
+}
+
+/// Memory that an attempt uses, kept by a worker for the next one.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    pub(super) ahead: BytesMut,
+    pub(super) index: Index,
+    pub(super) out: BytesMut,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
+    /// A request of `method`, the first bytes of which are in `room.out`. `complete`: there are no others.
+    /// `decode`: the answer's chunks are taken off.
+    pub(super) fn new(link: S, method: Method, room: Room, complete: bool, decode: bool) -> Self {
+        let Room { mut ahead, mut index, out } = room;
+        ahead.clear();
+        index.clear();
+        Self {
+            link,
+            method,
+            out,
+            written: 0,
+            deaf: false,
+            complete,
+            ahead,
+            answered: false,
+            body: 0,
+            index,
+            place: Place::Head,
+            decode,
+            persistent: false,
+        }
+    }
+
+    /// The connection.
+    pub(super) fn link(&self) -> &S {
+        &self.link
+    }
+
+    /// Bytes of the request that left.
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Whether any byte of an answer has come.
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// Whether the backend takes more of the request: not all of it was given, and writing has not failed.
+    pub(super) fn wants_body(&self) -> bool {
+        !self.complete && !self.deaf
+    }
+
+    /// Whether something waits to be written.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.out.is_empty() && !self.deaf
+    }
+
+    /// Nothing of the request comes any more.
+    pub(super) fn complete(&mut self) {
+        self.complete = true;
+    }
+
+    /// Gives a part of the body as one chunk; written by [`Attempt::poll_flush`].
+    pub(super) fn chunk(&mut self, data: &[u8]) {
+        if data.is_empty() || self.deaf {
+            return;
+        }
+        self.out.reserve(data.len() + 20);
+        hexadecimal(data.len(), &mut self.out);
+        self.out.put_slice(b"\r\n");
+        self.out.put_slice(data);
+        self.out.put_slice(b"\r\n");
+    }
+
+    /// Gives bytes of the request as they are; written by [`Attempt::poll_flush`].
+    pub(super) fn bytes(&mut self, data: &[u8]) {
+        if !self.deaf {
+            self.out.extend_from_slice(data);
+        }
+    }
+
+    /// Writes what was given. A failure is not an error: the backend may have answered before it closed, and if not, the
+    /// reading fails.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.is_behind() {
+            match ready!(Pin::new(&mut self.link).poll_write(cx, &self.out)) {
+                Ok(0) | Err(_) => self.deaf = true,
+                Ok(sent) => _ = self.sent(sent, 0),
+            };
+        }
+        if !self.deaf && ready!(Pin::new(&mut self.link).poll_flush(cx)).is_err() {
+            self.deaf = true;
+        }
+        Poll::Ready(())
+    }
+
+    /// Writes bytes of the request past the attempt's own memory, after what was given before. Returns how many were taken; all of
+    /// them where writing has failed.
+    pub(super) fn poll_upload(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<usize> {
+        loop {
+            if self.deaf {
+                return Poll::Ready(data.len());
+            }
+            let parts = [io::IoSlice::new(&self.out), io::IoSlice::new(data)];
+            match ready!(Pin::new(&mut self.link).poll_write_vectored(cx, &parts)) {
+                Ok(0) | Err(_) => self.deaf = true,
+                Ok(sent) => {
+                    let taken = self.sent(sent, data.len());
+                    if taken > 0 || data.is_empty() {
+                        return Poll::Ready(taken);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Notes that so many bytes left; returns how many were not of `out`.
+    fn sent(&mut self, sent: usize, most: usize) -> usize {
+        self.written += sent as u64;
+        let collected = sent.min(self.out.len());
+        self.out.advance(collected);
+        if self.out.is_empty() {
+            self.out.clear();
+        }
+        (sent - collected).min(most)
+    }
+
+    /// What has come next of the answer; what came before must have been taken.
+    pub(super) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Failure>> {
+        loop {
+            match self.place {
+                Place::Head => {
+                    if self.answered
+                        && let Some(head) = self.parse()?
+                    {
+                        self.place = Place::Read(head);
+                        return Poll::Ready(Ok(Step::Head(head)));
+                    }
+                    let before = self.ahead.len();
+                    loop {
+                        match ready!(self.poll_read(cx)) {
+                            Ok(0) => return Poll::Ready(Err(Failure::Ended(None))),
+                            Err(error) => return Poll::Ready(Err(Failure::Ended(Some(error)))),
+                            // Only a line's end can end a head; and what is too long fails soon.
+                            Ok(_) if self.ahead[before..].contains(&b'\n') || self.ahead.len() > answer::MAX_HEAD => {
+                                break;
+                            }
+                            Ok(_) => {}
+                        }
+                    }
+                }
+                Place::Read(head) => {
+                    self.ahead.advance(head.length);
+                    self.place = if head.is_interim() { Place::Head } else { Place::Body(head.body) };
+                    if self.place == Place::Head && self.ahead.is_empty() {
+                        self.answered = false;
+                        self.ahead.clear();
+                    }
+                }
+                Place::Body(_) if self.body > 0 => return Poll::Ready(Ok(Step::Body)),
+                Place::Body(Body::Bordered(border)) if border.reached() => self.place = Place::End,
+                Place::Body(body) => {
+                    if !self.ahead.is_empty() {
+                        self.place = Place::Body(self.check(body)?);
+                        continue;
+                    }
+                    match ready!(self.poll_read(cx)) {
+                        Ok(0) if body == Body::UntilClose => self.place = Place::End,
+                        Ok(0) | Err(_) => return Poll::Ready(Err(Failure::Truncated)),
+                        Ok(_) => {}
+                    }
+                }
+                Place::End => return Poll::Ready(Ok(Step::End)),
+            }
+        }
+    }
+
+    /// The answer's head, between [`Step::Head`] and the next step: its bytes and its fields.
+    pub(super) fn head(&self) -> Raw<'_> {
+        let length = if let Place::Read(head) = self.place { head.length } else { 0 };
+        Raw::new(self.ahead.get(..length).unwrap_or_default(), &self.index)
+    }
+
+    /// The reason phrase, as [`Attempt::head`].
+    pub(super) fn phrase(&self) -> &[u8] {
+        let line = self.ahead[..].split(|byte| *byte == b'\r').next().unwrap_or_default();
+        // `HTTP/1.1 200 OK`
+        line.get(13..).unwrap_or_default()
+    }
+
+    /// The part of the body that is here, at [`Step::Body`].
+    pub(super) fn body(&self) -> &[u8] {
+        self.ahead.get(..self.body).unwrap_or_default()
+    }
+
+    /// So many bytes of [`Attempt::body`] were given on.
+    pub(super) fn taken(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.body);
+        self.body -= bytes;
+        self.ahead.advance(bytes);
+        if self.ahead.is_empty() {
+            self.ahead.clear();
+        }
+    }
+
+    /// Whether all of the answer that has come was given on and more is to come.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.body == 0 && self.ahead.is_empty() && self.place != Place::End
+    }
+
+    /// Ends the attempt: its memory, and the connection where another request may use it.
+    pub(super) fn finish(self) -> (Room, Option<S>) {
+        let whole = self.place == Place::End && self.complete && self.out.is_empty() && !self.deaf;
+        // Bytes after the answer's end are nobody's answer.
+        let again = whole && self.persistent && self.ahead.is_empty();
+        let room = Room { ahead: self.ahead, index: self.index, out: self.out };
+        (room, again.then_some(self.link))
+    }
+
+    fn parse(&mut self) -> Result<Option<Head>, Failure> {
+        if self.ahead.is_empty() {
+            return Ok(None);
+        }
+        let head = answer::parse(&self.ahead, &self.method, &mut self.index).map_err(Failure::Bad)?;
+        self.persistent = head.is_some_and(|head| head.persistent);
+        Ok(head)
+    }
+
+    /// Moves over what has come of the body: sets `self.body`, or takes off what is no data.
+    fn check(&mut self, body: Body) -> Result<Body, Failure> {
+        let Body::Bordered(mut border) = body else {
+            self.body = self.ahead.len();
+            return Ok(body);
+        };
+        if !self.decode {
+            self.body = border.advance(&self.ahead);
+        } else {
+            while self.body == 0 && !self.ahead.is_empty() && !border.reached() && border != Border::Malformed {
+                let (taken, data) = border.take(&self.ahead);
+                if data {
+                    self.body = taken;
+                } else {
+                    self.ahead.advance(taken);
+                }
+            }
+        }
+        if border == Border::Malformed {
+            self.body = 0;
+            return Err(Failure::Truncated);
+        }
+        Ok(Body::Bordered(border))
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let large = matches!(self.place, Place::Body(_)) && self.ahead.capacity() >= SMALL;
+        if self.ahead.capacity() == self.ahead.len() || (large && self.ahead.capacity() < LARGE) {
+            self.ahead.reserve(if large { LARGE } else { SMALL });
+        }
+        let read = ready!(pin!(self.link.read_buf(&mut self.ahead)).poll(cx));
+        self.answered |= matches!(read, Ok(1..));
+        Poll::Ready(read)
+    }
+}
+
+/// A size in front of a chunk.
+fn hexadecimal(size: usize, out: &mut BytesMut) {
+    let digits = (usize::BITS - size.leading_zeros()).div_ceil(4).max(1);
+    for place in (0..digits).rev() {
+        let digit = (size >> (4 * place)) as u8 & 0xf;
+        out.put_u8(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+//! Both directions of an attempt, over memory.
+
+use std::future::poll_fn;
+
+use http::StatusCode;
+use proptest::prelude::*;
+use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+use super::*;
+use crate::policy::fields::Fields as _;
+
+fn attempt(request: &str, complete: bool, decode: bool) -> (Attempt<DuplexStream>, DuplexStream) {
+    let (ours, theirs) = duplex(1 << 20);
+    let room = Room { out: BytesMut::from(request), ..Room::default() };
+    (Attempt::new(ours, Method::GET, room, complete, decode), theirs)
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Seen {
+    heads: Vec<u16>,
+    body: Vec<u8>,
+    whole: bool,
+    again: bool,
+}
+
+/// Everything that comes of an answer that arrives in these parts.
+async fn see(parts: &[&[u8]], close: bool, decode: bool) -> Seen {
+    let (mut attempt, mut backend) = attempt("GET / HTTP/1.1\r\n\r\n", true, decode);
+    poll_fn(|cx| attempt.poll_flush(cx)).await;
+    let mut seen = Seen::default();
+    let mut parts = parts.iter();
+    loop {
+        let mut pending = false;
+        let step = poll_fn(|cx| match attempt.poll_answer(cx) {
+            Poll::Pending => {
+                pending = true;
+                Poll::Ready(Ok(Step::End))
+            }
+            ready => ready,
+        })
+        .await;
+        if pending {
+            // The event loop lets nobody go on for ever.
+            tokio::task::yield_now().await;
+            match parts.next() {
+                Some(part) => backend.write_all(part).await.expect("room"),
+                None if close => backend.shutdown().await.expect("closes"),
+                None => return seen,
+            }
+            continue;
+        }
+        match step {
+            Ok(Step::Head(head)) => seen.heads.push(head.status.as_u16()),
+            Ok(Step::Body) => {
+                seen.body.extend_from_slice(attempt.body());
+                attempt.taken(attempt.body().len());
+            }
+            Ok(Step::End) => {
+                seen.whole = true;
+                seen.again = attempt.finish().1.is_some();
+                return seen;
+            }
+            Err(_) => return seen,
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_the_same_however_it_is_split() {
+    for (answer, body, raw, again) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "hello", "hello", true),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "", "", true),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nhel\r\n2\r\nlo\r\n0\r\nX: y\r\n\r\n",
+            "hello",
+            "3;x\r\nhel\r\n2\r\nlo\r\n0\r\nX: y\r\n\r\n",
+            true,
+        ),
+        ("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello", "hello", "hello", false),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello, and more", "hello", "hello", false),
+    ] {
+        for split in 0..=answer.len() {
+            let (first, second) = answer.as_bytes().split_at(split);
+            let parts: Vec<&[u8]> = [first, second].into_iter().filter(|part| !part.is_empty()).collect();
+            for (decode, body) in [(true, body), (false, raw)] {
+                let seen = see(&parts, false, decode).await;
+                // What comes after the end may not be here yet when the answer is.
+                let again = if answer.ends_with("more") { seen.again } else { again };
+                let expected = Seen { heads: vec![200], body: body.into(), whole: true, again };
+                assert_eq!(seen, expected, "{answer} split at {split}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_the_connection_ends_an_answer_without_a_border_and_no_other() {
+    let seen = see(&[b"HTTP/1.0 200 OK\r\n\r\nhello"], true, true).await;
+    assert_eq!(seen, Seen { heads: vec![200], body: b"hello".into(), whole: true, again: false });
+    for cut in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n",
+    ] {
+        for decode in [true, false] {
+            assert!(!see(&[cut.as_bytes()], true, decode).await.whole, "{cut}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn interim_answers_come_before_the_answer() {
+    let all =
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n";
+    let seen = see(&[all], false, true).await;
+    assert_eq!(seen, Seen { heads: vec![100, 103, 204], body: Vec::new(), whole: true, again: true });
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_before_an_answer_says_what_had_left() {
+    let (mut unsent, backend) = attempt("GET / HTTP/1.1\r\n\r\n", true, true);
+    drop(backend);
+    poll_fn(|cx| unsent.poll_flush(cx)).await;
+    let failure = poll_fn(|cx| unsent.poll_answer(cx)).await.expect_err("no answer");
+    assert!(matches!(failure, Failure::Ended(_)) && unsent.written() == 0 && !unsent.is_answered());
+    let (mut sent, mut backend) = attempt("GET / HTTP/1.1\r\n\r\n", true, true);
+    poll_fn(|cx| sent.poll_flush(cx)).await;
+    let mut request = [0; 18];
+    backend.read_exact(&mut request).await.expect("the request");
+    drop(backend);
+    let failure = poll_fn(|cx| sent.poll_answer(cx)).await.expect_err("no answer");
+    assert!(matches!(failure, Failure::Ended(_)) && sent.written() == 18);
+}
+
+#[tokio::test]
+async fn a_request_that_was_not_read_leaves_no_connection_behind() {
+    let (mut attempt, mut backend) = attempt("POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n", false, true);
+    poll_fn(|cx| attempt.poll_flush(cx)).await;
+    assert_eq!(poll_fn(|cx| attempt.poll_upload(cx, b"half")).await, 4);
+    backend.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n").await.expect("room");
+    let head = poll_fn(|cx| attempt.poll_answer(cx)).await.expect("an answer");
+    assert!(matches!(head, Step::Head(head) if head.status == StatusCode::PAYLOAD_TOO_LARGE));
+    assert_eq!(attempt.head().first(&http::header::CONTENT_LENGTH), Some(&b"0"[..]));
+    assert_eq!(attempt.phrase(), b"Too Large");
+    assert_eq!(poll_fn(|cx| attempt.poll_answer(cx)).await.expect("its end"), Step::End);
+    assert!(attempt.wants_body() && attempt.finish().1.is_none());
+}
+
+#[tokio::test]
+async fn a_body_is_written_in_chunks() {
+    let (mut attempt, mut backend) = attempt("", false, true);
+    attempt.chunk(&[b'x'; 300]);
+    attempt.chunk(b"");
+    attempt.bytes(b"0\r\n\r\n");
+    attempt.complete();
+    poll_fn(|cx| attempt.poll_flush(cx)).await;
+    drop(attempt);
+    let mut written = Vec::new();
+    backend.read_to_end(&mut written).await.expect("all of it");
+    let expected = [&b"12c\r\n"[..], &[b'x'; 300], b"\r\n0\r\n\r\n"].concat();
+    assert_eq!(written, expected);
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_of_a_backend_are_a_fault_of_ours(
+        parts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..8),
+        head in any::<bool>(),
+        decode in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let start: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let parts: Vec<&[u8]> = head.then_some(start).into_iter().chain(parts.iter().map(Vec::as_slice)).collect();
+        runtime.block_on(see(&parts, true, decode));
+    }
+
+    #[test]
+    fn taking_chunks_off_gives_what_was_put_in(
+        data in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..50), 0..6),
+        cut in 1usize..40,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let mut stream = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        for chunk in &data {
+            stream.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+            stream.extend_from_slice(chunk);
+            stream.extend_from_slice(b"\r\n");
+        }
+        stream.extend_from_slice(b"0\r\n\r\n");
+        let parts: Vec<&[u8]> = stream.chunks(cut).collect();
+        let seen = runtime.block_on(see(&parts, false, true));
+        prop_assert_eq!(seen, Seen { heads: vec![200], body: data.concat(), whole: true, again: true });
+    }
+}
