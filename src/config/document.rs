@@ -14,7 +14,7 @@ use super::{
     },
     defaults::{self, Defaults},
     listener,
-    model::{AccessLog, Discover, LogFormat, LogTarget, Model, Process, Route, RouteAction, Upstream},
+    model::{AccessLog, Discover, Engine, LogFormat, LogTarget, Model, Process, Route, RouteAction, Upstream},
     process, reach, route,
     tree::{Node, Value},
     upstream,
@@ -77,6 +77,7 @@ pub(super) const ROOT: Table = Table {
         table("metrics", "off", &METRICS),
         value("state_file", "none: run-time changes end with the process"),
         value("reload_on_change", "false"),
+        value("engine", "exchange"),
         table("admin", "off", &admin::ADMIN),
     ],
 };
@@ -126,6 +127,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, root: &Node) -> Option<Model> {
     };
     let admin = admin::decode(d, fields.get("admin"), &certificates, &taken);
     let reload_on_change = fields.get("reload_on_change").map_or(Some(false), |item| d.boolean(&item));
+    let engine = fields.get("engine").map_or(Some(Engine::default()), |item| d.choice(&item, &Engine::WORDS));
     let state_file = state_file(d, &fields, process.as_ref(), access_log.as_ref(), upstreams.as_ref());
     defaults?;
 
@@ -142,6 +144,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, root: &Node) -> Option<Model> {
         state_file: state_file?,
         admin: admin?,
         reload_on_change: reload_on_change?,
+        engine: engine?,
     })
 }
 
@@ -261,6 +264,7 @@ fn catch_all(upstream: &Name) -> Route {
         }),
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
+        engine: None,
     }
 }
 

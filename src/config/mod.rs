@@ -13,6 +13,7 @@ mod difference;
 mod discover;
 mod document;
 mod effective;
+mod engine;
 mod guard;
 mod listener;
 pub mod model;

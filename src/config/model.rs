@@ -16,6 +16,7 @@ mod guard;
 
 pub use guard::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret};
 
+pub use super::engine::Engine;
 use crate::{
     policy::{
         access::Access, balance::Balance, headers::HeaderEdits, health::Thresholds, outlier::EjectPolicy,
@@ -55,6 +56,8 @@ pub struct Model {
     pub admin: Option<Admin>,
     /// Reload by itself when the file changes; default false.
     pub reload_on_change: bool,
+    /// Who moves the bytes of requests, where their route does not say.
+    pub engine: Engine,
 }
 
 /// The admin API.
@@ -412,6 +415,8 @@ pub struct Route {
     pub matches: RouteMatch,
     /// What a request must pass first.
     pub guards: Guards,
+    /// Who moves its bytes; `None` is as everywhere.
+    pub engine: Option<Engine>,
     /// What is done with the request.
     pub action: RouteAction,
     /// Edits of the request towards the backend.

@@ -99,11 +99,13 @@ pub(super) fn sections(model: &Model) -> Vec<Section<'_>> {
         state_file,
         admin: api,
         reload_on_change,
+        engine,
     } = model;
     let mut out = vec![at_reload("version", bare("1"))];
     process(pingora, &mut out);
     out.extend(state_file.as_ref().map(|file| by_upgrade("state_file", path(file))));
     out.push(at_reload("reload_on_change", bare(*reload_on_change)));
+    out.push(at_reload("engine", bare(engine.as_str())));
     out.push(at_reload("certificates", named(certificates, |one| certificate(one))));
     out.push(at_reload("listeners", self::listeners(listeners)));
     out.push(at_reload("upstreams", named(upstreams, upstream)));

@@ -8,7 +8,7 @@ use super::{
     address::dns_name,
     decode::{Decoder, Fields, Item, Table, table, value},
     guard,
-    model::{ProxyAction, Redirect, Respond, Route, RouteAction},
+    model::{Engine, ProxyAction, Redirect, Respond, Route, RouteAction},
 };
 use crate::{
     policy::{
@@ -30,6 +30,7 @@ pub(super) const ROUTE: Table = Table {
         guard::CONCURRENCY,
         guard::BASIC_AUTH,
         guard::FORWARD_AUTH,
+        value("engine", "as everywhere"),
         value("upstream", "one of upstream, redirect, respond"),
         value("strip_prefix", "nothing"),
         value("path", "raw"),
@@ -97,6 +98,7 @@ pub(super) fn decode<'t>(
         }
         let matches = fields.get("match").map_or(Some(RouteMatch::default()), |item| matches(d, &item));
         let guards = guard::guards(d, &fields);
+        let engine = fields.get("engine").map_or(Some(None), |item| d.choice(&item, &Engine::WORDS).map(Some));
         let action = action(d, &fields, upstreams);
         let request_headers = edits(d, fields.get("request_headers"), Head::Request);
         let response_headers = edits(d, fields.get("response_headers"), Head::Response);
@@ -111,6 +113,7 @@ pub(super) fn decode<'t>(
             action: action?,
             request_headers: request_headers?,
             response_headers: response_headers?,
+            engine: engine?,
         };
         Some((item.clone(), route))
     })

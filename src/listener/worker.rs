@@ -40,6 +40,9 @@ pub(super) const NEXT_REQUEST_GRACE: Duration = Duration::from_millis(500);
 /// The same for connections that have not sent their first request yet.
 pub(super) const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(2);
 
+/// How often idle connections to backends are looked at.
+const POOL_BEAT: Duration = Duration::from_secs(1);
+
 /// A worker before its start, as a Pingora service.
 pub struct Worker {
     index: usize,
@@ -125,6 +128,7 @@ impl Worker {
             self.listen(listening);
         }
         tokio::spawn(sweep(self.post.clone()));
+        tokio::spawn(tidy(self.post.clone()));
         let pulse = self.pulse.clone();
         tokio::spawn(async move { pulse.answer().await });
         self.started.fetch_add(1, Ordering::Release);
@@ -186,6 +190,15 @@ async fn sweep(post: Arc<Post>) {
             () = deadlines.nearer() => tokio::time::sleep(TICK).await,
             () = draining.begin(), if !begun => {}
         }
+    }
+}
+
+/// Closes connections to backends that are of no use any more.
+async fn tidy(post: Arc<Post>) {
+    let mut beat = tokio::time::interval(POOL_BEAT);
+    loop {
+        beat.tick().await;
+        post.kit.pool().sweep(Instant::now());
     }
 }
 

@@ -10,11 +10,12 @@ use pingora_proxy::Session;
 
 use super::{
     ctx::{RequestCtx, RequestStart},
-    edit, grpc_web, guard,
+    edit, exchange, grpc_web, guard,
     kit::Kit,
     reject,
 };
 use crate::{
+    config::model::Engine,
     policy::{
         forwarded::{ClientIdentity, is_client_cert_field},
         headers::{RequestId, is_websocket, valid_host, valid_request_id},
@@ -132,6 +133,11 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
             member.upstream.budget.on_request(kit.millis(ctx.started));
             if member.upstream.grpc_web {
                 grpc_web::request(session.req_header_mut(), &mut ctx.grpc_web);
+            }
+            let ours = member.upstream.exchange().is_some() && !session.is_upgrade_req();
+            if ours && route.engine != Engine::Pingora {
+                exchange::serve(kit, session, ctx).await?;
+                return Ok(true);
             }
             Ok(false)
         }

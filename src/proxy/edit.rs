@@ -78,6 +78,16 @@ pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &Req
     Ok(())
 }
 
+/// Takes out what the client said to us and not to the backend (RFC 9110 §7.6.1), framing that is ours to say included.
+pub(super) fn strip_request(upstream: &mut RequestHeader) {
+    let nominated: Vec<HeaderName> =
+        nominated_by_connection(&upstream.headers).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
+    // Trailers are not passed on.
+    for name in nominated.iter().chain(&HOP_BY_HOP).chain(&[header::TRAILER]) {
+        upstream.remove_header(name);
+    }
+}
+
 /// What a proxy is asked for in absolute form, it asks an origin for in origin form (RFC 9112 §3.2).
 fn origin_form(upstream: &mut RequestHeader) -> Result<()> {
     let Some(authority) = upstream.uri.authority() else { return Ok(()) };

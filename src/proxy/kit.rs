@@ -17,7 +17,11 @@ use super::{
     guard::Asking,
     reject,
 };
-use crate::{runtime::deadlines::Deadlines, telemetry::metrics::Metrics, types::Reason};
+use crate::{
+    runtime::{deadlines::Deadlines, line::Pool},
+    telemetry::metrics::Metrics,
+    types::Reason,
+};
 
 /// A worker's tools.
 pub struct Kit {
@@ -30,8 +34,11 @@ pub struct Kit {
     /// The second of the last warnings, and how many there were in it.
     warned: (AtomicU64, AtomicU64),
     asking: Asking,
+    pool: Pool,
 }
 
+/// Idle connections of a worker to one backend.
+const POOLED: usize = 128;
 /// Warnings of a worker in one second; what goes wrong for every request must not fill the disk.
 const WARNINGS: u64 = 10;
 
@@ -47,6 +54,7 @@ impl Kit {
             epoch,
             warned: Default::default(),
             asking: Asking::default(),
+            pool: Pool::new(POOLED),
         }
     }
 
@@ -108,6 +116,11 @@ impl Kit {
     /// Logs and counts a request that came to no phase.
     pub fn log_unserved(&self, current: &Current, info: &ConnInfo, unserved: Unserved) {
         finish::unserved(self, current, info, &unserved);
+    }
+
+    /// Idle connections to backends.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// For those who must show who they are.

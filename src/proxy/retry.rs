@@ -90,8 +90,9 @@ fn decide(kit: &Kit, session: &Session, ctx: &mut RequestCtx, kind: AttemptFailu
         return false;
     }
     // Who could not be connected to has had no work: trying another adds no load to those that are up, so that a dead
-    // backend does not use up the budget.
-    let costs = !matches!(kind, AttemptFailure::Connect | AttemptFailure::ConnectTimeout);
+    // backend does not use up the budget. Nor do stale connections, of which there are no more than were pooled.
+    let costs =
+        !matches!(kind, AttemptFailure::Connect | AttemptFailure::ConnectTimeout | AttemptFailure::StaleConnection);
     if costs && !member.upstream.budget.try_retry(member.upstream.retry.budget, kit.millis(Instant::now())) {
         member.metrics.retry_budget_exhausted.increment();
         return false;

@@ -14,6 +14,7 @@ use crate::{
     config::model::UpstreamProtocol,
     policy::proxy_protocol::Said,
     runtime::{
+        backend::Picked,
         peer::{self, TlsProfile},
         upstream::NoBackend,
     },
@@ -36,6 +37,7 @@ pub(super) fn peer(
     ctx: &mut RequestCtx,
     profile: &TlsProfile,
 ) -> Result<Box<HttpPeer>> {
+    backend(ctx)?;
     let current = ctx.current().cloned();
     let Some(member) = current.as_ref().and_then(|current| Some(current.member(ctx.upstream?))) else {
         return fail(ctx, Reason::Internal, "a request came to an upstream without a route");
@@ -45,26 +47,9 @@ pub(super) fn peer(
         return fail(ctx, Reason::Internal, "a request came to a proxy with other TLS settings than its upstream's");
     }
     let left = ctx.total_due.map(|due| due.saturating_duration_since(Instant::now()));
-    if left.is_some_and(|left| left.is_zero()) {
-        return fail(ctx, Reason::TotalTimeout, "no time left for another attempt");
-    }
-    ctx.picked = None;
-    let picked = match upstream.pick(ctx.client, &ctx.tried) {
-        Ok(picked) => picked,
-        // What the last attempt failed of says more than that no other is left.
-        Err(NoBackend::AllTried) if ctx.reason.is_some() => {
-            let reason = ctx.reason.unwrap_or(Reason::NoBackend);
-            return fail(ctx, reason, "every backend that is up was tried");
-        }
-        Err(NoBackend::NoAddress) => return fail(ctx, Reason::DnsFailure, "no backend has an address"),
-        Err(NoBackend::AllDown | NoBackend::AllTried) => return fail(ctx, Reason::NoBackend, "no backend is up"),
-    };
-    let Some(mut peer) = picked.peer() else {
+    let Some(mut peer) = ctx.picked.as_ref().and_then(Picked::peer) else {
         return fail(ctx, Reason::DnsFailure, "the backend has no address");
     };
-    if let Some(kind) = ctx.retry.take() {
-        member.metrics.retried(kind);
-    }
     if let Some(version) = upstream.proxy_protocol {
         let ends = ctx.info().and_then(ConnInfo::ends);
         peer::announce(&mut peer, version, ends.map_or(Said::Unknown, |(from, to)| Said::Client { from, to }));
@@ -74,11 +59,6 @@ pub(super) fn peer(
         peer.group_key ^= kit.random();
         ctx.fresh = Fresh::Done;
     }
-    ctx.attempts += 1;
-    (ctx.answered, ctx.judged) = (false, false);
-    ctx.attempt = member.backends.get(picked.backend().index).map(BackendMetrics::begin);
-    ctx.picked = Some(picked);
-    ctx.reason = None;
     let websocket = session.is_upgrade_req();
     if websocket && matches!(upstream.protocol, UpstreamProtocol::Http2 | UpstreamProtocol::H2c) {
         return fail(ctx, Reason::UpgradeFailed, "an upgrade was asked for, and the backends speak HTTP/2 only");
@@ -104,6 +84,43 @@ pub(super) fn peer(
     }
     ctx.read_timeout = peer.options.read_timeout.unwrap_or(Duration::MAX);
     Ok(peer)
+}
+
+/// Chooses the backend of the next attempt, and counts it.
+///
+/// # Errors
+/// There is no backend left, or no time.
+pub(super) fn backend(ctx: &mut RequestCtx) -> Result<()> {
+    let current = ctx.current().cloned();
+    let Some(member) = current.as_ref().and_then(|current| Some(current.member(ctx.upstream?))) else {
+        return fail(ctx, Reason::Internal, "a request came to an upstream without a route");
+    };
+    if ctx.total_due.is_some_and(|due| due <= Instant::now()) {
+        return fail(ctx, Reason::TotalTimeout, "no time left for another attempt");
+    }
+    ctx.picked = None;
+    let picked = match member.upstream.pick(ctx.client, &ctx.tried) {
+        Ok(picked) => picked,
+        // What the last attempt failed of says more than that no other is left.
+        Err(NoBackend::AllTried) if ctx.reason.is_some() => {
+            let reason = ctx.reason.unwrap_or(Reason::NoBackend);
+            return fail(ctx, reason, "every backend that is up was tried");
+        }
+        Err(NoBackend::NoAddress) => return fail(ctx, Reason::DnsFailure, "no backend has an address"),
+        Err(NoBackend::AllDown | NoBackend::AllTried) => return fail(ctx, Reason::NoBackend, "no backend is up"),
+    };
+    if !picked.backend().has_target() {
+        return fail(ctx, Reason::DnsFailure, "the backend has no address");
+    }
+    if let Some(kind) = ctx.retry.take() {
+        member.metrics.retried(kind);
+    }
+    ctx.attempts += 1;
+    (ctx.answered, ctx.judged) = (false, false);
+    ctx.attempt = member.backends.get(picked.backend().index).map(BackendMetrics::begin);
+    ctx.picked = Some(picked);
+    ctx.reason = None;
+    Ok(())
 }
 
 fn fail<T>(ctx: &mut RequestCtx, reason: Reason, why: &'static str) -> Result<T> {

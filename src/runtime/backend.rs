@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
@@ -297,6 +298,14 @@ impl BackendState {
         let mut peer = Box::new(self.peer.clone());
         peer._address = address.clone();
         Some(peer)
+    }
+
+    /// Where an own connection leads, and a number that only connections have which are made alike to the same address.
+    pub fn connection(&self) -> Option<(Arc<SocketAddr>, u64)> {
+        let target = self.target.load_full()?;
+        let mut hasher = DefaultHasher::new();
+        (self.peer.group_key, &*target).hash(&mut hasher);
+        Some((target, hasher.finish()))
     }
 
     /// The name in SNI, empty where the upstream has no TLS.

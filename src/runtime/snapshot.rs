@@ -11,7 +11,7 @@ use super::{
     upstream::Upstream,
 };
 use crate::{
-    config::model::{self, Model, Redirect, Respond},
+    config::model::{self, Engine, Model, Redirect, Respond},
     policy::{
         fields::Fields,
         forwarded::TrustedProxies,
@@ -79,6 +79,8 @@ pub struct Route {
     pub request_headers: HeaderEdits,
     /// Edits of the answer.
     pub response_headers: HeaderEdits,
+    /// Who moves the bytes of its plain requests.
+    pub engine: Engine,
 }
 
 /// What is done with a request.
@@ -132,8 +134,10 @@ impl Snapshot {
             .filter(|route| route.guards.is_some())
             .map(|route| (&route.name, route))
             .collect();
-        let route =
-            |route: &model::Route| Route::build(route, &places, routes_before.get(&route.name).copied(), &limit_seed);
+        let route = |route: &model::Route| {
+            let before = routes_before.get(&route.name).copied();
+            Route::build(route, model.engine, &places, before, &limit_seed)
+        };
         let rules = Rules {
             router: Router::new(model.routes.iter().map(|route| &route.matches)),
             routes: model.routes.iter().map(route).collect(),
@@ -255,6 +259,7 @@ pub fn choose(upstreams: &[(usize, Weight)], seed: u64) -> usize {
 impl Route {
     fn build(
         route: &model::Route,
+        engine: Engine,
         places: &HashMap<&Name, usize>,
         previous: Option<&Self>,
         seed: &Arc<LimitSeed>,
@@ -279,6 +284,7 @@ impl Route {
             action,
             request_headers: route.request_headers.clone(),
             response_headers: route.response_headers.clone(),
+            engine: route.engine.unwrap_or(engine),
         }
     }
 }

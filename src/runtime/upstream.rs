@@ -59,6 +59,8 @@ pub struct Upstream {
     pub grpc_web: bool,
     /// Counts requests and retries, kept over builds; the share is `retry.budget`.
     pub budget: Arc<RetryBudget>,
+    /// Opens connections of our own, where Pingora's upstream path is not needed.
+    exchange: Option<Arc<Connector>>,
     backends: Box<[Arc<BackendState>]>,
     balancer: LoadBalancer<Selection>,
     /// What `balancer` selects by; see [`Upstream::pick`].
@@ -138,6 +140,7 @@ impl Upstream {
             proxy_protocol: model.proxy_protocol,
             grpc_web: model.grpc_web,
             budget: previous.map(|previous| previous.budget.clone()).unwrap_or_default(),
+            exchange: is_plain(model).then_some(connector),
             backends,
             pool,
             balancer,
@@ -164,6 +167,11 @@ impl Upstream {
             None => None,
         };
         self.pool.choose(key, tried).map(|backend| Picked::new(backend.clone())).ok_or_else(|| self.why_none())
+    }
+
+    /// What opens connections past Pingora's upstream path; `None` where that is needed.
+    pub fn exchange(&self) -> Option<&Arc<Connector>> {
+        self.exchange.as_ref()
     }
 
     /// All backends, in the order of the file; a backend's `index` is its position.
@@ -235,6 +243,13 @@ impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream").field("name", &self.name).field("backends", &self.backends).finish_non_exhaustive()
     }
+}
+
+/// Whether its backends are spoken to in HTTP/1.1 and in nothing else, in plain text, and are told nothing of the client
+/// before.
+fn is_plain(model: &model::Upstream) -> bool {
+    let http1 = matches!(model.protocol, UpstreamProtocol::Auto | UpstreamProtocol::Http1);
+    http1 && model.tls.is_none() && model.proxy_protocol.is_none() && !model.grpc_web
 }
 
 fn members(

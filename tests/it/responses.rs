@@ -3,7 +3,11 @@
 
 use std::sync::Arc;
 
-use crate::support::{http1::get, origin::Origin, proxy::Proxy};
+use crate::support::{
+    http1::get,
+    origin::Origin,
+    proxy::{Config, Proxy},
+};
 
 /// An origin whose `/N` is the Nth of these answers, with what comes after it; `/` and everything else is `fine`. It
 /// keeps its connections where `keeps`.
@@ -174,11 +178,32 @@ async fn what_is_unusual_and_has_one_meaning_is_passed_on_in_order() {
         "HTTP/1.1 200 OK\nX-A: a b\nContent-Length: 5\n\nhello".to_owned(),
     ];
     let origin = answering(answers.clone(), true).await;
-    let proxy = Proxy::before(&[&origin]).await;
+    let proxy = Config::before(&[&origin], "engine: pingora").start().await;
     for (n, answer) in answers.iter().enumerate() {
         let reply = proxy.get(&format!("/{n}")).await;
         assert_eq!((reply.text().as_str(), reply.field("content-length")), ("hello", Some("5")), "{answer:?}");
         assert_eq!(reply.field("x-a"), (n > 0).then_some("a b"), "{answer:?}");
+    }
+}
+
+/// Our own client side is as strict with origins as the front is with clients.
+#[tokio::test]
+async fn the_exchange_passes_on_no_answer_that_two_parsers_could_read_in_two_ways() {
+    let answers = vec![
+        "HTTP/1.1 200 OK\r\nX-A: a\r\n  b\r\nContent-Length: 5\r\n\r\nhello".to_owned(),
+        "HTTP/1.1 200 OK\r\nX-A : a b\r\nContent-Length: 5\r\n\r\nhello".to_owned(),
+        "HTTP/1.1 200 OK\nX-A: a b\nContent-Length: 5\n\nhello".to_owned(),
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_owned(),
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello".to_owned(),
+    ];
+    let origin = answering(answers.clone(), true).await;
+    let proxy = Config::before(&[&origin], "engine: exchange").start().await;
+    for (n, answer) in answers.iter().enumerate() {
+        let reply = proxy.get(&format!("/{n}")).await;
+        let good = n == answers.len() - 1;
+        assert_eq!(reply.status(), if good { 200 } else { 502 }, "{answer:?}");
+        let reason = proxy.access_log(n + 1).await.remove(n)["reason"].clone();
+        assert_eq!(reason, if good { "ok" } else { "bad_response" }, "{answer:?}");
     }
 }
 
@@ -188,7 +213,7 @@ async fn what_is_unusual_and_has_one_meaning_is_passed_on_in_order() {
 async fn of_an_answer_with_a_length_and_a_coding_the_length_is_dropped() {
     let answer = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
     let origin = answering(vec![answer.to_owned()], true).await;
-    let proxy = Proxy::before(&[&origin]).await;
+    let proxy = Config::before(&[&origin], "engine: pingora").start().await;
     let reply = proxy.get("/0").await;
     assert_eq!((reply.text().as_str(), reply.field("content-length")), ("hello", None));
 }

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::Method;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
@@ -33,6 +33,8 @@ pub(super) struct Attempt<S> {
     written: u64,
     /// Nothing more of the request can be written.
     deaf: bool,
+    /// The backend took nothing for too long.
+    stalled: bool,
     /// The whole request was given to be written.
     complete: bool,
     /// Of the answer, and not given on yet.
@@ -102,6 +104,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             out,
             written: 0,
             deaf: false,
+            stalled: false,
             complete,
             ahead,
             answered: false,
@@ -167,8 +170,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.is_behind() {
             match ready!(Pin::new(&mut self.link).poll_write(cx, &self.out)) {
-                Ok(0) | Err(_) => self.deaf = true,
-                Ok(sent) => _ = self.sent(sent, 0),
+                Ok(sent @ 1..) => _ = self.sent(sent, 0),
+                failed => self.no_more(failed),
             };
         }
         if !self.deaf && ready!(Pin::new(&mut self.link).poll_flush(cx)).is_err() {
@@ -186,7 +189,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             }
             let parts = [io::IoSlice::new(&self.out), io::IoSlice::new(data)];
             match ready!(Pin::new(&mut self.link).poll_write_vectored(cx, &parts)) {
-                Ok(0) | Err(_) => self.deaf = true,
+                failed @ (Ok(0) | Err(_)) => self.no_more(failed),
                 Ok(sent) => {
                     let taken = self.sent(sent, data.len());
                     if taken > 0 || data.is_empty() {
@@ -195,6 +198,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                 }
             }
         }
+    }
+
+    fn no_more(&mut self, failed: io::Result<usize>) {
+        self.deaf = true;
+        // TCP_USER_TIMEOUT; the reading will only see an end.
+        self.stalled = failed.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+    }
+
+    /// Whether writing failed because the backend took nothing for too long.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled
     }
 
     /// Notes that so many bytes left; returns how many were not of `out`.
@@ -274,6 +288,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     /// The part of the body that is here, at [`Step::Body`].
     pub(super) fn body(&self) -> &[u8] {
         self.ahead.get(..self.body).unwrap_or_default()
+    }
+
+    /// As [`Attempt::body`], taken.
+    pub(super) fn split_body(&mut self) -> Bytes {
+        let body = std::mem::take(&mut self.body);
+        self.ahead.split_to(body.min(self.ahead.len())).freeze()
     }
 
     /// So many bytes of [`Attempt::body`] were given on.

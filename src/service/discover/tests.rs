@@ -170,6 +170,7 @@ fn model(upstreams: &[(&str, Discover)]) -> Arc<Model> {
         routes: Vec::new(),
         trusted_proxies: Vec::new(),
         via: None,
+        engine: model::Engine::default(),
         access_log: None,
         metrics: None,
         state_file: None,

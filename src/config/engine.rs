@@ -1,0 +1,24 @@
+//! Which way a plain request takes through the proxy.
+
+/// Who moves the bytes of plain requests: those to backends over HTTP/1.1 that ask for no upgrade. Others go through Pingora.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// Pingora reads requests, our own client side exchanges them with the backend.
+    #[default]
+    Exchange,
+    /// Pingora, all the way.
+    Pingora,
+}
+
+impl Engine {
+    /// The word in the file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Exchange => "exchange",
+            Self::Pingora => "pingora",
+        }
+    }
+
+    /// All of them, with their words.
+    pub const WORDS: [(&'static str, Self); 2] = [("exchange", Self::Exchange), ("pingora", Self::Pingora)];
+}

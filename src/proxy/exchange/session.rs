@@ -1,0 +1,297 @@
+//! Serves a request that Pingora's front has read over a connection of our own: the same phases as on Pingora's upstream
+//! path, in the same order; what differs is who moves the bytes to and from the backend.
+
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, Version, header};
+use pingora_core::{Error, ErrorType, OrErr, Result, protocols::http::HttpTask};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::Session;
+use tokio_util::either::Either;
+
+use super::{
+    super::{
+        ctx::{Fresh, RequestCtx},
+        edit,
+        kit::Kit,
+        retry, select, watch,
+    },
+    answer::{Body, Head},
+    attempt::{Attempt, Failure, Room, Step},
+};
+use crate::{
+    policy::{fields::Fields as _, framing::Border},
+    runtime::line::{Line, descriptor},
+    telemetry::metrics::ConnectionUse,
+};
+
+/// Parts of an answer that are given to the client at once.
+const PARTS: usize = 4;
+
+/// Asks backends until one answers, and gives its answer to the client.
+///
+/// # Errors
+/// None did, or the answer or the client broke off; the request's context says why.
+pub(in crate::proxy) async fn serve(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
+    loop {
+        match once(kit, session, ctx).await {
+            Err(error) if error.retry() => {}
+            done => return done,
+        }
+    }
+}
+
+/// One attempt.
+async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
+    select::backend(ctx)?;
+    ctx.read_timeout = Duration::MAX;
+    let (line, reused) = match connection(kit, ctx).await {
+        Ok(connected) => connected,
+        Err(error) => return Err(retry::after_connect(kit, session, ctx, error)),
+    };
+    ctx.upstream_fd = descriptor(&line);
+    ctx.reused = reused;
+    if let Some(member) = ctx.member() {
+        let used = if reused { ConnectionUse::Reused } else { ConnectionUse::Fresh };
+        member.metrics.connection(kit.index(), used);
+    }
+    let upstream = towards_backend(session, ctx)?;
+    watch::request_begins(kit, session, &upstream, ctx);
+    match exchange(session, ctx, line, &upstream).await {
+        Ok(again) => {
+            // Before the socket is another request's.
+            ctx.deadline.iter().for_each(|deadline| _ = deadline.disarm());
+            ctx.upstream_fd = -1;
+            if let (Some(line), Some((key, patience))) = (again, key(ctx)) {
+                kit.pool().put(key, line, Instant::now(), patience);
+            }
+            Ok(())
+        }
+        Err(error) => Err(retry::after_exchange(kit, session, ctx, error, reused)),
+    }
+}
+
+/// What the pool knows the backend's connections by, and how long it may keep one.
+fn key(ctx: &RequestCtx) -> Option<(u64, Duration)> {
+    let idle = ctx.member()?.upstream.timeouts.idle;
+    Some((ctx.picked.as_ref()?.backend().connection()?.1, idle))
+}
+
+/// A connection to the chosen backend, and whether it was used before.
+async fn connection(kit: &Kit, ctx: &mut RequestCtx) -> Result<(Line, bool)> {
+    let connector = ctx.member().and_then(|member| member.upstream.exchange().cloned());
+    let backend = ctx.picked.as_ref().and_then(|picked| picked.backend().connection());
+    let (Some(connector), Some((target, key))) = (connector, backend) else {
+        return Err(Error::explain(ErrorType::ConnectError, "the backend has no address"));
+    };
+    if ctx.fresh == Fresh::Needed {
+        ctx.fresh = Fresh::Done;
+    } else if let Some(line) = kit.pool().take(key, Instant::now()) {
+        return Ok((line, true));
+    }
+    let dialled = match ctx.total_due {
+        None => connector.dial(&target).await,
+        Some(due) => tokio::time::timeout_at(due.into(), connector.dial(&target))
+            .await
+            .unwrap_or_else(|_| Err(Error::explain(ErrorType::ConnectTimedout, "no time left for connecting"))),
+    };
+    dialled.map(|socket| (Either::Left(socket), false))
+}
+
+/// The backend's request.
+fn towards_backend(session: &Session, ctx: &RequestCtx) -> Result<RequestHeader> {
+    let mut upstream = session.req_header().clone();
+    upstream.set_version(Version::HTTP_11);
+    edit::strip_request(&mut upstream);
+    edit::request(session, &mut upstream, ctx)?;
+    Ok(upstream)
+}
+
+/// Whether the request's body goes in chunks; `None` where there is none. Says so in the head.
+fn framed(session: &mut Session, upstream: &RequestHeader) -> Option<bool> {
+    (!session.as_mut().is_body_empty()).then(|| !upstream.headers.contains_key(header::CONTENT_LENGTH))
+}
+
+fn write_head(head: &RequestHeader, chunked: bool, out: &mut BytesMut) {
+    out.put_slice(head.method.as_str().as_bytes());
+    out.put_u8(b' ');
+    out.put_slice(head.raw_path());
+    out.put_slice(b" HTTP/1.1\r\n");
+    for (name, value) in &head.headers {
+        out.put_slice(name.as_str().as_bytes());
+        out.put_slice(b": ");
+        out.put_slice(value.as_bytes());
+        out.put_slice(b"\r\n");
+    }
+    out.put_slice(if chunked { b"transfer-encoding: chunked\r\n\r\n" } else { b"\r\n" });
+}
+
+/// The request and its answer on `line`. Returns the connection where it may be used again.
+async fn exchange(
+    session: &mut Session,
+    ctx: &mut RequestCtx,
+    line: Line,
+    upstream: &RequestHeader,
+) -> Result<Option<Line>> {
+    let chunks = framed(session, upstream);
+    let mut room = Room::default();
+    room.out.reserve(1024);
+    write_head(upstream, chunks == Some(true), &mut room.out);
+    let mut attempt = Attempt::new(line, upstream.method.clone(), room, chunks.is_none(), true);
+    let chunked = chunks.unwrap_or_default();
+    session.as_mut().enable_retry_buffering();
+    let mut done = session.as_mut().is_body_done();
+    if chunks.is_some()
+        && let Some(sent_before) = session.as_ref().get_retry_buffer()
+    {
+        give(session, ctx, &mut attempt, Some(sent_before), done, chunked)?;
+    } else if chunks.is_some() && done {
+        give(session, ctx, &mut attempt, None, true, chunked)?;
+    }
+    loop {
+        let behind = attempt.is_behind();
+        let reads = done || (attempt.wants_body() && !behind);
+        tokio::select! {
+            body = session.as_mut().read_body_or_idle(done), if reads => {
+                let body = body.map_err(Error::into_down)?;
+                done = body.is_none() || session.as_mut().is_body_done();
+                give(session, ctx, &mut attempt, body, done, chunked)?;
+            }
+            step = poll_fn(|cx| {
+                let flushed = attempt.poll_flush(cx).is_ready();
+                match attempt.poll_answer(cx) {
+                    // There is room for the next part of the body.
+                    Poll::Pending if behind && flushed => Poll::Ready(None),
+                    step => step.map(Some),
+                }
+            }) => {
+                let Some(step) = step else { continue };
+                if step.is_err() && session.response_written().is_some() {
+                    // What the client has of the answer already must not wait for a rest that never comes.
+                    poll_fn(|cx| Poll::Ready(drop(pin!(session.as_mut().read_body_or_idle(true)).poll(cx)))).await;
+                }
+                if hand_on(session, ctx, &mut attempt, step).await? {
+                    return Ok(attempt.finish().1);
+                }
+                done |= session.as_mut().is_body_done();
+            }
+        }
+    }
+}
+
+/// A part of the request's body, or its end, on its way to the backend.
+fn give(
+    session: &Session,
+    ctx: &mut RequestCtx,
+    attempt: &mut Attempt<Line>,
+    body: Option<Bytes>,
+    end: bool,
+    chunked: bool,
+) -> Result<()> {
+    watch::request_body(session, body.as_ref(), end, ctx)?;
+    match &body {
+        Some(body) if chunked => attempt.chunk(body),
+        Some(body) => attempt.bytes(body),
+        None => {}
+    }
+    if end {
+        if chunked {
+            attempt.bytes(b"0\r\n\r\n");
+        }
+        attempt.complete();
+    }
+    Ok(())
+}
+
+/// What came of the answer on its way to the client. Returns whether it was the last of it.
+async fn hand_on(
+    session: &mut Session,
+    ctx: &mut RequestCtx,
+    attempt: &mut Attempt<Line>,
+    step: Result<Step, Failure>,
+) -> Result<bool> {
+    let mut tasks = Vec::with_capacity(2);
+    let mut step = step.map_err(|failure| failed(attempt, failure))?;
+    let end = loop {
+        match step {
+            Step::Head(head) => {
+                let mut answer = answer(attempt, &head)?;
+                watch::answer_begins(session, &mut answer, ctx)?;
+                let bodiless = head.body == Body::Bordered(Border::END);
+                let http11 = session.req_header().version == Version::HTTP_11;
+                if http11 && head.body == Body::UntilClose {
+                    // The client's connection need not end with the backend's.
+                    answer.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+                }
+                edit::response(session, &mut answer, ctx)?;
+                tasks.push(HttpTask::Header(answer, bodiless && !head.is_interim()));
+                if head.is_interim() {
+                    break false;
+                }
+            }
+            Step::Body => {
+                watch::answer_body(ctx);
+                tasks.push(HttpTask::Body(Some(attempt.split_body()), false));
+            }
+            Step::End => {
+                tasks.push(HttpTask::Done);
+                break true;
+            }
+        }
+        if tasks.len() >= PARTS {
+            break false;
+        }
+        // What is here already leaves in one write.
+        match attempt.poll_answer(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(next)) => step = next,
+            // A failure is met again.
+            Poll::Pending | Poll::Ready(Err(_)) => break false,
+        }
+    };
+    let over = session.write_response_tasks(tasks).await.map_err(Error::into_down)?;
+    Ok(over || end)
+}
+
+/// The answer's head as Pingora has it.
+fn answer(attempt: &Attempt<Line>, head: &Head) -> Result<Box<ResponseHeader>> {
+    let fields = attempt.head();
+    let mut answer = ResponseHeader::build_no_case(head.status, Some(fields.count() + 4))?;
+    answer.set_version(head.version);
+    for (name, value) in fields.each() {
+        let name = HeaderName::from_bytes(name).or_err(ErrorType::InvalidHTTPHeader, "a field's name")?;
+        let value = HeaderValue::from_bytes(value).or_err(ErrorType::InvalidHTTPHeader, "a field's value")?;
+        answer.append_header(name, value)?;
+    }
+    let phrase = std::str::from_utf8(attempt.phrase()).unwrap_or_default();
+    if head.status.canonical_reason() != Some(phrase) {
+        answer.set_reason_phrase(Some(phrase))?;
+    }
+    Ok(Box::new(answer))
+}
+
+/// A failure in Pingora's terms, which `retry` reads.
+#[cold]
+fn failed(attempt: &Attempt<Line>, failure: Failure) -> Box<Error> {
+    match failure {
+        Failure::Bad(why) => Error::explain(ErrorType::InvalidHTTPHeader, why),
+        Failure::Ended(cause) => {
+            let kind = match attempt.written() {
+                _ if attempt.is_stalled() => ErrorType::WriteTimedout,
+                0 => ErrorType::WriteError,
+                _ => ErrorType::ConnectionClosed,
+            };
+            match cause {
+                Some(cause) => Error::because(kind, "before an answer", cause),
+                None => Error::explain(kind, "before an answer"),
+            }
+        }
+        Failure::Truncated => Error::explain(ErrorType::ConnectionClosed, "within the answer"),
+    }
+    .into_up()
+}
