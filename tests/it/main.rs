@@ -16,6 +16,7 @@ mod drain;
 mod failures;
 mod framing;
 mod h2_abuse;
+mod h2_slow;
 mod harness;
 mod headers;
 mod health;
