@@ -58,6 +58,13 @@ until grep -q "metrics on" "$dir/rrlb.log"; do
     [ $tries -gt 0 ] || { cat "$dir/rrlb.log"; exit 1; }
     sleep 0.1
 done
+# Before the origin listens every answer is a 502, which some cases take for the wrong end.
+tries=50
+until python3 -c 'import socket, sys; socket.create_connection(("127.0.0.1", int(sys.argv[1])))' "$origin_port" 2> /dev/null; do
+    tries=$((tries - 1))
+    [ $tries -gt 0 ] || { cat "$dir/origin.log"; exit 1; }
+    sleep 0.1
+done
 failed=0
 "$h2spec" -S -h 127.0.0.1 -p "$h2c" > "$dir/h2c.txt" || failed=1
 "$h2spec" -S -t -k -h 127.0.0.1 -p "$tls" > "$dir/tls.txt" || failed=1

@@ -6,17 +6,19 @@ mod abuse;
 mod budget;
 mod frames;
 mod guard;
+mod pace;
 mod watch;
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use http::Method;
+use http::{Method, StatusCode, header};
 use pingora_core::{
     apps::HttpServerApp,
     protocols::{
@@ -27,16 +29,18 @@ use pingora_core::{
         },
     },
 };
+use pingora_http::ResponseHeader;
 use tokio::sync::Notify;
 
 pub(super) use self::abuse::AbuseLog;
 use self::{
-    guard::{Guard, Told},
+    guard::{Guard, Told, Word},
     watch::{Patience, Verdict},
 };
 use super::{Draining, Endpoint, conn::Conn, worker::Post};
 use crate::{
     proxy::{Cancel, ConnInfo, RequestStart, Unserved},
+    runtime::deadlines::Deadlines,
     telemetry::metrics::H2Abuse,
     types::Reason,
 };
@@ -79,19 +83,45 @@ pub(super) fn is_no_http1(bytes: &[u8]) -> bool {
 /// The same for a client that was idle: it has read its answers.
 const IDLE_GRACE: Duration = Duration::from_secs(2);
 
-/// Streams under way, for the idle timeout.
+/// Streams under way: for the idle timeout, and to end each.
 #[derive(Default)]
 struct Active {
     streams: AtomicUsize,
+    requests: Mutex<HashMap<u32, Arc<Cancel>>>,
     idle: Notify,
 }
 
-struct Stream(Arc<Active>);
+impl Active {
+    fn begin(self: &Arc<Self>, id: u32) -> Stream {
+        let cancel = Arc::<Cancel>::default();
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).insert(id, cancel.clone());
+        Stream { active: self.clone(), id, cancel }
+    }
+
+    /// Ends those requests. Returns whether a client that is too slow with a request has no other under way.
+    fn end(&self, slow: Vec<(u32, Reason)>, deadlines: &Deadlines) -> bool {
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut alone = false;
+        for (id, reason) in slow {
+            let ended = requests.get(&id).is_some_and(|cancel| cancel.end(reason, deadlines));
+            alone |= ended && reason == Reason::ClientTimeout && requests.len() == 1;
+        }
+        alone
+    }
+}
+
+struct Stream {
+    active: Arc<Active>,
+    id: u32,
+    cancel: Arc<Cancel>,
+}
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.0.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.idle.notify_one();
+        self.active.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        if self.active.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.active.idle.notify_one();
         }
     }
 }
@@ -102,7 +132,11 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
     conn.begin_h2(digest.clone());
     let limits = endpoint.model.limits;
     let told = Arc::<Told>::default();
-    let patience = Patience { header: limits.header_timeout, stall: limits.idle_timeout.min(STALL) };
+    let patience = Patience {
+        header: limits.header_timeout,
+        stall: limits.idle_timeout.min(STALL),
+        rate: limits.min_body_rate.map(|rate| rate.0),
+    };
     let guard = Box::new(Guard::new(conn, patience, told.clone()));
     let options = options(&endpoint);
     let opened = tokio::time::timeout(limits.header_timeout, handshake(guard, Some(options))).await;
@@ -113,12 +147,22 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
     let digest = Arc::new(Digest { proxy_digest: Some(digest), ..Digest::default() });
     let active = Arc::new(Active::default());
     let (mut draining, mut closing) = (post.draining.clone(), endpoint.place().follow());
-    let (mut leaving, mut requests, mut malformed) = (false, 0, 0);
+    let (mut leaving, mut requests, mut malformed, mut unheard) = (false, 0, 0, 0);
     let mut grace = LEAVE_GRACE;
     loop {
         let accepted = tokio::select! {
             biased;
-            verdict = told.verdict() => {
+            word = told.word() => {
+                let verdict = match word {
+                    Word::Over(verdict) => verdict,
+                    Word::Slow(slow) => {
+                        if active.end(slow, post.kit.deadlines()) && !leaving {
+                            connection.graceful_shutdown();
+                            (leaving, grace) = (true, IDLE_GRACE);
+                        }
+                        continue;
+                    }
+                };
                 if let Verdict::Ours(kind) = verdict {
                     connection.abrupt_shutdown(code(kind).into());
                 }
@@ -146,15 +190,20 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
         match accepted {
             Ok(Some(H2Accept::Session(session))) => {
                 requests += 1;
+                unheard += usize::from(leaving);
+                if unheard > STREAMS as usize {
+                    // More than can have been on their way when it was told to go.
+                    told.tell(Verdict::Ours(H2Abuse::GoawayIgnored));
+                    continue;
+                }
                 if requests >= endpoint.model.limits.requests_per_connection as usize && !leaving {
                     connection.graceful_shutdown();
                     leaving = true;
                 }
-                active.streams.fetch_add(1, Ordering::Relaxed);
-                let stream = Stream(active.clone());
+                let stream = active.begin(told.opened());
                 let (post, info, endpoint) = (post.clone(), info.clone(), endpoint.clone());
                 tokio::spawn(async move {
-                    request(&post, &info, &endpoint, session).await;
+                    request(&post, &info, &endpoint, session, &stream.cancel).await;
                     drop(stream);
                 });
             }
@@ -176,9 +225,11 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
 /// The error code of the GOAWAY.
 const fn code(kind: H2Abuse) -> u32 {
     const PROTOCOL_ERROR: u32 = 1;
+    const SETTINGS_TIMEOUT: u32 = 4;
     const ENHANCE_YOUR_CALM: u32 = 11;
     match kind {
         H2Abuse::Protocol => PROTOCOL_ERROR,
+        H2Abuse::SettingsTimeout => SETTINGS_TIMEOUT,
         _ => ENHANCE_YOUR_CALM,
     }
 }
@@ -191,10 +242,15 @@ async fn either(one: &mut Draining, other: &mut Draining) {
     }
 }
 
-async fn request(post: &Post, info: &Arc<ConnInfo>, endpoint: &Endpoint, session: HttpSession) {
+async fn request(
+    post: &Post,
+    info: &Arc<ConnInfo>,
+    endpoint: &Endpoint,
+    mut session: HttpSession,
+    cancel: &Arc<Cancel>,
+) {
     let seed = post.kit.random();
     let began = Instant::now();
-    let mut session = ServerSession::new_http2(session);
     // Cheap to keep, for a request that will not come to its own line in the log.
     let (method, uri) = (session.req_header().method.clone(), session.req_header().uri.clone());
     let unserved = |reason| Unserved {
@@ -208,7 +264,10 @@ async fn request(post: &Post, info: &Arc<ConnInfo>, endpoint: &Endpoint, session
     if method == Method::CONNECT {
         post.log_unserved(info, unserved(Reason::MethodNotAllowed));
     }
-    let cancel = Arc::new(Cancel::default());
+    if let Err(reason) = empty(&mut session, endpoint.model.limits.header_timeout, cancel).await {
+        return post.log_unserved(info, unserved(reason));
+    }
+    let mut session = ServerSession::new_http2(session);
     let current = post.current();
     let proxy = current.for_request(session.req_header(), seed);
     let start =
@@ -221,6 +280,44 @@ async fn request(post: &Post, info: &Arc<ConnInfo>, endpoint: &Endpoint, session
         // The stream is reset: the request is dropped with what it waits for, and there is nothing left to answer with.
         reason = cancel.cancelled() => post.log_unserved(info, unserved(reason)),
     }
+}
+
+/// Waits until a request that says that its body is empty has shown it: a backend on HTTP/1.1 takes it for whole at once
+/// (RFC 9113 §8.1.1).
+///
+/// # Errors
+/// There is a body, or no end in time.
+async fn empty(session: &mut HttpSession, patience: Duration, cancel: &Cancel) -> Result<(), Reason> {
+    let length = session.req_header().headers.get(header::CONTENT_LENGTH);
+    if length.and_then(|length| length.to_str().ok()?.parse().ok()) != Some(0_u64) {
+        return Ok(());
+    }
+    let end = async {
+        loop {
+            match session.read_body_bytes().await {
+                Ok(Some(part)) if part.is_empty() => {}
+                Ok(None) => return Ok(()),
+                Ok(Some(_)) => return Err(Reason::BadRequest),
+                Err(error) => {
+                    // What the h2 crate has found itself, and not been told.
+                    let found = error.to_string().contains("error detected");
+                    return Err(if found { Reason::BadRequest } else { Reason::ClientAborted });
+                }
+            }
+        }
+    };
+    let ended = tokio::select! {
+        ended = end => ended,
+        reason = cancel.cancelled() => Err(reason),
+        () = tokio::time::sleep(patience) => Err(Reason::ClientTimeout),
+    };
+    if ended == Err(Reason::ClientTimeout)
+        && let Ok(answer) = ResponseHeader::build(StatusCode::REQUEST_TIMEOUT, Some(0))
+    {
+        // Dropping the session resets the stream.
+        let _ = session.write_response_header(Box::new(answer), true);
+    }
+    ended
 }
 
 async fn idle(active: &Active, timeout: Duration) {

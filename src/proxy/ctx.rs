@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http::{HeaderValue, uri::PathAndQuery};
 use pingora_core::protocols::{http::bridge::grpc_web::GrpcWebCtx, raw_connect::ProxyDigest};
 use pingora_http::ResponseHeader;
@@ -22,7 +23,7 @@ use crate::{
     policy::{access::Access, forwarded::Scheme},
     runtime::{
         backend::{BackendState, Picked},
-        deadlines::Deadline,
+        deadlines::{Deadline, Deadlines, Wait},
         snapshot::{Member, Route},
     },
     telemetry::metrics::{AttemptInFlight, RequestInFlight},
@@ -243,11 +244,15 @@ pub struct RequestStart {
     pub cancel: Option<Arc<Cancel>>,
 }
 
-/// Ends a request of an HTTP/2 client to an HTTP/2 backend from outside: neither connection is the request's own.
+/// Ends a request of an HTTP/2 client from outside: the connection is not its own, and one to an HTTP/2 backend neither.
 #[derive(Debug, Default)]
 pub struct Cancel {
     pub(super) wake: Arc<Notify>,
     pub(super) reason: Mutex<Option<Reason>>,
+    /// The client was found too slow.
+    slow: AtomicBool,
+    /// The client may rest as it likes; `proxy/watch.rs` bounds its silence.
+    pub(super) at_leisure: AtomicBool,
 }
 
 impl Cancel {
@@ -255,6 +260,31 @@ impl Cancel {
     pub async fn cancelled(&self) -> Reason {
         self.wake.notified().await;
         self.reason.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(Reason::TotalTimeout)
+    }
+
+    /// Ends the request because its client is too slow: with an answer where a deadline can bring it about, else by
+    /// dropping it. Returns whether it does; who may rest goes on.
+    pub fn end(&self, reason: Reason, deadlines: &Deadlines) -> bool {
+        let upload = reason == Reason::ClientTimeout;
+        if upload && self.at_leisure.load(Ordering::Relaxed) {
+            return false;
+        }
+        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        self.slow.store(true, Ordering::Relaxed);
+        if !upload || !deadlines.hasten_of(self.owner(), Wait::Work, Instant::now(), Duration::ZERO) {
+            self.wake.notify_one();
+        }
+        true
+    }
+
+    /// See [`Cancel::end`].
+    pub(super) fn is_slow(&self) -> bool {
+        self.slow.load(Ordering::Relaxed)
+    }
+
+    /// Whose deadlines are this request's.
+    pub(super) fn owner(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 }
 
@@ -348,6 +378,10 @@ pub struct RequestCtx {
     pub(super) body_sent: bool,
     /// The request has a body, even if an empty one.
     pub(super) has_body: bool,
+    /// Bytes after which a backend on HTTP/1.1 takes the body for whole, though the client has not ended it.
+    pub(super) whole: Option<u64>,
+    /// The last byte of such a body, until its end is seen.
+    pub(super) held: Option<Bytes>,
     /// The attempt's connection came from the pool.
     pub(super) reused: bool,
     /// The last attempt failed on a stale connection, so the next is made on a fresh one; at most once.
@@ -391,6 +425,8 @@ impl RequestCtx {
             total_due: None,
             body_sent: false,
             has_body: false,
+            whole: None,
+            held: None,
             reused: false,
             fresh: Fresh::NotNeeded,
             retry: None,

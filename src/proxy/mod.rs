@@ -119,7 +119,7 @@ impl ProxyHttp for App {
         end: bool,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        watch::request_body(session, body.as_ref(), end, ctx)
+        watch::request_body(session, body, end, ctx)
     }
 
     async fn upstream_response_filter(

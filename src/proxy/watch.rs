@@ -8,7 +8,7 @@
 //! is dropped, which resets both streams: there is no answer then.
 
 use std::{
-    sync::PoisonError,
+    sync::{PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -43,6 +43,21 @@ pub(super) fn request_begins(kit: &Kit, session: &mut Session, upstream: &Reques
     let shared = upstream.version == Version::HTTP_2;
     let how = if shared { How::Read } else { How::Both };
     let mut cancel = None;
+    let mut owner = 0;
+    ctx.held = None;
+    ctx.whole = None;
+    if let Some(start) = ctx.start.as_ref().and_then(|start| start.cancel.as_ref()) {
+        owner = start.owner();
+        let request = session.req_header();
+        // A call may be silent for as long as it likes, once it is answered; until then for `READ_TIMEOUT`.
+        let call = request.headers.get(header::CONTENT_TYPE);
+        let call = shared && call.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        start.at_leisure.store(call, Ordering::Relaxed);
+        if !shared && body {
+            let length = request.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+            ctx.whole = length.and_then(|length| length.parse().ok());
+        }
+    }
     if shared {
         ctx.upstream_fd = ctx.info().map_or(-1, ConnInfo::fd);
         cancel = ctx.start.as_ref().and_then(|start| start.cancel.as_ref()).map(|cancel| cancel.wake.clone());
@@ -54,7 +69,7 @@ pub(super) fn request_begins(kit: &Kit, session: &mut Session, upstream: &Reques
     }
     match &ctx.deadline {
         Some(deadline) => deadline.set_how(how),
-        None => ctx.deadline = Some(kit.deadlines().guard(how)),
+        None => ctx.deadline = Some(kit.deadlines().guard_of(owner, how)),
     }
     if let Some(deadline) = &ctx.deadline {
         deadline.wake(cancel);
@@ -81,7 +96,9 @@ fn wait_for_body(session: &Session, ctx: &mut RequestCtx) {
 ///
 /// # Errors
 /// The body is larger than the listener allows. The backend's connection ends, so that it never sees a whole request.
-pub(super) fn request_body(session: &Session, body: Option<&Bytes>, end: bool, ctx: &mut RequestCtx) -> Result<()> {
+pub(super) fn request_body(session: &Session, body: &mut Option<Bytes>, end: bool, ctx: &mut RequestCtx) -> Result<()> {
+    hold(session, body, end, ctx);
+    let body = body.as_ref();
     ctx.body_sent |= body.is_some_and(|body| !body.is_empty()) || (end && ctx.has_body);
     if ctx.upgraded {
         renew(ctx);
@@ -103,6 +120,24 @@ pub(super) fn request_body(session: &Session, body: Option<&Bytes>, end: bool, c
         wait_for(ctx, Waiting::FirstByte, first_byte);
     }
     Ok(())
+}
+
+/// Keeps the last byte of a body whose length was declared until an HTTP/2 client has ended it: when more comes, the
+/// request is malformed (RFC 9113 §8.1.1), and a backend on HTTP/1.1 must not have seen it whole.
+fn hold(session: &Session, body: &mut Option<Bytes>, end: bool, ctx: &mut RequestCtx) {
+    if end {
+        let Some(held) = ctx.held.take() else { return };
+        *body = Some(match body.take() {
+            Some(part) if !part.is_empty() => Bytes::from([held, part].concat()),
+            _ => held,
+        });
+    } else if ctx.whole.is_some_and(|whole| session.body_bytes_read() as u64 >= whole)
+        && ctx.held.is_none()
+        && let Some(part) = body
+        && !part.is_empty()
+    {
+        ctx.held = Some(part.split_off(part.len() - 1));
+    }
 }
 
 /// The answer's head has come.
@@ -206,11 +241,15 @@ fn renew(ctx: &RequestCtx) {
 }
 
 /// Arms the deadline for `waiting`, or for the end of the request where that is nearer.
-fn wait_for(ctx: &mut RequestCtx, waiting: Waiting, patience: Option<Duration>) {
+fn wait_for(ctx: &mut RequestCtx, waiting: Waiting, mut patience: Option<Duration>) {
     ctx.waiting = waiting;
     ctx.patience = patience;
     let mut grace = Duration::ZERO;
     if let Some(cancel) = ctx.start.as_ref().and_then(|start| start.cancel.as_ref()) {
+        if cancel.is_slow() {
+            // The client was found too slow while the deadline that is to end it was set anew.
+            patience = Some(Duration::ZERO);
+        }
         let total = ctx.total_due.is_some_and(|due| patience.is_none_or(|patience| due <= Instant::now() + patience));
         let reason = if total { Reason::TotalTimeout } else { late(ctx, waiting) };
         *cancel.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
@@ -231,6 +270,9 @@ fn wait_for(ctx: &mut RequestCtx, waiting: Waiting, patience: Option<Duration>) 
 pub(super) fn late(ctx: &RequestCtx, waiting: Waiting) -> Reason {
     if ctx.total_due.is_some_and(|due| due <= Instant::now()) {
         return Reason::TotalTimeout;
+    }
+    if ctx.start.as_ref().and_then(|start| start.cancel.as_ref()).is_some_and(|cancel| cancel.is_slow()) {
+        return Reason::ClientTimeout;
     }
     match waiting {
         Waiting::Body => Reason::ClientTimeout,

@@ -165,8 +165,8 @@ impl Deadlines {
         }
     }
 
-    /// As [`Deadlines::hasten`], for those of one owner; the sweep is told.
-    pub fn hasten_of(&self, owner: usize, wait: Wait, now: Instant, rest: Duration) {
+    /// As [`Deadlines::hasten`], for those of one owner; the sweep is told. Returns whether there were any.
+    pub fn hasten_of(&self, owner: usize, wait: Wait, now: Instant, rest: Duration) -> bool {
         let latest = self.millis(now + rest);
         let mut table = self.lock();
         let of = |entry: &&mut Entry| entry.state == State::Armed && entry.wait == wait && entry.owner == owner;
@@ -180,6 +180,7 @@ impl Deadlines {
             drop(table);
             self.nearer.notify_one();
         }
+        any
     }
 
     fn millis(&self, at: Instant) -> u64 {

@@ -53,6 +53,13 @@ pub(super) enum Found<'a> {
     End(Head, &'a [u8]),
 }
 
+/// What follows what was found; a stop counts where a frame has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    GoOn,
+    Stop,
+}
+
 /// Where in the frames a stream is.
 #[derive(Debug)]
 pub(super) struct Frames {
@@ -82,12 +89,14 @@ impl Frames {
         self.have > 0 && !(self.have == HEAD && self.head.kind == DATA && !self.preface)
     }
 
-    /// Tells `see` what is found in the next bytes, until it fails.
+    /// Tells `see` what is found in the next bytes, until it fails, or stops at the end of a frame. Returns how many
+    /// bytes were looked at.
     pub(super) fn feed<E>(
         &mut self,
-        mut data: &[u8],
-        mut see: impl FnMut(Found<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+        all: &[u8],
+        mut see: impl FnMut(Found<'_>) -> Result<Then, E>,
+    ) -> Result<usize, E> {
+        let mut data = all;
         loop {
             if self.have < HEAD {
                 let take = data.len().min(HEAD - self.have);
@@ -95,7 +104,7 @@ impl Frames {
                 self.have += take;
                 data = &data[take..];
                 if self.have < HEAD {
-                    return Ok(());
+                    return Ok(all.len());
                 }
                 self.begin(&mut see)?;
             }
@@ -104,25 +113,26 @@ impl Frames {
             self.left -= take;
             data = &data[take..];
             if self.left > 0 {
-                return Ok(());
+                return Ok(all.len());
             }
             self.have = 0;
-            if !std::mem::take(&mut self.preface) {
-                see(Found::End(self.head, &self.bytes[..self.kept]))?;
+            if !std::mem::take(&mut self.preface) && see(Found::End(self.head, &self.bytes[..self.kept]))? == Then::Stop
+            {
+                return Ok(all.len() - data.len());
             }
         }
     }
 
-    fn begin<E>(&mut self, see: &mut impl FnMut(Found<'_>) -> Result<(), E>) -> Result<(), E> {
+    fn begin<E>(&mut self, see: &mut impl FnMut(Found<'_>) -> Result<Then, E>) -> Result<(), E> {
         let mut head = [0; HEAD];
         head.copy_from_slice(&self.bytes[..HEAD]);
         self.head = Head::parse(&head);
         self.left = usize::try_from(self.head.length).unwrap_or(usize::MAX);
         self.kept = 0;
-        see(Found::Head(self.head))
+        see(Found::Head(self.head)).map(|_| ())
     }
 
-    fn keep<E>(&mut self, data: &[u8], see: &mut impl FnMut(Found<'_>) -> Result<(), E>) -> Result<(), E> {
+    fn keep<E>(&mut self, data: &[u8], see: &mut impl FnMut(Found<'_>) -> Result<Then, E>) -> Result<(), E> {
         match self.head.kind {
             _ if self.preface => {}
             SETTINGS => {

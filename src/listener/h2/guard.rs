@@ -4,12 +4,16 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
 use pingora_core::{
     listeners::ALPN,
     protocols::{
@@ -24,26 +28,54 @@ use tokio::{
 };
 
 use super::watch::{Patience, Verdict, Watch};
-use crate::listener::conn::Conn;
+use crate::{listener::conn::Conn, types::Reason};
 
 /// What a client may still send after GOAWAY before the connection is closed under it, which may cost it the GOAWAY.
 const LINGER_BYTES: usize = 1024 * 1024;
+
+/// What is told to who serves the connection.
+#[derive(Debug)]
+pub(super) enum Word {
+    /// It ends.
+    Over(Verdict),
+    /// These streams are too slow.
+    Slow(Vec<(u32, Reason)>),
+}
 
 /// Where the verdict is told.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     verdict: OnceLock<Verdict>,
+    slow: Mutex<Vec<(u32, Reason)>>,
+    opened: AtomicU32,
     wake: Notify,
 }
 
 impl Told {
-    /// Waits for a verdict.
-    pub(super) async fn verdict(&self) -> Verdict {
+    /// Waits for the next word.
+    pub(super) async fn word(&self) -> Word {
         loop {
             if let Some(verdict) = self.verdict.get() {
-                return *verdict;
+                return Word::Over(*verdict);
+            }
+            let slow = std::mem::take(&mut *self.slow.lock().unwrap_or_else(PoisonError::into_inner));
+            if !slow.is_empty() {
+                return Word::Slow(slow);
             }
             self.wake.notified().await;
+        }
+    }
+
+    /// The stream whose request was accepted just now. The h2 crate keeps it for itself, so the guard lets it have one
+    /// request at a time.
+    pub(super) fn opened(&self) -> u32 {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    fn slow(&self, slow: Vec<(u32, Reason)>) {
+        if !slow.is_empty() {
+            self.slow.lock().unwrap_or_else(PoisonError::into_inner).extend(slow);
+            self.wake.notify_one();
         }
     }
 
@@ -72,21 +104,38 @@ pub(super) struct Guard {
     alarm: Option<Pin<Box<Sleep>>>,
     /// What may still be read and thrown away.
     linger: usize,
+    /// Read behind a request that must be accepted first.
+    ahead: BytesMut,
+    /// A request has been given on; the one who reads it is sent to accept it before it gets more.
+    opened: bool,
 }
 
 impl Guard {
     pub(super) fn new(conn: Box<Conn>, patience: Patience, told: Arc<Told>) -> Self {
         let tick = (patience.header.min(patience.stall) / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
         let watch = Watch::new(patience, Instant::now());
-        Self { conn, watch, told, over: false, tick, alarm: None, linger: LINGER_BYTES }
+        let (linger, ahead) = (LINGER_BYTES, BytesMut::new());
+        Self { conn, watch, told, over: false, tick, alarm: None, linger, ahead, opened: false }
     }
 
-    fn judge(&mut self, judged: Result<(), Verdict>) {
-        if let Err(verdict) = judged {
+    fn judge<T: Default>(&mut self, judged: Result<T, Verdict>) -> T {
+        judged.unwrap_or_else(|verdict| {
             // After its own GOAWAY the h2 crate reads no more by itself.
             self.over = true;
             self.told.tell(verdict);
+            T::default()
+        })
+    }
+
+    /// Looks at what is read; returns how much of it to give on.
+    fn receive(&mut self, bytes: &[u8]) -> usize {
+        let judged = self.watch.received(bytes, Instant::now());
+        let taken = self.judge(judged);
+        if let Some(stream) = self.watch.opened() {
+            self.told.opened.store(stream, Ordering::Relaxed);
+            self.opened = true;
         }
+        taken
     }
 
     /// Looks at the clock now and then, while something waits for the client.
@@ -103,7 +152,9 @@ impl Guard {
             }
             let now = Instant::now();
             alarm.as_mut().reset((now + tick).into());
-            self.judge(self.watch.late(now));
+            let late = self.watch.late(now);
+            let slow = self.judge(late);
+            self.told.slow(slow);
         }
     }
 
@@ -125,18 +176,38 @@ impl AsyncRead for Guard {
         if this.over {
             return Poll::Pending; // whoever was told drives the connection to its end
         }
+        if std::mem::take(&mut this.opened) {
+            // Who asks again has understood the request. It accepts it when there is nothing more to read for now.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if !this.ahead.is_empty() {
+            let ahead = std::mem::take(&mut this.ahead);
+            let taken = this.receive(&ahead[..ahead.len().min(buf.remaining())]);
+            if this.over {
+                return Poll::Pending;
+            }
+            buf.put_slice(&ahead[..taken]);
+            this.ahead = ahead;
+            this.ahead.advance(taken);
+            if this.ahead.is_empty() {
+                this.ahead = BytesMut::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut *this.conn).poll_read(cx, buf);
         if read.is_pending() {
             this.look(cx);
             return Poll::Pending;
         }
-        let judged = this.watch.received(&buf.filled()[before..], Instant::now());
-        this.judge(judged);
+        let taken = this.receive(&buf.filled()[before..]);
         if this.over {
             buf.set_filled(before);
             return Poll::Pending;
         }
+        this.ahead.extend_from_slice(&buf.filled()[before + taken..]);
+        buf.set_filled(before + taken);
         read
     }
 }

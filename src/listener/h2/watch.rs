@@ -11,10 +11,11 @@ use super::{
     budget::Budget,
     frames::{
         ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Found, Frames, GOAWAY, HEADERS, Head, PING, RST_STREAM,
-        SETTINGS, WINDOW_UPDATE,
+        SETTINGS, Then, WINDOW_UPDATE,
     },
+    pace::Pace,
 };
-use crate::telemetry::metrics::H2Abuse;
+use crate::{telemetry::metrics::H2Abuse, types::Reason};
 
 /// Opening a closed window by less than this is what a dribble is made of.
 const CRUMB: u32 = 256;
@@ -23,6 +24,8 @@ const STREAMS: usize = 512;
 const INITIAL_WINDOW: i64 = 65_535;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 const ENHANCE_YOUR_CALM: u32 = 11;
+/// As long as this nobody is silent in an upload, however much came before.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +34,8 @@ pub(super) struct Patience {
     pub(super) header: Duration,
     /// While answers wait and the client takes nothing.
     pub(super) stall: Duration,
+    /// Bytes per second of each stream, where something is asked.
+    pub(super) rate: Option<u64>,
 }
 
 /// Why a connection ends, and who ends it.
@@ -44,8 +49,32 @@ pub(super) enum Verdict {
 
 #[derive(Debug)]
 struct Stream {
+    /// What we may send.
     window: i64,
+    /// What the client may send.
+    room: i64,
+    /// The request has not ended.
+    sending: bool,
+    /// The answer has begun and not ended.
     answered: bool,
+    upload: Pace,
+    answer: Pace,
+    /// Was found too slow.
+    judged: bool,
+}
+
+impl Stream {
+    /// Notes whom it waits for. After an answer has begun, a request may rest: both sides of a call may talk when they
+    /// like. `room`: the client may send on the connection.
+    fn settle(&mut self, room: bool, now: Instant) {
+        self.upload.waits(self.sending && !self.answered && self.room > 0 && room, now);
+        self.answer.waits(self.starved(), now);
+    }
+
+    /// Whether its answer waits for its own window.
+    fn starved(&self) -> bool {
+        self.answered && self.window <= 0
+    }
 }
 
 #[derive(Debug)]
@@ -56,6 +85,7 @@ pub(super) struct Watch {
     rules: Rules,
     /// Since when the socket takes nothing.
     blocked: Option<Instant>,
+    began: Instant,
 }
 
 #[derive(Debug)]
@@ -65,6 +95,18 @@ struct Rules {
     last_stream: u32,
     initial_window: i64,
     window: i64,
+    /// The same for what the client may send.
+    initial_room: i64,
+    room: i64,
+    /// Of all answers, while the connection's window is closed.
+    answers: Pace,
+    rate: Option<u64>,
+    stall: Duration,
+    /// Our SETTINGS has been acknowledged.
+    acknowledged: bool,
+    /// The stream that the header block under way opens, and the last that was opened.
+    opening: Option<u32>,
+    newest: u32,
     /// The first SETTINGS has come.
     settled: bool,
     /// A header block has begun and not ended.
@@ -83,16 +125,26 @@ impl Watch {
             last_stream: 0,
             initial_window: INITIAL_WINDOW,
             window: INITIAL_WINDOW,
+            initial_room: INITIAL_WINDOW,
+            room: INITIAL_WINDOW,
+            answers: Pace::new(),
+            rate: patience.rate,
+            stall: patience.stall,
+            acknowledged: false,
+            opening: None,
+            newest: 0,
             settled: false,
             in_block: false,
             begun: Some(now),
             moved: now,
         };
-        Self { patience, received: Frames::from_client(), sent: Frames::from_server(), rules, blocked: None }
+        let (received, sent) = (Frames::from_client(), Frames::from_server());
+        Self { patience, received, sent, rules, blocked: None, began: now }
     }
 
-    /// The client has sent this.
-    pub(super) fn received(&mut self, bytes: &[u8], now: Instant) -> Result<(), Verdict> {
+    /// The client has sent this. Returns how much of it to go on with: no further than a header block that opens a
+    /// stream, see [`Watch::opened`].
+    pub(super) fn received(&mut self, bytes: &[u8], now: Instant) -> Result<usize, Verdict> {
         let rules = &mut self.rules;
         let fed = self.received.feed(bytes, |found| rules.received(found, now));
         if rules.settled && !rules.in_block && !self.received.within() {
@@ -103,10 +155,15 @@ impl Watch {
         fed.map_err(Verdict::Ours)
     }
 
+    /// The stream that was opened last, if one was since this was asked.
+    pub(super) fn opened(&mut self) -> Option<u32> {
+        self.rules.opening.take_if(|_| !self.rules.in_block)
+    }
+
     /// This is on its way to the client.
     pub(super) fn sent(&mut self, bytes: &[u8], now: Instant) -> Result<(), Verdict> {
         let rules = &mut self.rules;
-        self.sent.feed(bytes, |found| rules.sent(found, now))
+        self.sent.feed(bytes, |found| rules.sent(found, now).map(|()| Then::GoOn)).map(|_| ())
     }
 
     /// The socket takes bytes, or does not.
@@ -116,11 +173,12 @@ impl Watch {
 
     /// Whether time alone may lead to a verdict.
     pub(super) fn waits(&self) -> bool {
-        self.rules.begun.is_some() || self.blocked.is_some() || !self.rules.streams.is_empty()
+        let rules = &self.rules;
+        rules.begun.is_some() || self.blocked.is_some() || !rules.acknowledged || !rules.streams.is_empty()
     }
 
-    /// Whether something has taken too long.
-    pub(super) fn late(&self, now: Instant) -> Result<(), Verdict> {
+    /// Whether something has taken too long. Returns the streams that are too slow, each once, and why.
+    pub(super) fn late(&mut self, now: Instant) -> Result<Vec<(u32, Reason)>, Verdict> {
         let over = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
         let rules = &self.rules;
         if rules.begun.is_some_and(|begun| over(begun, self.patience.header)) {
@@ -130,36 +188,87 @@ impl Watch {
         if blocked || (over(rules.moved, self.patience.stall) && rules.starved()) {
             return Err(Verdict::Ours(H2Abuse::Stall));
         }
-        Ok(())
+        if !rules.acknowledged && over(self.began, self.patience.header) {
+            return Err(Verdict::Ours(H2Abuse::SettingsTimeout));
+        }
+        self.rules.slow(now)
     }
 }
 
 impl Rules {
-    fn received(&mut self, found: Found<'_>, now: Instant) -> Result<(), H2Abuse> {
+    fn received(&mut self, found: Found<'_>, now: Instant) -> Result<Then, H2Abuse> {
         match found {
             Found::Head(head) => {
                 if !std::mem::replace(&mut self.settled, true) && (head.kind != SETTINGS || head.has(ACK)) {
                     return Err(H2Abuse::Protocol);
                 }
-                self.begins(head, now)
+                self.begins(head, now)?;
             }
             Found::Setting(INITIAL_WINDOW_SIZE, size) => {
                 let by = i64::from(size) - self.initial_window;
                 self.initial_window = i64::from(size);
                 self.streams.values_mut().for_each(|stream| stream.window += by);
-                Ok(())
+                self.settle(now);
             }
-            Found::Setting(..) => Ok(()),
-            Found::End(head, payload) => {
-                match head.kind {
-                    HEADERS | CONTINUATION => self.in_block = !head.has(END_HEADERS),
-                    RST_STREAM => drop(self.streams.remove(&head.stream)),
-                    WINDOW_UPDATE => return self.opened(head.stream, number(payload, 0), now),
-                    _ => {}
+            Found::Setting(..) => {}
+            Found::End(head, payload) => match head.kind {
+                HEADERS | CONTINUATION => {
+                    self.in_block = !head.has(END_HEADERS);
+                    if !self.in_block && self.opening.is_some() {
+                        return Ok(Then::Stop);
+                    }
                 }
-                Ok(())
-            }
+                DATA if head.has(END_STREAM) => self.ended(head.stream, now),
+                RST_STREAM => drop(self.streams.remove(&head.stream)),
+                WINDOW_UPDATE => self.opened(head.stream, number(payload, 0), now)?,
+                _ => {}
+            },
         }
+        Ok(Then::GoOn)
+    }
+
+    /// Each stream, after what changes for all.
+    fn settle(&mut self, now: Instant) {
+        let (room, closed) = (self.room > 0, self.window <= 0);
+        let mut waits = false;
+        for stream in self.streams.values_mut() {
+            stream.settle(room, now);
+            waits |= closed && stream.answered;
+        }
+        self.answers.waits(waits, now);
+    }
+
+    /// The request has ended.
+    fn ended(&mut self, stream: u32, now: Instant) {
+        let room = self.room > 0;
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            stream.sending = false;
+            stream.settle(room, now);
+        }
+    }
+
+    /// The streams that are too slow; all of those whose answers wait are one stall.
+    fn slow(&mut self, now: Instant) -> Result<Vec<(u32, Reason)>, Verdict> {
+        if self.rate.is_none() {
+            return Ok(Vec::new());
+        }
+        let stall = Err(Verdict::Ours(H2Abuse::Stall));
+        if self.answers.late(now) {
+            return stall;
+        }
+        let all = self.streams.values().all(Stream::starved);
+        let mut slow = Vec::new();
+        for (id, stream) in self.streams.iter_mut().filter(|(_, stream)| !stream.judged) {
+            let reason = match (stream.upload.late(now), stream.answer.late(now)) {
+                (true, _) => Reason::ClientTimeout,
+                (_, true) if all => return stall,
+                (_, true) => Reason::TooSlow,
+                (false, false) => continue,
+            };
+            stream.judged = true;
+            slow.push((*id, reason));
+        }
+        Ok(slow)
     }
 
     fn begins(&mut self, head: Head, now: Instant) -> Result<(), H2Abuse> {
@@ -167,13 +276,30 @@ impl Rules {
             DATA => {
                 if head.length > 0 {
                     self.moved = now;
+                    self.uploaded(head, now);
                 }
                 Ok(())
             }
             HEADERS => {
+                if head.stream > self.newest {
+                    self.newest = head.stream;
+                    self.opening = Some(head.stream);
+                } else if head.has(END_STREAM) {
+                    self.ended(head.stream, now);
+                }
                 if head.stream > self.last_stream && self.streams.len() < STREAMS {
                     self.last_stream = head.stream;
-                    self.streams.insert(head.stream, Stream { window: self.initial_window, answered: false });
+                    let mut stream = Stream {
+                        window: self.initial_window,
+                        room: self.initial_room,
+                        sending: !head.has(END_STREAM),
+                        answered: false,
+                        upload: Pace::new(),
+                        answer: Pace::new(),
+                        judged: false,
+                    };
+                    stream.settle(self.room > 0, now);
+                    self.streams.insert(head.stream, stream);
                     self.budget.earn(H2Abuse::Priority, 4);
                     self.budget.earn(H2Abuse::WindowUpdate, 2);
                     self.moved = now;
@@ -184,7 +310,10 @@ impl Rules {
             // Some clients answer what still comes on a stream that they have forgotten with a reset for each frame.
             RST_STREAM => self.budget.take(H2Abuse::WindowUpdate, 1, now).map_err(|_| H2Abuse::Reset),
             // A large one costs more: each holds up to 2730 settings.
-            SETTINGS => self.budget.take(H2Abuse::Settings, 1 + head.length / 64, now),
+            SETTINGS => {
+                self.acknowledged |= head.has(ACK);
+                self.budget.take(H2Abuse::Settings, 1 + head.length / 64, now)
+            }
             PING => self.budget.take(H2Abuse::Ping, 1, now),
             WINDOW_UPDATE => self.budget.take(H2Abuse::WindowUpdate, 1, now),
             CONTINUATION => Ok(()),
@@ -192,16 +321,78 @@ impl Rules {
         }
     }
 
+    /// A part of a body comes; its frame pays when it begins, however slowly the rest of it comes.
+    fn uploaded(&mut self, head: Head, now: Instant) {
+        let length = i64::from(head.length);
+        let was = self.room > 0;
+        self.room -= length;
+        let room = self.room > 0;
+        if let Some(stream) = self.streams.get_mut(&head.stream) {
+            stream.room -= length;
+            if let Some(rate) = self.rate {
+                stream.upload.moved(head.length, rate, LONGEST, now);
+            }
+            stream.settle(room, now);
+        }
+        if was != room {
+            self.settle(now);
+        }
+    }
+
+    /// We have opened a window.
+    fn granted(&mut self, stream: u32, by: u32, now: Instant) {
+        let by = i64::from(by);
+        if stream == 0 {
+            let was = self.room > 0;
+            self.room += by;
+            if was != (self.room > 0) {
+                self.settle(now);
+            }
+        } else if let Some(stream) = self.streams.get_mut(&stream) {
+            stream.room += by;
+            stream.settle(self.room > 0, now);
+        }
+    }
+
+    /// A part of an answer goes.
+    fn replies(&mut self, head: Head, now: Instant) {
+        let length = i64::from(head.length);
+        let was = self.window > 0;
+        self.window -= length;
+        let room = self.room > 0;
+        if let Some(rate) = self.rate {
+            self.answers.moved(head.length, rate, self.stall, now);
+        }
+        if head.has(END_STREAM) {
+            self.answered(head.stream);
+        } else if let Some(stream) = self.streams.get_mut(&head.stream) {
+            stream.window -= length;
+            if let Some(rate) = self.rate {
+                stream.answer.moved(head.length, rate, self.stall, now);
+            }
+            stream.settle(room, now);
+        }
+        if was != (self.window > 0) {
+            self.settle(now);
+        }
+    }
+
     /// The client has opened a window.
     fn opened(&mut self, stream: u32, by: u32, now: Instant) -> Result<(), H2Abuse> {
         let closed = if stream == 0 {
             let closed = self.window <= 0 && self.streams.values().any(|stream| stream.answered);
+            let was = self.window > 0;
             self.window += i64::from(by);
+            if was != (self.window > 0) {
+                self.settle(now);
+            }
             closed
         } else {
+            let room = self.room > 0;
             let Some(stream) = self.streams.get_mut(&stream) else { return Ok(()) };
-            let closed = stream.window <= 0 && stream.answered;
+            let closed = stream.starved();
             stream.window += i64::from(by);
+            stream.settle(room, now);
             closed
         };
         if closed && by < CRUMB { self.budget.take(H2Abuse::Dribble, 1, now) } else { Ok(()) }
@@ -210,18 +401,21 @@ impl Rules {
     fn sent(&mut self, found: Found<'_>, now: Instant) -> Result<(), Verdict> {
         match found {
             Found::Head(head) if head.kind == DATA => {
-                let length = i64::from(head.length);
-                self.window -= length;
                 self.budget.earn(H2Abuse::WindowUpdate, 4);
                 self.budget.earn(H2Abuse::Ping, 1);
-                if length > 0 {
+                if head.length > 0 {
                     self.moved = now;
                 }
-                if head.has(END_STREAM) {
-                    self.answered(head.stream);
-                } else if let Some(stream) = self.streams.get_mut(&head.stream) {
-                    stream.window -= length;
-                }
+                self.replies(head, now);
+            }
+            Found::Setting(INITIAL_WINDOW_SIZE, size) => {
+                let by = i64::from(size) - self.initial_room;
+                self.initial_room = i64::from(size);
+                self.streams.values_mut().for_each(|stream| stream.room += by);
+                self.settle(now);
+            }
+            Found::End(head, payload) if head.kind == WINDOW_UPDATE => {
+                self.granted(head.stream, number(payload, 0), now);
             }
             Found::Head(head) if head.kind == HEADERS => {
                 self.budget.earn(H2Abuse::Ping, 1);
@@ -230,6 +424,7 @@ impl Rules {
                     self.answered(head.stream);
                 } else if let Some(stream) = self.streams.get_mut(&head.stream) {
                     stream.answered = true;
+                    self.settle(now);
                 }
             }
             Found::End(head, payload) if head.kind == RST_STREAM => {

@@ -10,6 +10,8 @@ pub enum H2Abuse {
     Data,
     /// The window for an answer, opened by a few bytes again and again.
     Dribble,
+    /// Streams opened again and again after GOAWAY.
+    GoawayIgnored,
     /// A header list far beyond the limit, as a small block may unpack to.
     HeaderList,
     /// The first SETTINGS, a header block or another frame that was begun and not finished in time.
@@ -28,6 +30,8 @@ pub enum H2Abuse {
     ServerReset,
     /// Too many SETTINGS frames.
     Settings,
+    /// SETTINGS of ours that were not acknowledged in time.
+    SettingsTimeout,
     /// Answers that wait for a client who takes nothing.
     Stall,
     /// Too many WINDOW_UPDATE frames.
@@ -36,10 +40,11 @@ pub enum H2Abuse {
 
 impl H2Abuse {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Continuation,
         Self::Data,
         Self::Dribble,
+        Self::GoawayIgnored,
         Self::HeaderList,
         Self::HeaderTimeout,
         Self::Malformed,
@@ -49,6 +54,7 @@ impl H2Abuse {
         Self::Reset,
         Self::ServerReset,
         Self::Settings,
+        Self::SettingsTimeout,
         Self::Stall,
         Self::WindowUpdate,
     ];
@@ -59,6 +65,7 @@ impl H2Abuse {
             Self::Continuation => "continuation",
             Self::Data => "data",
             Self::Dribble => "dribble",
+            Self::GoawayIgnored => "goaway_ignored",
             Self::HeaderList => "header_list",
             Self::HeaderTimeout => "header_timeout",
             Self::Malformed => "malformed",
@@ -68,6 +75,7 @@ impl H2Abuse {
             Self::Reset => "reset",
             Self::ServerReset => "server_reset",
             Self::Settings => "settings",
+            Self::SettingsTimeout => "settings_timeout",
             Self::Stall => "stall",
             Self::WindowUpdate => "window_update",
         }

@@ -62,6 +62,15 @@ pub fn post(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &block("POST", path))
 }
 
+/// As [`post`], with the length of the body.
+pub fn post_of(stream: u32, path: &str, length: usize) -> Vec<u8> {
+    let length = length.to_string();
+    let mut bytes = block("POST", path);
+    bytes.extend([0x0f, 0x0d, u8::try_from(length.len()).expect("short")]); // content-length, not indexed
+    bytes.extend(length.as_bytes());
+    frame(HEADERS, END_HEADERS, stream, &bytes)
+}
+
 /// A WINDOW_UPDATE.
 pub fn window(stream: u32, by: u32) -> Vec<u8> {
     frame(WINDOW_UPDATE, 0, stream, &by.to_be_bytes())
@@ -76,6 +85,8 @@ pub fn reset(stream: u32) -> Vec<u8> {
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
     pub payload: Vec<u8>,
 }
 
@@ -97,7 +108,8 @@ impl Frames {
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         let mut payload = vec![0; usize::try_from(length).expect("a length")];
         self.0.read_exact(&mut payload).await.ok()?;
-        Some(Frame { kind: head[3], payload })
+        let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
+        Some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
     /// Reads to the end.

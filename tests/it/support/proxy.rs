@@ -245,6 +245,13 @@ impl Proxy {
         text
     }
 
+    /// The lines that the access log has so far, each one JSON.
+    pub fn access_log_so_far(&self) -> Vec<Value> {
+        let text = run::read(&self.config.dir().join("access.log"));
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("not JSON: {l:?}: {e}"))).collect()
+    }
+
     /// What the process wrote to standard error so far.
     pub fn stderr(&self) -> String {
         run::read(&self.log)

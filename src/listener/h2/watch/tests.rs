@@ -2,7 +2,7 @@
 
 use super::*;
 
-const PATIENCE: Patience = Patience { header: Duration::from_secs(10), stall: Duration::from_secs(30) };
+const PATIENCE: Patience = Patience { header: Duration::from_secs(10), stall: Duration::from_secs(30), rate: None };
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = u32::try_from(payload.len()).expect("short").to_be_bytes()[1..].to_vec();
@@ -17,7 +17,24 @@ fn begun(now: Instant) -> Watch {
     let mut watch = Watch::new(PATIENCE, now);
     watch.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", now).expect("the preface");
     watch.received(&frame(SETTINGS, 0, 0, &[]), now).expect("SETTINGS");
+    watch.received(&frame(SETTINGS, ACK, 0, &[]), now).expect("SETTINGS acknowledged");
     watch
+}
+
+/// As [`begun`], where each stream must move a KiB a second.
+fn paced(now: Instant) -> Watch {
+    let mut watch = begun(now);
+    (watch.patience.rate, watch.rules.rate) = (Some(1024), Some(1024));
+    watch
+}
+
+/// Feeds all of it, as the guard does.
+fn feed(watch: &mut Watch, mut bytes: &[u8], now: Instant) {
+    while !bytes.is_empty() {
+        let taken = watch.received(bytes, now).expect("nothing wrong");
+        bytes = &bytes[taken..];
+        watch.opened();
+    }
 }
 
 /// Feeds the same frame until the verdict; how many were let through.
@@ -59,7 +76,7 @@ fn frames_are_found_however_they_are_cut() {
     for size in 1..bytes.len() {
         let mut watch = Watch::new(PATIENCE, now);
         for part in bytes.chunks(size) {
-            watch.received(part, now).expect("nothing wrong");
+            feed(&mut watch, part, now);
         }
         assert_eq!(watch.rules.streams.get(&1).map(|stream| stream.window), Some(14), "in parts of {size}");
         assert_eq!(watch.rules.begun, None);
@@ -135,18 +152,18 @@ fn what_was_begun_must_be_finished() {
     let soon = now + Duration::from_secs(9);
     let then = now + Duration::from_secs(10);
     let mut watch = Watch::new(PATIENCE, now);
-    assert_eq!((watch.late(soon), watch.late(then)), (Ok(()), late), "no SETTINGS");
+    assert_eq!((watch.late(soon), watch.late(then)), (Ok(vec![]), late.clone()), "no SETTINGS");
     watch.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", soon).expect("not yet a frame");
-    assert_eq!(watch.late(then), late, "SETTINGS begun");
+    assert_eq!(watch.late(then), late.clone(), "SETTINGS begun");
     let mut watch = begun(now);
     assert!(watch.late(then).is_ok() && !watch.waits());
     watch.received(&frame(HEADERS, END_STREAM, 1, &[0x82]), now).expect("half a header block");
     watch.received(&frame(CONTINUATION, 0, 1, &[0x82]), soon).expect("more of it");
     assert_eq!(watch.late(then), late);
     watch.received(&frame(CONTINUATION, END_HEADERS, 1, &[0x82]), then).expect("the rest");
-    assert_eq!(watch.late(then), Ok(()));
+    assert_eq!(watch.late(then), Ok(vec![]));
     watch.received(&frame(DATA, 0, 1, &[0; 100])[..50], then).expect("a part of a body");
-    assert_eq!(watch.late(then + Duration::from_secs(60)), Ok(()), "bodies have deadlines of their own");
+    assert_eq!(watch.late(then + Duration::from_secs(60)), Ok(vec![]), "bodies have deadlines of their own");
 }
 
 #[test]
@@ -156,11 +173,11 @@ fn answers_that_wait_for_a_closed_window_end_the_connection() {
     watch.received(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]), now).expect("no window");
     watch.received(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82]), now).expect("a request");
     let then = now + Duration::from_secs(30);
-    assert_eq!(watch.late(then), Ok(()), "the backend has not answered yet");
+    assert_eq!(watch.late(then), Ok(vec![]), "the backend has not answered yet");
     watch.sent(&frame(HEADERS, END_HEADERS, 1, &[0x88]), now).expect("an answer");
     assert_eq!(watch.late(then), Err(Verdict::Ours(H2Abuse::Stall)));
     watch.received(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 9]), now).expect("a window");
-    assert_eq!(watch.late(then), Ok(()));
+    assert_eq!(watch.late(then), Ok(vec![]));
 }
 
 #[test]
@@ -181,4 +198,90 @@ fn a_goaway_of_the_crates_is_named() {
     assert_eq!(goaway(11, b"too_many_continuations"), Err(Verdict::Theirs(H2Abuse::Continuation)));
     assert_eq!(goaway(11, b"too_many_resets"), Err(Verdict::Theirs(H2Abuse::Reset)));
     assert_eq!(goaway(1, b""), Err(Verdict::Theirs(H2Abuse::Protocol)));
+}
+
+#[test]
+fn settings_that_nobody_acknowledges_end_the_connection() {
+    let now = Instant::now();
+    let mut watch = Watch::new(PATIENCE, now);
+    watch.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", now).expect("the preface");
+    watch.received(&frame(SETTINGS, 0, 0, &[]), now).expect("SETTINGS");
+    assert!(watch.waits());
+    assert_eq!(watch.late(now + Duration::from_secs(9)), Ok(vec![]));
+    assert_eq!(watch.late(now + Duration::from_secs(10)), Err(Verdict::Ours(H2Abuse::SettingsTimeout)));
+    watch.received(&frame(SETTINGS, ACK, 0, &[]), now).expect("an acknowledgement");
+    assert_eq!(watch.late(now + Duration::from_secs(10)), Ok(vec![]));
+}
+
+#[test]
+fn a_slow_request_is_named_once_and_only_while_it_may_be_sent() {
+    let now = Instant::now();
+    let at = |seconds| now + Duration::from_secs(seconds);
+    let slow = || Ok(vec![(1, Reason::ClientTimeout)]);
+    let mut watch = paced(now);
+    feed(&mut watch, &frame(HEADERS, END_HEADERS, 1, &[0x82]), now);
+    feed(&mut watch, &frame(DATA, 0, 1, &[0; 1024]), now);
+    assert_eq!((watch.late(at(5)), watch.late(at(6)), watch.late(at(7))), (Ok(vec![]), slow(), Ok(vec![])));
+    // Nobody is waited for: all the windows allow has come, the request has ended, or it is answered.
+    let mut watch = paced(now);
+    watch.sent(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 10]), now).expect("a window of ten bytes");
+    feed(&mut watch, &frame(HEADERS, END_HEADERS, 1, &[0x82]), now);
+    feed(&mut watch, &frame(DATA, 0, 1, &[0; 10]), now);
+    assert_eq!(watch.late(at(3600)), Ok(vec![]), "no window");
+    watch.sent(&frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 10]), at(3600)).expect("a window");
+    assert_eq!((watch.late(at(3604)), watch.late(at(3606))), (Ok(vec![]), slow()));
+    for end in [(DATA, END_STREAM), (HEADERS, END_STREAM | END_HEADERS)] {
+        let mut watch = paced(now);
+        feed(&mut watch, &frame(HEADERS, END_HEADERS, 1, &[0x82]), now);
+        feed(&mut watch, &frame(end.0, end.1, 1, &[]), now);
+        assert_eq!(watch.late(at(3600)), Ok(vec![]), "ended");
+    }
+    let mut watch = paced(now);
+    feed(&mut watch, &frame(HEADERS, END_HEADERS, 1, &[0x82]), now);
+    watch.sent(&frame(HEADERS, END_HEADERS, 1, &[0x88]), now).expect("an answer");
+    assert_eq!(watch.late(at(3600)), Ok(vec![]), "answered");
+}
+
+#[test]
+fn a_stalled_answer_is_named_and_all_stalled_are_a_stall() {
+    let now = Instant::now();
+    let at = |seconds| now + Duration::from_secs(seconds);
+    let mut watch = paced(now);
+    feed(&mut watch, &frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]), now);
+    for stream in [1, 3] {
+        feed(&mut watch, &frame(HEADERS, END_HEADERS | END_STREAM, stream, &[0x82]), now);
+    }
+    watch.sent(&frame(HEADERS, END_HEADERS, 1, &[0x88]), now).expect("an answer");
+    assert_eq!(watch.late(at(4)), Ok(vec![]));
+    assert_eq!(watch.late(at(5)), Ok(vec![(1, Reason::TooSlow)]), "the other waits for its backend");
+    watch.sent(&frame(HEADERS, END_HEADERS, 3, &[0x88]), at(5)).expect("an answer");
+    assert_eq!(watch.late(at(10)), Err(Verdict::Ours(H2Abuse::Stall)));
+    // A connection's window that is opened a little now and then.
+    let mut watch = paced(now);
+    feed(&mut watch, &frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]), now);
+    feed(&mut watch, &frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82]), now);
+    watch.sent(&frame(HEADERS, END_HEADERS, 1, &[0x88]), now).expect("an answer");
+    watch.sent(&frame(DATA, 0, 1, &[0; 65_535]), now).expect("all that the window takes");
+    let late = (1..100).find(|second| {
+        watch.received(&frame(WINDOW_UPDATE, 0, 0, &[0, 0, 1, 0]), at(*second)).expect("a crumb");
+        watch.sent(&frame(DATA, 0, 1, &[0; 256]), at(*second)).expect("DATA");
+        watch.late(at(*second)) == Err(Verdict::Ours(H2Abuse::Stall))
+    });
+    assert_eq!(late, Some(40), "of each second a quarter is paid for, and thirty at first");
+}
+
+#[test]
+fn no_more_is_given_on_than_the_head_of_one_request() {
+    let now = Instant::now();
+    let first = frame(HEADERS, END_HEADERS, 1, &[0x82]);
+    let trailers = frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82]);
+    let half = frame(HEADERS, END_STREAM, 3, &[0x82]);
+    let rest = frame(CONTINUATION, END_HEADERS, 3, &[0x82]);
+    let bytes = [&first[..], &trailers, &half, &rest, &frame(PING, 0, 0, &[0; 8])].concat();
+    let mut watch = begun(now);
+    assert_eq!((watch.received(&bytes, now), watch.opened()), (Ok(first.len()), Some(1)));
+    let bytes = &bytes[first.len()..];
+    let second = trailers.len() + half.len() + rest.len();
+    assert_eq!((watch.received(bytes, now), watch.opened()), (Ok(second), Some(3)));
+    assert_eq!((watch.received(&bytes[second..], now), watch.opened()), (Ok(17), None));
 }

@@ -1,0 +1,398 @@
+//! HTTP/2 clients that are slow or say one thing of a body and send another: each stream is judged for itself.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{
+    eventually,
+    frames::{
+        ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, Raw, block, frame, get,
+        post, post_of, settings, window,
+    },
+    http2::{self, Client2, Origin2},
+    origin::{Origin, Peer},
+    proxy::{Config, Proxy},
+    wait_until, within,
+};
+
+const NO_ERROR: u32 = 0;
+const PROTOCOL_ERROR: u32 = 1;
+const SETTINGS_TIMEOUT: u32 = 4;
+const CANCEL: u32 = 8;
+const CALM: u32 = 11;
+
+async fn before(origin: &Origin, limits: &str) -> Proxy {
+    let yaml = "listeners: [{ address: <listen>, h2c: true, limits: { <limits> } }]";
+    Config::before(&[origin], yaml).put("limits", limits).start().await
+}
+
+/// Reads until the frame that is looked for, while sending this now and then.
+async fn meanwhile(raw: &mut Raw, each: Duration, bytes: &[u8], found: impl Fn(&Frame) -> bool) -> Vec<Frame> {
+    let mut seen = Vec::new();
+    let mut tick = tokio::time::interval(each);
+    let reading = async {
+        loop {
+            tokio::select! {
+                frame = raw.read.next() => {
+                    let frame = frame.expect("the connection to go on");
+                    let last = found(&frame);
+                    seen.push(frame);
+                    if last {
+                        return;
+                    }
+                }
+                _ = tick.tick() => raw.send(bytes).await,
+            }
+        }
+    };
+    // A frame cut by the other branch would be lost, so each is read in one go: frames here are small and come whole.
+    within("the frame", reading).await;
+    seen
+}
+
+fn is_reset(frame: &Frame, stream: u32) -> bool {
+    frame.kind == RST_STREAM && frame.stream == stream
+}
+
+/// The request's line in the access log.
+async fn reason(proxy: &Proxy, path: &str) -> (String, u64) {
+    let mut found = None;
+    eventually("the request's line", async || {
+        let lines = proxy.access_log_so_far();
+        let line = lines.iter().find(|line| line["path"] == path);
+        found = line.map(|line| {
+            (line["reason"].as_str().expect("a reason").to_owned(), line["status"].as_u64().expect("a status"))
+        });
+        found.is_some()
+    })
+    .await;
+    found.expect("just found")
+}
+
+#[tokio::test]
+async fn an_upload_that_drips_is_answered_408_and_the_other_streams_go_on() {
+    let origin = Origin::echo("a").await;
+    let proxy = before(&origin, "idle_timeout: 60s").await;
+    let mut raw = Raw::begin(proxy.listen, &[]).await;
+    raw.send(&[get(1, "/hold"), post(3, "/drip")].concat()).await;
+    let began = Instant::now();
+    let drop = frame(DATA, 0, 3, b"x");
+    let seen = meanwhile(&mut raw, Duration::from_millis(500), &drop, |frame| is_reset(frame, 3)).await;
+    let took = began.elapsed();
+    assert!((4..9).contains(&took.as_secs()), "{took:?}");
+    assert_eq!(seen.last().map(|frame| frame.number(0)), Some(NO_ERROR), "an answer before the request's end");
+    assert!(seen.iter().any(|frame| frame.kind == HEADERS && frame.stream == 3), "{seen:?}");
+    assert_eq!(reason(&proxy, "/drip").await, ("client_timeout".to_owned(), 408));
+    origin.release();
+    raw.send(&get(5, "/")).await;
+    let mut ended = Vec::new();
+    while ended.len() < 2 {
+        let frame = within("the answers", raw.read.next()).await.expect("the connection to go on");
+        if frame.kind == DATA && frame.flags & END_STREAM != 0 {
+            ended.push(frame.stream);
+        }
+    }
+    assert!(ended.contains(&1) && ended.contains(&5), "{ended:?}");
+    assert_eq!(origin.count("/drip"), 0, "no origin has seen it whole");
+}
+
+#[tokio::test]
+async fn an_upload_that_drips_alone_takes_its_connection_along() {
+    let origin = Origin::echo("a").await;
+    let proxy = before(&origin, "idle_timeout: 60s").await;
+    let mut raw = Raw::begin(proxy.listen, &[]).await;
+    raw.send(&[post(1, "/drip"), frame(DATA, 0, 1, b"x")].concat()).await;
+    let began = Instant::now();
+    let ended = raw.read.read_to_end().await;
+    assert_eq!((ended.answers, ended.goaway.map(|(code, _)| code)), (1, Some(NO_ERROR)));
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+    assert_eq!(reason(&proxy, "/drip").await, ("client_timeout".to_owned(), 408));
+}
+
+#[tokio::test]
+async fn to_an_http2_origin_a_drip_is_reset_and_a_call_may_rest() {
+    let origin = Origin2::start("a", None).await;
+    let yaml = "
+        upstreams: { app: { backends: [\"<a>\"], protocol: h2c } }
+        listeners: [{ address: <listen>, h2c: true }]";
+    let proxy = Config::new(yaml).put("a", origin.address).start().await;
+    let client = Client2::prior(proxy.listen).await;
+    // The origin answers a POST at its end, and neither sends more than now and then.
+    let (_, mut call) = client.open(call("/call"), false).await.expect("a stream");
+    let (drip, mut body) = client.open(http2::request("POST", "/drip"), false).await.expect("a stream");
+    let began = Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    let mut drip = std::pin::pin!(drip);
+    let dripping = async {
+        loop {
+            tokio::select! {
+                ended = &mut drip => return ended.expect_err("no answer"),
+                _ = tick.tick() => {
+                    let _ = body.send_data("x".into(), false);
+                    call.send_data("x".into(), false).expect("the call goes on");
+                }
+            }
+        }
+    };
+    let error = within("the drip to be ended", dripping).await;
+    assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
+    assert!((4..9).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert_eq!(reason(&proxy, "/drip").await.0, "client_timeout");
+    let until = began + Duration::from_secs(8);
+    while Instant::now() < until {
+        tick.tick().await;
+        call.send_data("x".into(), false).expect("the call goes on");
+    }
+    call.send_data("x".into(), true).expect("the call goes on");
+    wait_until("the call's end to reach its origin", || origin.requests().iter().any(|seen| seen.path == "/call"))
+        .await;
+}
+
+/// A call that nobody answers before its end.
+fn call(path: &str) -> http::Request<()> {
+    let mut request = http2::request("POST", path);
+    request.headers_mut().insert("content-type", "application/grpc-quiet".parse().expect("a value"));
+    request
+}
+
+#[tokio::test]
+async fn a_client_that_an_origin_lets_wait_is_not_blamed() {
+    let origin = Origin::script("a", |mut peer: Peer| async move {
+        while let Some(head) = peer.request_head().await {
+            peer.held().await;
+            let mut request = head;
+            let _ = peer.wire.body(&mut request).await;
+            peer.reply(200, "", &request.length.to_string()).await;
+        }
+    })
+    .await;
+    let proxy = before(&origin, "min_body_rate: 1MiB").await;
+    let client = Client2::prior(proxy.listen).await;
+    let (answer, mut body) = client.open(http2::request("POST", "/up"), false).await.expect("a stream");
+    let size = 32 << 20;
+    let sending = tokio::spawn(async move { http2::push(&mut body, vec![b'x'; size].into(), true).await });
+    let mut answer = std::pin::pin!(answer);
+    let early = tokio::time::timeout(Duration::from_secs(8), &mut answer).await;
+    assert!(early.is_err(), "{early:?}");
+    origin.release();
+    assert_eq!(within("the answer", answer).await.expect("an answer").status(), 200);
+    sending.await.expect("no panic").expect("all was sent");
+}
+
+#[tokio::test]
+async fn settings_that_are_not_acknowledged_end_the_connection() {
+    let origin = Origin::echo("a").await;
+    let proxy = before(&origin, "header_timeout: 1s").await;
+    let mut raw = Raw::silent(proxy.listen).await;
+    let began = Instant::now();
+    raw.send(&[PREFACE, &settings(&[]), &get(1, "/hold")].concat()).await;
+    let ended = raw.read.read_to_end().await;
+    assert_eq!(ended.goaway.map(|(code, _)| code), Some(SETTINGS_TIMEOUT));
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    proxy.metric("rrlb_h2_abuse_total", &["kind=\"settings_timeout\""], |n| n == 1.0).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_read_is_reset_and_the_other_streams_go_on() {
+    let origin = Origin::echo("a").await;
+    let proxy = before(&origin, "min_body_rate: 64KiB").await;
+    let memory = proxy.resident();
+    let mut raw = Raw::begin(proxy.listen, &[]).await;
+    raw.send(&[window(0, 0x7fff_0000 - 65_535), get(1, "/size/100000000"), get(3, "/hold")].concat()).await;
+    wait_until("the origin to be asked", || origin.open() == 2).await;
+    let began = Instant::now();
+    // PINGs in place of requests keep the connection busy; the one that is held keeps it from being one stall.
+    let ping = frame(PING, 0, 0, &[0; 8]);
+    let seen = meanwhile(&mut raw, Duration::from_millis(500), &ping, |frame| is_reset(frame, 1)).await;
+    let took = began.elapsed();
+    assert!((4..10).contains(&took.as_secs()), "{took:?}");
+    assert_eq!(seen.last().map(|frame| frame.number(0)), Some(CANCEL));
+    let grown = proxy.resident().saturating_sub(memory);
+    assert!(grown < 16 << 20, "{} KiB more", grown >> 10);
+    assert_eq!(reason(&proxy, "/size/100000000").await.0, "too_slow");
+    wait_until("the origin's connection to be given up", || origin.open() == 1).await;
+    origin.release();
+    let answered = |frame: &Frame| frame.kind == DATA && frame.stream == 3 && frame.flags & END_STREAM != 0;
+    meanwhile(&mut raw, Duration::from_secs(5), &ping, answered).await;
+}
+
+#[tokio::test]
+async fn a_window_of_the_connection_that_is_opened_too_slowly_ends_it() {
+    let origin = Origin::echo("a").await;
+    let proxy = before(&origin, "min_body_rate: 64KiB").await;
+    let mut raw = Raw::begin(proxy.listen, &[(4, 0x7fff_ffff)]).await;
+    raw.send(&get(1, "/size/100000000")).await;
+    let crumb = window(0, 1000);
+    let seen = meanwhile(&mut raw, Duration::from_millis(500), &crumb, |frame| frame.kind == GOAWAY).await;
+    assert_eq!(seen.last().map(|frame| frame.number(4)), Some(CALM));
+    proxy.metric("rrlb_h2_abuse_total", &["kind=\"stall\""], |n| n == 1.0).await;
+}
+
+#[tokio::test]
+async fn a_body_of_another_length_than_declared_is_never_whole_for_an_origin() {
+    let (data, end) = (|bytes: &[u8]| frame(DATA, 0, 1, bytes), |bytes: &[u8]| frame(DATA, END_STREAM, 1, bytes));
+    for (what, declared, parts) in [
+        ("none declared, some sent", 0, vec![end(b"x")]),
+        ("none declared, some sent and not ended", 0, vec![data(b"x")]),
+        ("none declared, some sent after an empty part", 0, vec![data(b""), data(b"x")]),
+        ("more, after the whole", 5, vec![data(b"hello"), data(b"x")]),
+        ("more, byte by byte", 1, vec![data(b"x"), data(b"y")]),
+        ("less", 5, vec![data(b"hel"), end(b"")]),
+    ] {
+        let origin = Origin::echo("a").await;
+        let proxy = before(&origin, "idle_timeout: 60s").await;
+        let mut raw = Raw::begin(proxy.listen, &[]).await;
+        raw.send(&post_of(1, "/", declared)).await;
+        for (number, part) in parts.iter().enumerate() {
+            if number > 0 && declared > 0 {
+                // What was sent before has gone as far as it goes.
+                wait_until("the origin to be connected to", || origin.connections() == 1).await;
+                raw.send(&[get(3, "/status/204"), part.clone()].concat()).await;
+            } else {
+                raw.send(part).await;
+            }
+        }
+        let reset = loop {
+            let frame = within(what, raw.read.next()).await.unwrap_or_else(|| panic!("{what}: no reset"));
+            if is_reset(&frame, 1) {
+                break frame.number(0);
+            }
+        };
+        assert_eq!(reset, PROTOCOL_ERROR, "{what}");
+        drop(raw);
+        wait_until("the connection to the origin to end", || origin.open() <= 1).await;
+        assert_eq!(origin.count("/"), 0, "{what}: {:?}", origin.requests());
+        assert_eq!(reason(&proxy, "/").await.0, if declared == 0 { "bad_request" } else { "client_aborted" }, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_the_length_declared_is_passed_on_at_its_end() {
+    let origin = Origin::echo("a").await;
+    let proxy = before(&origin, "idle_timeout: 60s").await;
+    let mut raw = Raw::begin(proxy.listen, &[]).await;
+    raw.send(&[post_of(1, "/none", 0), post_of(3, "/some", 5), frame(DATA, 0, 3, b"hello")].concat()).await;
+    wait_until("one of them to be on its way", || origin.connections() == 1).await;
+    raw.send(&get(5, "/after")).await;
+    wait_until("a request behind them", || origin.count("/after") == 1).await;
+    assert_eq!((origin.count("/none"), origin.count("/some")), (0, 0));
+    raw.send(&[frame(DATA, END_STREAM, 1, b""), frame(DATA, END_STREAM, 3, b"")].concat()).await;
+    wait_until("both", || origin.count("/none") == 1 && origin.count("/some") == 1).await;
+    let some = origin.requests().into_iter().find(|request| request.target() == "/some").expect("just seen");
+    assert_eq!(some.text(), "hello");
+    // In one part with the end, and with nothing behind the head.
+    let whole = [post_of(7, "/whole", 5), frame(DATA, END_STREAM, 7, b"world")].concat();
+    let mut none = block("POST", "/end");
+    none.extend([0x0f, 0x0d, 1, b'0']);
+    raw.send(&[whole, frame(HEADERS, END_HEADERS | END_STREAM, 9, &none)].concat()).await;
+    wait_until("both", || origin.count("/whole") == 1 && origin.count("/end") == 1).await;
+    assert_eq!(proxy.access_log(5).await.iter().filter(|line| line["reason"] == "ok").count(), 5);
+}
+
+#[tokio::test]
+async fn an_empty_body_that_does_not_end_is_408() {
+    let origin = Origin::echo("a").await;
+    let proxy = before(&origin, "header_timeout: 1s, min_body_rate: off").await;
+    let mut raw = Raw::begin(proxy.listen, &[]).await;
+    raw.send(&[get(1, "/hold"), post_of(3, "/none", 0)].concat()).await;
+    let seen = meanwhile(&mut raw, Duration::from_secs(60), &[], |frame| is_reset(frame, 3)).await;
+    assert!(seen.iter().any(|frame| frame.kind == HEADERS && frame.stream == 3), "{seen:?}");
+    assert_eq!(reason(&proxy, "/none").await, ("client_timeout".to_owned(), 408));
+    assert_eq!(origin.count("/none"), 0);
+}
+
+#[tokio::test]
+async fn the_last_request_of_a_connection_is_answered_and_ends_it() {
+    let origin = Origin::echo("a").await;
+    let proxy = before(&origin, "requests_per_connection: 3").await;
+    let mut raw = Raw::begin(proxy.listen, &[]).await;
+    let ended = |frame: &Frame| frame.kind == DATA && frame.flags & END_STREAM != 0;
+    for stream in [1, 3] {
+        raw.send(&get(stream, "/")).await;
+        let seen = meanwhile(&mut raw, Duration::from_secs(60), &[], ended).await;
+        assert!(seen.iter().all(|frame| frame.kind != GOAWAY), "{seen:?}");
+    }
+    raw.send(&get(5, "/")).await;
+    let (mut answered, mut last) = (false, None);
+    while let Some(frame) = within("the end", raw.read.next()).await {
+        match frame.kind {
+            GOAWAY => last = Some((frame.number(0), frame.number(4))),
+            PING if frame.flags & ACK == 0 => raw.send(&self::frame(PING, ACK, 0, &frame.payload)).await,
+            _ => answered |= ended(&frame),
+        }
+    }
+    assert!(answered, "the last is answered");
+    assert_eq!(last, Some((5, NO_ERROR)));
+    assert_eq!(origin.count("/"), 3);
+    let scrape = proxy.scrape().await;
+    assert_eq!(scrape.sum("rrlb_h2_abuse_total", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn who_goes_on_after_the_last_request_is_cut_off() {
+    let origin = Origin::echo("a").await;
+    let proxy = before(&origin, "requests_per_connection: 3").await;
+    let raw = Raw::begin(proxy.listen, &[]).await;
+    // The PING by which the end is timed is never answered.
+    let ended = raw.flood(500, Duration::from_millis(5), |wave| get(wave * 2 + 1, "/")).await;
+    assert_eq!(ended.goaway.map(|(code, _)| code), Some(CALM));
+    assert!(origin.count("/") <= 104, "{}", origin.count("/"));
+    proxy.metric("rrlb_h2_abuse_total", &["kind=\"goaway_ignored\""], |n| n == 1.0).await;
+}
+
+/// Sends 24 MiB before it reads anything, then reads the request to its end; Pingora's window for answers is 8 MiB.
+async fn talks_first(listener: tokio::net::TcpListener) {
+    while let Ok((stream, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let mut connection = h2::server::handshake(stream).await.expect("a handshake");
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                tokio::spawn(async move {
+                    let mut out = respond.send_response(http::Response::new(()), false).expect("an answer");
+                    if http2::push(&mut out, vec![b'x'; 24 << 20].into(), false).await.is_ok() {
+                        let mut body = request.into_body();
+                        let _ = http2::collect(&mut body).await;
+                        let _ = out.send_data("end".into(), true);
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Uploads 1 MiB and reads meanwhile; how many bytes came.
+async fn both_ways(to: std::net::SocketAddr) -> Result<usize, h2::Error> {
+    let client = Client2::prior(to).await;
+    let (answer, mut body) = client.open(call("/call"), false).await?;
+    let sending = tokio::spawn(async move { http2::push(&mut body, vec![b'x'; 1 << 20].into(), true).await });
+    let (_, mut answer) = answer.await?.into_parts();
+    let mut read = 0;
+    while let Some(part) = answer.data().await {
+        let part = part?;
+        answer.flow_control().release_capacity(part.len())?;
+        read += part.len();
+    }
+    sending.await.expect("no panic")?;
+    Ok(read)
+}
+
+/// What Pingora 0.9.1 does: while it waits for a backend's window it takes nothing of the answer, see `docs/framing.md`.
+#[tokio::test]
+async fn a_call_whose_ways_are_both_full_ends_at_its_deadline_and_harms_no_other() {
+    let at = crate::support::address::unused();
+    let listener = tokio::net::TcpListener::bind(at).await.expect("an address");
+    tokio::spawn(talks_first(listener));
+    let all = (24 << 20) + 3;
+    assert_eq!(within("without a proxy", both_ways(at)).await.expect("no stall"), all);
+    let yaml = "
+        upstreams: { app: { backends: [\"<a>\"], protocol: h2c, timeouts: { write: 1s, total: 6s } } }
+        listeners: [{ address: <listen>, h2c: true }]";
+    let proxy = Config::new(yaml).put("a", at).start().await;
+    let began = Instant::now();
+    let ended = within("through the proxy", both_ways(proxy.listen)).await;
+    // Where this is no error any more, Pingora has learnt to do both at once, and the limit can go from the docs.
+    assert!(ended.is_err(), "{ended:?}");
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    // Pingora gives up the request at `write` and goes on with the answer: all of it comes but its end, for which the origin
+    // waits for the request's.
+    assert!(proxy.stderr().contains("Upstream h2 body send error"), "{}", proxy.stderr());
+    assert_eq!(reason(&proxy, "/call").await.0, "total_timeout");
+}
