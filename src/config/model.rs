@@ -156,6 +156,13 @@ pub struct ProxyProtocol {
     pub required: bool,
 }
 
+impl Listener {
+    /// Whether a connection from there may tell with a PROXY header whose it is.
+    pub fn is_told_clients(&self, peer: IpAddr) -> bool {
+        self.proxy_protocol.as_ref().is_some_and(|rule| rule.believes(Some(peer)))
+    }
+}
+
 impl ProxyProtocol {
     /// Whether a header from there is believed; `None` is a unix socket.
     pub fn believes(&self, peer: Option<IpAddr>) -> bool {
