@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 mod guard;
 
-pub use guard::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret};
+pub use guard::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret, ServiceTls};
 
 use crate::{
     policy::{
