@@ -16,7 +16,6 @@ mod effective;
 mod guard;
 mod listener;
 pub mod model;
-mod ocsp;
 mod outline;
 mod pem;
 mod place;

@@ -8,6 +8,7 @@ pub mod forwarded;
 pub mod headers;
 pub mod health;
 pub mod limit_key;
+pub mod ocsp;
 pub mod password;
 pub mod path;
 pub mod proxy_protocol;
