@@ -14,7 +14,10 @@ use super::{
     model::{Certificate, Ocsp, RevocationLists, TrustStore},
     pem::{self, Bad, Leaf},
 };
-use crate::types::Name;
+use crate::{
+    policy::ocsp::{NoQuestion, Question},
+    types::Name,
+};
 
 pub(super) const CERTIFICATE: Table = Table {
     what: "a certificate",
@@ -73,6 +76,8 @@ fn certificate(d: &mut Decoder<'_>, item: &Item<'_>, name: Name) -> Option<Certi
     };
     let key = key_item.as_ref().and_then(|item| private_key(d, item));
     let ocsp_item = fields.get("ocsp");
+    let ocsp_fetch = ocsp_item.as_ref().is_some_and(|item| item.is_word("fetch"));
+    let ocsp_item = ocsp_item.filter(|_| !ocsp_fetch);
     let ocsp_file = ocsp_item.as_ref().map(|item| {
         let path = d.path(item)?;
         Some((read_file(d, item, &path, MISSING_FILE)?, path))
@@ -84,6 +89,19 @@ fn certificate(d: &mut Decoder<'_>, item: &Item<'_>, name: Name) -> Option<Certi
         (Some(file), Some(item)) => Some(ocsp(d, &item, file?, &leaf)?),
         _ => None,
     };
+    if ocsp_fetch && let (Err(error), Some(item)) = (Question::about(&key.cert), fields.get("ocsp")) {
+        let message = format!("nobody can be asked about this certificate: {error}");
+        d.warn_at(
+            item.node.mark(),
+            &item.path,
+            "ocsp-cannot-fetch",
+            message,
+            match error {
+                NoQuestion::NoIssuer => "put the issuer's certificate behind it in the file",
+                NoQuestion::NoResponder => "take `ocsp` out; issuers without OCSP revoke by lists",
+            },
+        );
+    }
     Some(Certificate {
         name,
         cert_path,
@@ -93,13 +111,14 @@ fn certificate(d: &mut Decoder<'_>, item: &Item<'_>, name: Name) -> Option<Certi
         not_after: leaf.not_after.timestamp(),
         key_der: Arc::new(key_der),
         ocsp,
+        ocsp_fetch,
     })
 }
 
 /// A response to be sent along; warns where it is out of date.
 fn ocsp(d: &mut Decoder<'_>, item: &Item<'_>, (der, path): (Vec<u8>, PathBuf), leaf: &Leaf) -> Option<Ocsp> {
     let next_update = or_say(d, item, pem::ocsp(&der, leaf))?;
-    let ocsp = Ocsp { path, der: der.into(), next_update };
+    let ocsp = Ocsp { path: Some(path), der: der.into(), next_update };
     if !ocsp.holds(now()) {
         let message = "the OCSP response is out of date, and is not sent to clients";
         d.warn_at(item.node.mark(), &item.path, "ocsp-out-of-date", message, "ask the responder again");

@@ -102,6 +102,11 @@ impl Item<'_> {
         matches!(self.node.value, Value::Scalar { .. })
     }
 
+    /// Whether the value is exactly this text.
+    pub(super) fn is_word(&self, word: &str) -> bool {
+        matches!(&self.node.value, Value::Scalar { text, .. } if **text == *word)
+    }
+
     /// Whether the value is a mapping.
     pub(super) fn is_map(&self) -> bool {
         matches!(self.node.value, Value::Map(_))

@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderName, Uri};
+use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 
 use super::{
-    certificate::read_file,
+    certificate::{read_file, trust_store},
     decode::{Decoder, Fields, Item, Key, Table, list, table, value},
-    model::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret},
+    model::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret, ServiceTls},
     route::untouchable,
 };
 use crate::{
@@ -42,7 +43,12 @@ const BASIC: Table = Table {
 };
 const FORWARD: Table = Table {
     what: "forward authentication",
-    keys: &[value("url", "required"), value("timeout", "2s"), value("copy_headers", "[]")],
+    keys: &[
+        value("url", "required"),
+        value("timeout", "2s"),
+        value("copy_headers", "[]"),
+        value("ca", "the system's roots"),
+    ],
 };
 
 /// Counts and bursts beyond this are no limits.
@@ -244,25 +250,69 @@ fn forward_auth(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<ForwardAuth> {
             Some(name)
         })
     });
-    let (url, host) = url?;
-    Some(ForwardAuth { url, host, timeout: timeout?, copy_headers: copy_headers? })
+    let tls = url.as_ref().map(|(url, _)| service_tls(d, item, url, fields.get("ca")));
+    let ((url, host), tls) = (url?, tls??);
+    Some(ForwardAuth { url, host, timeout: timeout?, copy_headers: copy_headers?, tls })
+}
+
+/// How a service is verified; `Some(None)` where it is asked in plain text.
+fn service_tls(d: &mut Decoder<'_>, item: &Item<'_>, url: &Uri, ca: Option<Item<'_>>) -> Option<Option<ServiceTls>> {
+    if url.scheme_str() != Some("https") {
+        let Some(ca) = ca else { return Some(None) };
+        d.error(
+            &ca,
+            "ca-without-tls",
+            "only an https:// service shows a certificate",
+            "take `ca` out, or ask by https://",
+        );
+        return None;
+    }
+    let mut roots = RootCertStore::empty();
+    let trusted = match &ca {
+        Some(item) => {
+            let store = trust_store(d, item)?;
+            let bad = store.certificates.iter().any(|authority| roots.add(authority.clone()).is_err());
+            if bad {
+                let help = "it must hold certificates of authorities, X.509 version 3";
+                d.error(item, "bad-certificate", "a certificate of this file cannot issue others", help);
+                return None;
+            }
+            Some(store)
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            None
+        }
+    };
+    if roots.is_empty() {
+        let help = "install ca-certificates, or give the issuer's certificate as `ca`";
+        d.error(item, "no-roots", "the system has no trusted certificates to verify the service by", help);
+        return None;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    // It can only fail for versions that the provider has no suites for.
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Some(Some(ServiceTls { ca: trusted, config: Arc::new(config) }))
 }
 
 fn url(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<(Uri, http::HeaderValue)> {
     let text = d.string(item)?;
     let parsed = text.parse::<Uri>().ok().filter(|_| !text.contains('#'));
-    let help = match parsed.as_ref().and_then(Uri::scheme_str) {
-        Some("https") => "only http:// is spoken; put the service on loopback or a private network",
-        _ => "write a URL such as http://127.0.0.1:9091/verify",
-    };
-    let url = parsed.filter(|url| url.scheme_str() == Some("http"));
-    let plain = url.and_then(|url| {
+    let help = "write a URL such as http://127.0.0.1:9091/verify";
+    let url = parsed.filter(|url| matches!(url.scheme_str(), Some("http" | "https")));
+    let good = url.and_then(|url| {
         let authority = url.authority().filter(|authority| !authority.as_str().contains('@'))?;
+        if url.scheme_str() == Some("https") {
+            // What its certificate must be for.
+            ServerName::try_from(authority.host().trim_matches(['[', ']'])).ok()?;
+        }
         let host = http::HeaderValue::from_str(authority.as_str()).ok()?;
         Some((url, host))
     });
-    if plain.is_none() {
+    if good.is_none() {
         d.error(item, "bad-url", format!("`{}` is not a URL that can be asked", item.node.shown()), help);
     }
-    plain
+    good
 }

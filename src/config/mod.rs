@@ -17,7 +17,6 @@ mod engine;
 mod guard;
 mod listener;
 pub mod model;
-mod ocsp;
 mod outline;
 mod pem;
 mod place;

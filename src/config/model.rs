@@ -14,7 +14,7 @@ use ipnet::IpNet;
 
 mod guard;
 
-pub use guard::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret};
+pub use guard::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret, ServiceTls};
 
 pub use super::engine::Engine;
 use crate::{
@@ -157,6 +157,13 @@ pub struct ProxyProtocol {
     /// They must send one, and nobody else is served; default true. Otherwise those who send none, and anybody else, are
     /// served as they are.
     pub required: bool,
+}
+
+impl Listener {
+    /// Whether a connection from there may tell with a PROXY header whose it is.
+    pub fn is_told_clients(&self, peer: IpAddr) -> bool {
+        self.proxy_protocol.as_ref().is_some_and(|rule| rule.believes(Some(peer)))
+    }
 }
 
 impl ProxyProtocol {

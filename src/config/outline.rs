@@ -160,14 +160,19 @@ fn process<'m>(process: &'m Process, out: &mut Vec<Section<'m>>) {
 
 fn certificate(certificate: &Certificate) -> Part<'_> {
     // The key fits the certificate, so that another key shows as another certificate; the names are the certificate's.
-    let Certificate { name: _, cert_path, key_path, key, names: _, not_after: _, key_der: _, ocsp } = certificate;
+    let Certificate { name: _, cert_path, key_path, key, names: _, not_after: _, key_der: _, ocsp, ocsp_fetch } =
+        certificate;
     let mut out = vec![
         (Cow::Borrowed(""), Part::Content(Content::Certificates(&key.cert))),
         entry("cert", path(cert_path)),
         entry("key", path(key_path)),
     ];
-    out.extend(ocsp.as_ref().map(|Ocsp { path, der, next_update: _ }| {
-        entry("ocsp", Part::File(path.to_string_lossy(), Content::Secret(der)))
+    if *ocsp_fetch {
+        out.push(entry("ocsp", bare("fetch")));
+    }
+    out.extend(ocsp.as_ref().and_then(|Ocsp { path, der, next_update: _ }| {
+        let path = path.as_ref()?;
+        Some(entry("ocsp", Part::File(path.to_string_lossy(), Content::Secret(der))))
     }));
     Part::Map(out)
 }

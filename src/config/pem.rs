@@ -14,7 +14,7 @@ use x509_parser::{
     revocation_list::CertificateRevocationList, time::ASN1Time, x509::X509Version,
 };
 
-use super::ocsp::{self, NotOcsp};
+use crate::policy::ocsp::{self, NotOcsp};
 
 /// Larger files are not certificates.
 const LARGEST_FILE: u64 = 4 << 20;
@@ -139,11 +139,9 @@ pub(super) fn pair(
 pub(super) fn ocsp(der: &[u8], leaf: &Leaf) -> Result<Option<i64>, Bad> {
     let bad = |message: &str, help| Bad::new("bad-ocsp", message, help);
     ocsp::next_update(der, &leaf.serial).map_err(|error| match error {
-        NotOcsp::Malformed => {
-            bad("this file is not an OCSP response", "it must be DER, as written by `openssl ocsp -respout FILE`")
-        }
         NotOcsp::OtherCertificate => bad("the OCSP response is of another certificate", "ask for one again"),
         NotOcsp::Unsuccessful => bad("the OCSP response says that the responder gave no answer", "ask for one again"),
+        _ => bad("this file is not an OCSP response", "it must be DER, as written by `openssl ocsp -respout FILE`"),
     })
 }
 

@@ -35,17 +35,18 @@ impl RenewalError {
 /// # Errors
 /// A file cannot be read, or they do not fit together.
 pub fn renew_certificate(old: &Certificate) -> Result<Certificate, RenewalError> {
-    let Certificate { name, cert_path, key_path, ocsp, .. } = old;
+    let Certificate { name, cert_path, key_path, ocsp, ocsp_fetch, .. } = old;
     let chain = pem::chain(&pem::read(cert_path).map_err(RenewalError::io(cert_path))?);
     let chain = chain.map_err(RenewalError::bad(cert_path))?;
     let leaf = pem::leaf(&chain).map_err(RenewalError::bad(cert_path))?;
     let key_der = pem::private_key(&pem::read(key_path).map_err(RenewalError::io(key_path))?);
     let key_der = key_der.map_err(RenewalError::bad(key_path))?;
     let key = pem::pair(name.as_str(), chain, &key_der).map_err(RenewalError::bad(key_path))?;
-    let ocsp = ocsp.as_ref().map(|Ocsp { path, .. }| {
+    // What was fetched is filled in by who keeps it.
+    let ocsp = ocsp.as_ref().and_then(|Ocsp { path, .. }| path.as_ref()).map(|path| {
         let der = pem::read(path).map_err(RenewalError::io(path))?;
         let next_update = pem::ocsp(&der, &leaf).map_err(RenewalError::bad(path))?;
-        Ok(Ocsp { path: path.clone(), der: der.into(), next_update })
+        Ok(Ocsp { path: Some(path.clone()), der: der.into(), next_update })
     });
     Ok(Certificate {
         name: name.clone(),
@@ -56,6 +57,7 @@ pub fn renew_certificate(old: &Certificate) -> Result<Certificate, RenewalError>
         not_after: leaf.not_after.timestamp(),
         key_der: Arc::new(key_der),
         ocsp: ocsp.transpose()?,
+        ocsp_fetch: *ocsp_fetch,
     })
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     sync::{
         Arc,
@@ -20,7 +20,10 @@ use super::{
     crew::{Mail, Member},
     limits::Counted,
 };
-use crate::telemetry::metrics::{AcceptError, Metrics, OpenConnection};
+use crate::{
+    config::model::ListenerLimits,
+    telemetry::metrics::{AcceptError, Metrics, OpenConnection, RefusedConnection},
+};
 
 /// Connections accepted in a row before other work of the worker gets its turn.
 const BATCH: usize = 64;
@@ -40,20 +43,34 @@ pub(super) struct Accepted {
 
 /// Counts a connection for as long as it is held.
 pub(super) struct Open {
+    held: Held,
+    counted: Counted,
+}
+
+/// Counts it for its worker and for the metrics.
+struct Held {
     worker: Arc<AtomicUsize>,
     _metrics: OpenConnection,
-    _counted: Counted,
 }
 
 impl Open {
     fn new(member: &Member, endpoint: &Endpoint, counted: Counted) -> Self {
         member.open.fetch_add(1, Ordering::Relaxed);
         let metrics = endpoint.metrics.open(&member.metrics);
-        Self { worker: member.open.clone(), _metrics: metrics, _counted: counted }
+        Self { held: Held { worker: member.open.clone(), _metrics: metrics }, counted }
+    }
+
+    /// As [`Counted::of`].
+    ///
+    /// # Errors
+    /// As there; nothing is counted any more.
+    pub(super) fn of(self, client: Option<IpAddr>, limits: &ListenerLimits) -> Result<Self, RefusedConnection> {
+        let Self { held, counted } = self;
+        Ok(Self { held, counted: counted.of(client, limits)? })
     }
 }
 
-impl Drop for Open {
+impl Drop for Held {
     fn drop(&mut self) {
         self.worker.fetch_sub(1, Ordering::Relaxed);
     }
@@ -125,8 +142,10 @@ fn accept_some(listening: &Arc<Listening>, crew: &Crew, me: usize, metrics: &Met
         match listening.socket.accept() {
             Ok((socket, address)) => {
                 let (endpoint, client) = (listening.endpoint(), address.as_socket());
-                let limits = &endpoint.model.limits;
-                match listening.place().census().admit(client.map(|client| client.ip()), limits) {
+                // A load balancer's connections are its clients', as soon as it has told them.
+                let counted =
+                    client.map(|client| client.ip()).filter(|client| !endpoint.model.is_told_clients(*client));
+                match listening.place().census().admit(counted, &endpoint.model.limits) {
                     Ok(counted) => {
                         let worker = crew.member(crew.least_loaded(me));
                         let open = Open::new(worker, &endpoint, counted);

@@ -2,6 +2,8 @@
 //! revocation lists. Looked at each second; what has changed is read when it was stable for one look, and taken as a whole
 //! or not at all. Connections stay, and so do the keys of session tickets.
 
+mod stapling;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -11,8 +13,14 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use rustls::ServerConfig;
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs as provider,
+    pki_types::{CertificateDer, SignatureVerificationAlgorithm},
+};
 
+pub use self::stapling::NoStaple;
+use self::stapling::Stapling;
 use super::{
     tickets::TicketKeys,
     tls::{Serving, Tls, stapled},
@@ -22,6 +30,7 @@ use crate::{
         model::{Certificate, ClientAuth, ListenerTls},
         renew_certificate, renew_client_auth,
     },
+    policy::ocsp::Question,
     telemetry::{
         events::{Events, News},
         metrics::{CertificateMetrics, Metrics},
@@ -35,6 +44,8 @@ pub struct Certificates {
     metrics: Arc<Metrics>,
     events: Arc<Events>,
     known: Mutex<Known>,
+    /// Of the signatures of OCSP responses.
+    algorithms: &'static [&'static dyn SignatureVerificationAlgorithm],
 }
 
 #[derive(Default)]
@@ -44,6 +55,9 @@ struct Known {
     clients: Vec<Watched<ClientAuth>>,
     /// Each for as long as the listener is there.
     served: Vec<Weak<Tls>>,
+    stapling: Stapling,
+    /// Certificates that nobody can be asked about, which was said.
+    given_up: BTreeMap<Name, CertificateDer<'static>>,
 }
 
 /// What files held, and how they looked then.
@@ -119,7 +133,8 @@ fn stamps(files: &[PathBuf]) -> Stamps {
 impl Certificates {
     /// Knows none yet.
     pub fn new(tickets: Arc<TicketKeys>, metrics: Arc<Metrics>, events: Arc<Events>) -> Self {
-        Self { tickets, metrics, events, known: Mutex::default() }
+        let algorithms = provider::default_provider().signature_verification_algorithms.all;
+        Self { tickets, metrics, events, known: Mutex::default(), algorithms }
     }
 
     /// The TLS of a listener. It follows its files until it is dropped.
@@ -127,8 +142,10 @@ impl Certificates {
     /// # Errors
     /// The crypto provider does not support what is asked for.
     pub fn tls(&self, model: &ListenerTls) -> Result<Arc<Tls>, rustls::Error> {
-        let tls = Arc::new(Tls::new(Serving::build(model, &self.tickets, now())?));
         let mut known = self.lock();
+        let certificates = model.certificates.iter().map(|certificate| known.stapling.filled(certificate)).collect();
+        let serving = Serving::build(&ListenerTls { certificates, ..model.clone() }, &self.tickets, now())?;
+        let tls = Arc::new(Tls::new(serving));
         known.served.push(Arc::downgrade(&tls));
         if let Some(clients) = &model.client_auth {
             // What was read last goes for all.
@@ -155,12 +172,14 @@ impl Certificates {
     /// These certificates are configured from now on, and have been read just now.
     pub fn follow(&self, certificates: &BTreeMap<Name, Arc<Certificate>>) {
         let mut known = self.lock();
-        known.certificates = certificates
-            .iter()
+        let filled = certificates.values().map(|certificate| known.stapling.filled(certificate));
+        let filled: Vec<_> = certificates.keys().zip(filled).collect();
+        known.certificates = filled
+            .into_iter()
             .map(|(name, certificate)| {
-                let ocsp = certificate.ocsp.as_ref().map(|ocsp| &ocsp.path);
+                let ocsp = certificate.ocsp.as_ref().and_then(|ocsp| ocsp.path.as_ref());
                 let files = [Some(&certificate.cert_path), Some(&certificate.key_path), ocsp];
-                self.handle(certificate).not_after.set(certificate.not_after);
+                self.handle(&certificate).not_after.set(certificate.not_after);
                 (name.clone(), Watched::new(certificate.clone(), files.into_iter().flatten().cloned().collect()))
             })
             .collect();
@@ -171,9 +190,9 @@ impl Certificates {
     pub fn look(&self) {
         let now = now();
         let mut known = self.lock();
-        let Known { certificates, clients, served } = &mut *known;
+        let Known { certificates, clients, served, stapling, .. } = &mut *known;
         for watched in certificates.values_mut() {
-            self.look_at_certificate(watched, now);
+            self.look_at_certificate(watched, stapling, now);
         }
         let served: Vec<Arc<Tls>> = {
             served.retain(|tls| tls.strong_count() > 0);
@@ -194,27 +213,31 @@ impl Certificates {
         }
     }
 
-    fn look_at_certificate(&self, watched: &mut Watched<Arc<Certificate>>, now: i64) {
+    fn look_at_certificate(&self, watched: &mut Watched<Arc<Certificate>>, stapling: &Stapling, now: i64) {
         if watched.look() {
-            let read = renew_certificate(&watched.current);
+            let read = renew_certificate(&watched.current).map(|read| stapling.filled(&Arc::new(read)));
             let changed = watched.settle();
             let name = watched.current.name.clone();
             match read {
                 Ok(certificate) if same(&certificate, &watched.current) => {}
                 Ok(certificate) => {
-                    watched.current = Arc::new(certificate);
+                    watched.current = certificate;
                     self.handle(&watched.current).not_after.set(watched.current.not_after);
                     self.reloaded(name.as_str());
                 }
                 Err(error) => self.failed(name.as_str(), &error.to_string(), changed),
             }
         }
-        let Some(ocsp) = &watched.current.ocsp else { return };
-        let holds = ocsp.holds(now);
+        if watched.current.ocsp.is_none() && !watched.current.ocsp_fetch {
+            return;
+        }
+        let holds = watched.current.ocsp.as_ref().is_some_and(|ocsp| ocsp.holds(now));
         self.handle(&watched.current).stapled.set(i64::from(holds));
         if watched.stapled.replace(holds) == Some(true) && !holds {
             let name = watched.current.name.as_str();
-            log::warn!("certificate {name}: the OCSP response is out of date, and is not sent to clients any more");
+            log::warn!(
+                "certificate {name}: the OCSP response is out of date or withdrawn, and is not sent to clients any more"
+            );
             self.tell("certificate.ocsp_out_of_date", format!("{name}: sent to clients without it"), String::new());
         }
     }
@@ -273,6 +296,42 @@ impl Certificates {
         }
     }
 
+    /// What OCSP responders are to be asked now; to be called about once a second. Each is asked for until its answer is
+    /// brought.
+    pub fn questions(&self) -> Vec<(Name, Arc<Question>)> {
+        let mut known = self.lock();
+        let Known { certificates, stapling, given_up, .. } = &mut *known;
+        for (name, error) in stapling.follow(certificates.values().map(|watched| &watched.current), given_up) {
+            log::warn!("certificate {name}: no OCSP response can be fetched: {error}");
+        }
+        stapling.due(now())
+    }
+
+    /// Takes what a responder said. A good answer goes with the next look, and stays while it holds, whatever comes after.
+    pub fn staple(&self, name: &Name, question: &Arc<Question>, answer: Result<&[u8], NoStaple>) {
+        let mut known = self.lock();
+        let Known { certificates, stapling, .. } = &mut *known;
+        let chance = (now(), rand::random());
+        let Some((pause, result)) = stapling.answered((name, question), answer, chance, self.algorithms) else {
+            return;
+        };
+        if let Some(watched) = certificates.get_mut(name) {
+            watched.current = stapling.filled(&watched.current);
+        }
+        match result {
+            Ok(()) => {
+                self.metrics.ocsp_fetches.increment();
+                log::info!("certificate {name}: has an OCSP response of {}, the next in {pause} s", question.url);
+            }
+            Err(error) => {
+                self.metrics.ocsp_fetch_failures.increment();
+                let (what, why) = (format!("{name}: {}, again in {pause} s", question.url), error.to_string());
+                let news = News { who: "OCSP".to_owned(), what, why, ..News::default() };
+                self.events.tell("certificate.ocsp_failed", news);
+            }
+        }
+    }
+
     fn reloaded(&self, name: &str) {
         self.metrics.certificate_reloads.increment();
         self.tell("certificate.reloaded", name.to_owned(), String::new());
@@ -294,7 +353,7 @@ impl Certificates {
     }
 
     fn handle(&self, certificate: &Certificate) -> Arc<CertificateMetrics> {
-        self.metrics.certificate(&certificate.name, certificate.ocsp.is_some())
+        self.metrics.certificate(&certificate.name, certificate.ocsp.is_some() || certificate.ocsp_fetch)
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -309,7 +368,10 @@ fn now() -> i64 {
 
 /// Whether both would be served alike.
 pub fn same(one: &Certificate, other: &Certificate) -> bool {
-    one.key.cert == other.key.cert && one.key_der.secret_der() == other.key_der.secret_der() && one.ocsp == other.ocsp
+    one.key.cert == other.key.cert
+        && one.key_der.secret_der() == other.key_der.secret_der()
+        && one.ocsp == other.ocsp
+        && one.ocsp_fetch == other.ocsp_fetch
 }
 
 /// Whether both judge clients alike, by the same files.
@@ -327,7 +389,9 @@ fn client_files(clients: &ClientAuth) -> (&PathBuf, Option<&PathBuf>) {
 }
 
 fn same_files(one: &Certificate, other: &Certificate) -> bool {
-    let files =
-        |of: &Certificate| (of.cert_path.clone(), of.key_path.clone(), of.ocsp.as_ref().map(|o| o.path.clone()));
+    let files = |of: &Certificate| {
+        let ocsp = of.ocsp.as_ref().and_then(|ocsp| ocsp.path.clone());
+        (of.cert_path.clone(), of.key_path.clone(), ocsp, of.ocsp_fetch)
+    };
     files(one) == files(other)
 }

@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::pace::{Pace, Pacing};
 pub(super) use super::transport::{Socket, Transport};
 use crate::{
-    policy::framing::Border,
+    policy::framing::{Border, Taken},
     proxy::{Afterwards, ConnInfo},
     types::Reason,
 };
@@ -219,21 +219,24 @@ impl Conn {
         }
     }
 
-    /// As [`Conn::note_sent`], of the request's body.
-    fn note_received(&mut self, received: &Poll<io::Result<usize>>) {
-        match (received, &mut self.sender) {
-            (Poll::Ready(_), None) => {}
-            (Poll::Ready(Ok(bytes)), Some(sender)) if *bytes > 0 => sender.moved(*bytes),
-            (Poll::Ready(_), Some(sender)) => {
-                if sender.ended() {
-                    self.fault(Reason::ClientTimeout);
-                }
-            }
-            (Poll::Pending, sender) => {
-                let Some(pacing) = self.pacing.as_ref().filter(|_| self.border != Border::Unbounded) else { return };
-                let (fd, expects) = (self.transport.fd(), self.expects);
-                sender.get_or_insert_with(|| pacing.sender(expects)).waits(fd);
-            }
+    /// The client is waited for, to send more of its request's body.
+    fn note_awaited(&mut self) {
+        let Some(pacing) = self.pacing.as_ref().filter(|_| self.border != Border::Unbounded) else { return };
+        let (fd, expects) = (self.transport.fd(), self.expects);
+        self.sender.get_or_insert_with(|| pacing.sender(expects)).waits(fd);
+    }
+
+    /// So many bytes of its data came: what is around them (sizes, extensions, trailers) pays for nothing.
+    fn note_received(&mut self, data: usize) {
+        if let Some(sender) = &mut self.sender {
+            sender.moved(data);
+        }
+    }
+
+    /// Nothing more comes.
+    fn note_ended(&mut self) {
+        if self.sender.as_mut().is_some_and(|sender| sender.ended()) {
+            self.fault(Reason::ClientTimeout);
         }
     }
 
@@ -282,15 +285,25 @@ impl AsyncRead for Conn {
             let before = limited.filled().len();
             let received = Pin::new(&mut this.transport).poll_read(cx, &mut limited);
             let filled = limited.filled().len();
-            let received = received.map_ok(|()| filled - before);
-            this.note_received(&received);
-            ready!(received)?;
-            let read = &limited.filled()[before..];
-            if read.is_empty() {
-                this.closed = true;
-                return Poll::Ready(Ok(()));
+            match received {
+                Poll::Pending => {
+                    this.note_awaited();
+                    return Poll::Pending;
+                }
+                Poll::Ready(Err(error)) => {
+                    this.note_ended();
+                    return Poll::Ready(Err(error));
+                }
+                Poll::Ready(Ok(())) if filled == before => {
+                    this.note_ended();
+                    this.closed = true;
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Ok(())) => {}
             }
-            let ours = this.border.advance(read);
+            let read = &limited.filled()[before..];
+            let Taken { all: ours, data } = this.border.take(read);
+            this.note_received(data);
             if this.border == Border::Malformed {
                 return this.malformed();
             }

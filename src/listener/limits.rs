@@ -1,5 +1,5 @@
-//! How many connections there are, in all and of each client, against what the listener allows. Counted as they are
-//! accepted, over all workers.
+//! How many connections there are, in all and of each client, against what the listener allows, over all workers. Counted
+//! as they are accepted; those of a load balancer that tells its clients (PROXY protocol) by client when it has told.
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
@@ -53,26 +53,37 @@ impl Census {
     ) -> Result<Counted, RefusedConnection> {
         let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
         // Dropped, it takes back what it counted.
-        let mut counted = Counted { census: self.clone(), client: None };
+        let counted = Counted { census: self.clone(), client: None };
         if limits.connections.is_some_and(|most| open > to_usize(most)) {
             return Err(RefusedConnection::Limit);
         }
-        let (Some(most), Some(client)) = (limits.connections_per_ip, client.map(Client::of)) else {
-            return Ok(counted);
-        };
-        let mut clients = self.shard(client);
-        let of_client = clients.entry(client).or_insert(0);
-        if *of_client >= most {
-            return Err(RefusedConnection::PerIp);
-        }
-        *of_client += 1;
-        counted.client = Some(client);
-        Ok(counted)
+        counted.of(client, limits)
     }
 
     fn shard(&self, client: Client) -> MutexGuard<'_, HashMap<Client, u32>> {
         let shard = self.hasher.hash_one(client) as usize % SHARDS;
         self.clients[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counted {
+    /// Counts it as one of `client` too, if it is not yet one of somebody; `None` counts for nobody.
+    ///
+    /// # Errors
+    /// That client has too many already.
+    pub(super) fn of(mut self, client: Option<IpAddr>, limits: &ListenerLimits) -> Result<Self, RefusedConnection> {
+        let (Some(most), Some(client), None) = (limits.connections_per_ip, client.map(Client::of), self.client) else {
+            return Ok(self);
+        };
+        let census = self.census.clone();
+        let mut clients = census.shard(client);
+        let of_client = clients.entry(client).or_insert(0);
+        if *of_client >= most {
+            return Err(RefusedConnection::PerIp);
+        }
+        *of_client += 1;
+        self.client = Some(client);
+        Ok(self)
     }
 }
 

@@ -1,6 +1,6 @@
 //! How slowly a client may send its body or take its answer. Only time in which it is the client who is waited for
-//! counts, so who waits for a backend or sends at once costs nothing and is never late. Each byte that moves pays for
-//! its share of a second; when what was paid for is used up, the worker's table of deadlines ends the connection.
+//! counts, so who waits for a backend or sends at once costs nothing and is never late. Each byte of data that moves pays
+//! for its share of a second; when what was paid for is used up, the worker's table of deadlines ends the connection.
 
 use std::{
     os::fd::RawFd,
@@ -74,7 +74,7 @@ impl Pace {
         }
     }
 
-    /// So many bytes moved.
+    /// So many bytes of data moved; none, where what came was only around them.
     pub(super) fn moved(&mut self, bytes: usize) {
         if let Some(since) = self.since.take() {
             self.late |= self.deadline.disarm();

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -25,6 +25,12 @@ const READ: usize = 512;
 /// Both ends of a client's connection, as everything after this sees them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ends {
+    /// Who connected to us, whatever a header says; `None` for a unix socket.
+    pub(super) peer: Option<IpAddr>,
+    /// A load balancer connected for somebody, and did not say for whom.
+    pub(super) hidden: bool,
+    /// Whose connection this is, where that was not known when it was accepted; for `connections_per_ip`.
+    pub(super) counted: Option<IpAddr>,
     /// `None` for a unix socket.
     pub(super) client: Option<SocketAddr>,
     /// Where the client connected to; `None` for a unix socket.
@@ -39,15 +45,18 @@ impl Ends {
             (_, Socket::Tcp(stream)) => stream.local_addr().ok(),
             _ => None,
         };
-        Self { client, local }
+        Self { peer: client.map(|client| client.ip()), hidden: false, counted: None, client, local }
     }
 
     /// As a header says.
     fn told(self, source: Source) -> Self {
         match source {
-            Source::Inet { from, to } => Self { client: Some(from), local: Some(to) },
-            Source::Local | Source::Unknown => self,
-            Source::Unix => Self { client: None, local: None },
+            Source::Inet { from, to } => Self { client: Some(from), local: Some(to), counted: Some(from.ip()), ..self },
+            // Its own connections are no client's. Those it says nothing about may be of many: counted as one client's they
+            // would be cut, and who believes the load balancer has `connections` for them.
+            Source::Local => self,
+            Source::Unknown => Self { hidden: true, ..self },
+            Source::Unix => Self { client: None, local: None, ..self },
         }
     }
 }
@@ -72,7 +81,9 @@ pub(super) async fn read(
     let mut bytes = BytesMut::with_capacity(READ);
     let (header, length) = loop {
         match proxy_protocol::parse(&bytes) {
-            Parsed::Absent if !rule.required => return Some((ends, bytes)),
+            Parsed::Absent if !rule.required => {
+                return Some((Ends { counted: ends.peer, ..ends }, bytes));
+            }
             Parsed::Absent => {
                 count(ProxyHeader::Missing);
                 return None;

@@ -1,7 +1,7 @@
 //! A worker: one thread, one event loop, its own `HttpProxy` and upstream pool. A connection stays where it began.
 
 use std::{
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, RawFd},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -220,9 +220,19 @@ fn start(post: &Arc<Post>, accepted: Accepted) {
         tokio::spawn(announced(post, endpoint, socket, ends, open));
     } else {
         let conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint)));
-        let info = Arc::new(ConnInfo::new(ends.client, None, &endpoint.model, conn.fd()).at(ends.local));
+        let info = Arc::new(info(ends, None, &endpoint, conn.fd()));
         tokio::spawn(h1::serve(post, conn, info, endpoint, open));
     }
+}
+
+/// Counts a connection as its client's, where a header has told it; `None` where that has too many.
+fn counted(open: Open, ends: Ends, endpoint: &Endpoint) -> Option<Open> {
+    open.of(ends.counted, &endpoint.model.limits).map_err(|cause| endpoint.metrics.refused(cause)).ok()
+}
+
+fn info(ends: Ends, tls: Option<TlsInfo>, endpoint: &Endpoint, fd: RawFd) -> ConnInfo {
+    let Ends { peer, hidden, counted: _, client, local } = ends;
+    ConnInfo::new(client, tls, &endpoint.model, fd).at(local).from(peer, hidden)
 }
 
 fn pacing(post: &Post, endpoint: &Endpoint) -> Option<Pacing> {
@@ -237,14 +247,15 @@ async fn announced(post: Arc<Post>, endpoint: Arc<Endpoint>, mut socket: Socket,
         return;
     };
     drop(deadline);
+    let Some(open) = counted(open, ends, &endpoint) else { return };
     let mut conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint)));
     *conn.ahead() = ahead;
-    let info = Arc::new(ConnInfo::new(ends.client, None, &endpoint.model, conn.fd()).at(ends.local));
+    let info = Arc::new(info(ends, None, &endpoint, conn.fd()));
     h1::serve(post, conn, info, endpoint, open).await;
 }
 
 async fn secure(post: Arc<Post>, endpoint: Arc<Endpoint>, socket: Socket, ends: Ends, open: Open) {
-    let Some((conn, info)) = Box::pin(handshake(&post, &endpoint, socket, ends)).await else { return };
+    let Some((conn, info, open)) = Box::pin(handshake(&post, &endpoint, socket, ends, open)).await else { return };
     match info.tls().map(|tls| tls.alpn) {
         Some(Some(Alpn::Http2)) => {
             Box::pin(h2::serve(post, conn, info, endpoint)).await;
@@ -259,11 +270,13 @@ async fn handshake(
     endpoint: &Endpoint,
     mut socket: Socket,
     ends: Ends,
-) -> Option<(Box<Conn>, Arc<ConnInfo>)> {
+    open: Open,
+) -> Option<(Box<Conn>, Arc<ConnInfo>, Open)> {
     let tls = endpoint.tls.as_ref()?.serving();
     let deadline = post.kit.deadlines().guard(How::Both);
     deadline.arm(socket.as_raw_fd(), Wait::Work, Instant::now(), endpoint.model.limits.handshake_timeout);
     let (ends, ahead) = proxy_protocol::read(&mut socket, ends, endpoint, &deadline).await?;
+    let open = counted(open, ends, endpoint)?;
     let socket = Replayed::over(socket, ahead);
     let accepted = tls.accept(socket).await.and_then(|stream| {
         let session = stream.get_ref().1;
@@ -280,9 +293,8 @@ async fn handshake(
                 alpn: session.alpn_protocol().map(|name| if name == b"h2" { Alpn::Http2 } else { Alpn::Http1 }),
             };
             let conn = Box::new(Conn::new(Transport::Tls(Box::new(stream)), pacing(post, endpoint)));
-            let info = ConnInfo::new(ends.client, Some(info), &endpoint.model, conn.fd());
-            let info = Arc::new(info.at(ends.local).with_client(verified));
-            Some((conn, info))
+            let info = self::info(ends, Some(info), endpoint, conn.fd());
+            Some((conn, Arc::new(info.with_client(verified)), open))
         }
         Err(error) => {
             endpoint.metrics.handshake(if deadline.fired() { Handshake::TimedOut } else { Handshake::Failed });

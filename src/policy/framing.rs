@@ -4,14 +4,23 @@
 /// What is left of a request after its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Border {
-    /// In a chunked body.
-    Chunked(Chunk),
+    /// In a chunked body; by how many bytes its extensions are more than its data so far.
+    Chunked(Chunk, u16),
     /// So many bytes are left; 0 is the end.
     Counted(u64),
     /// In a chunked body that is not well-formed: nobody can say where it ends.
     Malformed,
     /// No end: the connection was given up to something else (an upgrade, HTTP/2).
     Unbounded,
+}
+
+/// What bytes of a request are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Those that belong to it.
+    pub all: usize,
+    /// Of these, the data of its body: all but sizes, extensions, line ends and trailers.
+    pub data: usize,
 }
 
 /// A place in a chunked body.
@@ -50,6 +59,9 @@ pub struct Trailers {
 
 /// Bytes of one chunk's extensions. Nobody uses them but to waste our time (CVE-2023-39326).
 const MOST_EXTENSION: u16 = 256;
+/// Bytes by which the extensions of a body may be more than its data. Enough for every signature of a chunk, and little for
+/// somebody who sends nothing else.
+const MOST_EXCESS: u16 = 16 * 1024;
 const MOST_TRAILER_BYTES: u16 = 8 * 1024;
 const MOST_TRAILERS: u8 = 32;
 /// Fields that say how the message is framed or where it goes, which it is too late for (RFC 9110 §6.5.1).
@@ -67,7 +79,7 @@ const NOT_IN_TRAILERS: [u64; 9] = [
 
 impl Border {
     /// Before the body of a chunked request.
-    pub const CHUNKED: Self = Self::Chunked(Chunk::Size(0, 0));
+    pub const CHUNKED: Self = Self::Chunked(Chunk::Size(0, 0), 0);
     /// No body.
     pub const END: Self = Self::Counted(0);
 
@@ -80,72 +92,76 @@ impl Border {
     pub fn room(self) -> usize {
         match self {
             Self::Counted(left) => usize::try_from(left).unwrap_or(usize::MAX),
-            Self::Chunked(_) | Self::Malformed | Self::Unbounded => usize::MAX,
+            Self::Chunked(..) | Self::Malformed | Self::Unbounded => usize::MAX,
         }
     }
 
     /// Moves over `bytes` and says how many of them belong to the request; none of a malformed one's rest.
     pub fn advance(&mut self, bytes: &[u8]) -> usize {
+        self.take(bytes).all
+    }
+
+    /// As [`Border::advance`], and says how many of them are data.
+    pub fn take(&mut self, bytes: &[u8]) -> Taken {
+        let data = |length| Taken { all: length, data: length };
         match self {
-            Self::Malformed => 0,
-            Self::Unbounded => bytes.len(),
+            Self::Malformed => Taken::default(),
+            Self::Unbounded => data(bytes.len()),
             Self::Counted(left) => {
                 let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                 *left -= taken as u64;
-                taken
+                data(taken)
             }
-            Self::Chunked(_) => self.advance_chunked(bytes),
+            Self::Chunked(..) => self.take_chunked(bytes),
         }
     }
 
-    /// As [`Border::advance`], up to where data and framing meet: how many bytes, and whether they are data.
-    pub fn take(&mut self, bytes: &[u8]) -> (usize, bool) {
-        let Self::Chunked(place) = self else { return (self.advance(bytes), true) };
+    /// As [`Border::take`], up to where data and framing meet: how many bytes, and whether they are data.
+    pub fn part(&mut self, bytes: &[u8]) -> (usize, bool) {
+        let Self::Chunked(place, _) = self else { return (self.advance(bytes), true) };
         if let Chunk::Data(left) = place {
             let data = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-            return (self.advance_chunked(bytes.get(..data).unwrap_or_default()), true);
+            return (self.advance(bytes.get(..data).unwrap_or_default()), true);
         }
+        let framing = |border: &Self| matches!(border, Self::Chunked(place, _) if !matches!(place, Chunk::Data(_)));
         let mut at = 0;
-        while let (Self::Chunked(place), Some(byte)) = (*self, bytes.get(at)) {
-            if matches!(place, Chunk::Data(_)) {
-                break;
-            }
-            *self = place.step(*byte);
-            at += usize::from(*self != Self::Malformed);
+        while let Some(byte) = bytes.get(at..=at).filter(|_| framing(self)) {
+            at += self.advance(byte);
         }
         (at, false)
     }
 
-    fn advance_chunked(&mut self, bytes: &[u8]) -> usize {
-        let mut at = 0;
-        while at < bytes.len() {
-            let Self::Chunked(place) = self else { return at };
+    fn take_chunked(&mut self, bytes: &[u8]) -> Taken {
+        let mut taken = Taken::default();
+        while taken.all < bytes.len() {
+            let Self::Chunked(place, excess) = self else { return taken };
             if let Chunk::Data(left) = place {
-                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len() - at);
-                *left -= taken as u64;
-                at += taken;
+                let data = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len() - taken.all);
+                *left -= data as u64;
+                taken.all += data;
+                taken.data += data;
                 if *left == 0 {
                     *place = Chunk::DataCr;
                 }
                 continue;
             }
-            *self = place.step(bytes[at]);
+            *self = place.step(bytes[taken.all], *excess);
             if *self == Self::Malformed {
-                return at;
+                return taken;
             }
-            at += 1;
+            taken.all += 1;
         }
-        at
+        taken
     }
 }
 
 impl Chunk {
     /// What is left after one byte. Stricter than RFC 9112 §7.1 has to be (no bare LF, no white space after a size):
     /// what two parsers could read in two ways is nobody's request.
-    fn step(self, byte: u8) -> Border {
+    fn step(self, byte: u8, mut excess: u16) -> Border {
         /// 16 hexadecimal digits are all that fits.
         const MOST_DIGITS: u8 = 16;
-        Border::Chunked(match (self, byte) {
+        let place = match (self, byte) {
             (Self::Size(size, digits), _) if byte.is_ascii_hexdigit() && digits < MOST_DIGITS => {
                 let digit = (byte as char).to_digit(16).unwrap_or(0);
                 Self::Size((size << 4) | u64::from(digit), digits + 1)
@@ -153,11 +169,15 @@ impl Chunk {
             (Self::Size(size, 1..), b'\r') => Self::SizeLf(size),
             (Self::Size(size, 1..), b';') => Self::Extension(size, 0),
             (Self::Extension(size, _), b'\r') => Self::SizeLf(size),
-            (Self::Extension(size, length), _) if is_text(byte) && length < MOST_EXTENSION => {
+            (Self::Extension(size, length), _) if is_text(byte) && length < MOST_EXTENSION && excess < MOST_EXCESS => {
+                excess += 1;
                 Self::Extension(size, length + 1)
             }
             (Self::SizeLf(0), b'\n') => Self::LineStart(Trailers::default()),
-            (Self::SizeLf(size), b'\n') => Self::Data(size),
+            (Self::SizeLf(size), b'\n') => {
+                excess = excess.saturating_sub(u16::try_from(size).unwrap_or(u16::MAX));
+                Self::Data(size)
+            }
             (Self::DataCr, b'\r') => Self::DataLf,
             (Self::DataLf, b'\n') => Self::Size(0, 0),
             (Self::LineStart(_), b'\r') => Self::EndLf,
@@ -180,7 +200,8 @@ impl Chunk {
             },
             (Self::TrailerLf(trailers), b'\n') => Self::LineStart(trailers),
             _ => return Border::Malformed,
-        })
+        };
+        Border::Chunked(place, excess)
     }
 }
 
@@ -304,6 +325,24 @@ mod tests {
                 assert_eq!(border, Border::Malformed, "{body:?} split at {split}");
             }
         }
+    }
+
+    #[test]
+    fn extensions_may_be_more_than_the_data_by_so_much_only() {
+        let chunk = |extension: usize, size: usize| {
+            format!("{size:x};{}\r\n{}\r\n", "x".repeat(extension), "y".repeat(size)).into_bytes()
+        };
+        for (extension, size, good) in [(100, 100, true), (250, 1, false), (2, 1, false), (1, 1, true)] {
+            let chunk = chunk(extension, size);
+            let mut border = Border::CHUNKED;
+            for _ in 0..20_000 {
+                border.take(&chunk);
+            }
+            assert_eq!(border != Border::Malformed, good, "{extension} bytes for {size}");
+        }
+        let mut border = Border::CHUNKED;
+        assert_eq!(border.take(&chunk(3, 5)), Taken { all: 14, data: 5 });
+        assert_eq!(border.take(b"0\r\nX: y\r\n\r\n"), Taken { all: 11, data: 0 });
     }
 
     #[test]

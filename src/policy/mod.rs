@@ -10,6 +10,7 @@ pub mod framing;
 pub mod headers;
 pub mod health;
 pub mod limit_key;
+pub mod ocsp;
 pub mod outlier;
 pub mod password;
 pub mod path;

@@ -70,8 +70,9 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
     if session.get_keepalive().is_some() {
         session.set_keepalive(Some(keep_alive));
     }
-    let identity = ClientIdentity::resolve(start.info.peer(), start.current.trusted(), &session.req_header().headers);
-    ctx.client = identity.client;
+    let (info, trusted) = (&start.info, start.current.trusted());
+    let identity = ClientIdentity::resolve(info.author(), trusted, &session.req_header().headers);
+    ctx.client = identity.client.or_else(|| info.peer().map(|peer| peer.to_canonical()));
     ctx.peer_trusted = identity.peer_trusted;
     ctx.scheme = identity.scheme.filter(|_| identity.peer_trusted).unwrap_or(start.info.scheme());
     ctx.request_id = Some(request_id(kit, session.req_header()));

@@ -38,6 +38,9 @@ const NO_FAULT: u8 = u8::MAX;
 pub struct ConnInfo {
     client: Option<SocketAddr>,
     local: Option<SocketAddr>,
+    /// As the connection itself says.
+    connected: Option<IpAddr>,
+    hidden: bool,
     tls: Option<TlsInfo>,
     verified: Verified,
     redirect_https: bool,
@@ -97,6 +100,8 @@ impl ConnInfo {
         Self {
             client,
             local: None,
+            connected: client.map(|client| client.ip()),
+            hidden: false,
             tls,
             verified: Verified::NotAsked,
             redirect_https: listener.redirect_https,
@@ -125,6 +130,22 @@ impl ConnInfo {
         Self { local, ..self }
     }
 
+    /// As it is, from somebody who connected from `connected`, and with a PROXY header hid for whom where `hidden`.
+    pub fn from(self, connected: Option<IpAddr>, hidden: bool) -> Self {
+        Self { connected, hidden, ..self }
+    }
+
+    /// Who connected, whatever a PROXY header says: for logs. `None` for a unix socket.
+    pub(super) fn connected(&self) -> Option<IpAddr> {
+        self.connected
+    }
+
+    /// Who wrote the fields of requests, if that is known: the client of a PROXY header and never the load balancer, which
+    /// passes on what it has not read. Where the header names nobody, nobody is to be believed.
+    pub(super) fn author(&self) -> Option<IpAddr> {
+        if self.hidden { None } else { self.peer() }
+    }
+
     /// The client's address and the one it connected to; `None` for a unix socket.
     pub(super) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
         self.client.zip(self.local)
@@ -135,7 +156,7 @@ impl ConnInfo {
         self.client.map(|client| client.ip())
     }
 
-    /// Whether the listener serves this peer.
+    /// Whether the listener serves this peer; behind a PROXY header that is the client it tells.
     pub(super) fn is_admitted(&self) -> bool {
         self.access.as_ref().is_none_or(|access| access.allows(self.peer()))
     }

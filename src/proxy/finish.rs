@@ -50,6 +50,7 @@ pub(super) fn served(kit: &Kit, session: &Session, ctx: &RequestCtx) {
         &Record {
             time: SystemTime::now(),
             client: ctx.client,
+            peer: ctx.info().and_then(ConnInfo::connected),
             method: request.method.as_str().as_bytes(),
             host: admit::host(request).unwrap_or_default().as_bytes(),
             path: target.as_bytes(),
@@ -114,6 +115,7 @@ pub(super) fn unserved(kit: &Kit, current: &Current, info: &ConnInfo, unserved: 
         &Record {
             time: SystemTime::now(),
             client: info.peer(),
+            peer: info.connected(),
             method: unserved.method.as_bytes(),
             host: unserved.host.as_bytes(),
             path: unserved.target.as_bytes(),

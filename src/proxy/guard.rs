@@ -3,6 +3,7 @@
 
 mod basic;
 mod forward;
+mod secure;
 
 use std::time::Instant;
 

@@ -15,6 +15,7 @@ mod process;
 mod reload;
 mod running;
 mod signals;
+mod stapling;
 mod successor;
 mod upgrade;
 mod upkeep;
@@ -62,6 +63,7 @@ use crate::{
         admin::operator::{Answering, Operator, Parts},
         discover::Discovery,
         health::HealthChecks,
+        ocsp::Fetching,
         operations::{Operations, Readiness},
         resolve::Resolver,
     },
@@ -243,6 +245,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         predecessor: inherited.map(Inherited::into_successor),
     }));
     let file = config_file(start, daemon);
+    server.add_service(background_service("OCSP", Fetching::new(certificates.clone())));
     let running = Arc::new(Running {
         seen: Mutex::new(Seen::now(&file)),
         file,

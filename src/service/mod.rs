@@ -1,7 +1,8 @@
-//! What runs beside the traffic: health checks, name resolution, discovery, and the operator's HTTP endpoints.
+//! What runs beside the traffic: health checks, name resolution, discovery, OCSP, and the operator's HTTP endpoints.
 
 pub mod admin;
 pub mod discover;
 pub mod health;
+pub mod ocsp;
 pub mod operations;
 pub mod resolve;

@@ -16,6 +16,9 @@ pub struct Record<'a> {
     pub time: SystemTime,
     /// The client's address; `None` for a unix socket.
     pub client: Option<IpAddr>,
+    /// Who connected: a load balancer that told the client with a PROXY header, a trusted proxy, or the client itself. Only
+    /// in JSON.
+    pub peer: Option<IpAddr>,
     /// As sent.
     pub method: &'a [u8],
     /// As sent.
@@ -111,6 +114,8 @@ pub fn write_json(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<u8>)
     push_padded(u64::from(millis), 3, out);
     out.extend_from_slice(b"Z\",\"client\":\"");
     push_client(record.client, out);
+    out.extend_from_slice(b"\",\"peer\":\"");
+    push_client(record.peer.map(|peer| peer.to_canonical()), out);
     out.push(b'"');
     push_json_field("method", record.method, out);
     push_json_field("host", record.host, out);

@@ -47,6 +47,10 @@ pub struct Metrics {
     pub certificate_reloads: Counter,
     /// Changed files of certificates that were of no use.
     pub certificate_reload_failures: Counter,
+    /// OCSP responses that were fetched.
+    pub ocsp_fetches: Counter,
+    /// OCSP responses that were asked for and did not come, or are of no use.
+    pub ocsp_fetch_failures: Counter,
     named: RwLock<Named>,
 }
 
@@ -82,6 +86,8 @@ impl Metrics {
             config_generation: Gauge::default(),
             certificate_reloads: Counter::default(),
             certificate_reload_failures: Counter::default(),
+            ocsp_fetches: Counter::default(),
+            ocsp_fetch_failures: Counter::default(),
             named: RwLock::default(),
         }
     }

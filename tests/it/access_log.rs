@@ -12,9 +12,10 @@ use crate::support::{
     wait_until,
 };
 
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 16] = [
     "time",
     "client",
+    "peer",
     "method",
     "host",
     "path",

@@ -1,13 +1,14 @@
 //! Who gets in: networks, rates, concurrency, passwords, another service's word; through the real binary.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use crate::support::{
-    eventually,
+    address, eventually,
     http1::{Client, Message, get, get_with, post_once},
     http2::{Client2, request},
     origin::{Origin, Peer},
     proxy::{Config, Proxy},
+    tls::Ca,
     wait_until,
 };
 
@@ -415,6 +416,64 @@ async fn the_service_is_told_what_is_asked_and_tells_the_origin_who_it_is() {
     assert_eq!(question.field("x-request-id"), passed.field("x-request-id"));
     assert_eq!(client.get("/again").await.status(), 200);
     assert_eq!(service.connections(), 1, "its connection is kept");
+}
+
+/// Asks a service at this URL, whose certificate must be from `ca`, or from the system's roots.
+fn asking_over_tls(origin: &Origin, url: &str, ca: Option<&Path>) -> Config {
+    let ca = ca.map_or_else(String::new, |ca| format!(", ca: {}", ca.display()));
+    configured(origin, &format!("forward_auth: {{ url: \"{url}\", timeout: 1s{ca} }}"), "")
+}
+
+#[tokio::test]
+async fn a_service_over_tls_is_verified_and_its_connection_kept() {
+    let (origin, ca, other) = (Origin::echo("a").await, Ca::new(), Ca::new());
+    let (folder, another) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    let (trusted, untrusted) = (ca.write(folder.path()), other.write(another.path()));
+    let here = address::unused().ip().to_string();
+    let service = Origin::tls("auth", ca.issue(&[&here]).server(&["h2", "http/1.1"])).await;
+    let url = format!("https://{}/verify", service.address);
+    let proxy = asking_over_tls(&origin, &url, Some(&trusted)).start().await;
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/").await.status(), 200);
+    }
+    // One for each worker at most.
+    assert!(service.total() == 3 && service.connections() <= 2, "{} connections", service.connections());
+    assert_eq!(service.requests()[0].field("host"), Some(&*service.address));
+    assert_eq!(origin.total(), 3);
+    let stranger = Origin::tls("auth", ca.issue(&["a.test"]).server(&["http/1.1"])).await;
+    for (url, ca) in [(&url, &untrusted), (&format!("https://{}/verify", stranger.address), &trusted)] {
+        let proxy = asking_over_tls(&origin, url, Some(ca)).start().await;
+        refused_for(&proxy, &proxy.get("/").await, 503, "auth_unavailable").await;
+        proxy.logged("invalid peer certificate").await;
+    }
+    assert_eq!((service.total(), stranger.total(), origin.total()), (3, 0, 3), "somebody got in");
+}
+
+#[tokio::test]
+async fn a_service_over_tls_is_asked_by_name_and_verified_by_the_systems_roots() {
+    let (origin, ca) = (Origin::echo("a").await, Ca::new());
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr()).expect("an address");
+    let service = Origin::tls_at(free, "auth", ca.issue(&["localhost"]).server(&["http/1.1"])).await;
+    let folder = tempfile::tempdir().expect("folder");
+    let roots = ca.write(folder.path());
+    let config = asking_over_tls(&origin, &format!("https://localhost:{}/verify", free.port()), None);
+    let mut proxy = config.spawn_with(&[], |command| _ = command.env("SSL_CERT_FILE", &roots));
+    proxy.ready().await;
+    assert_eq!(proxy.get("/").await.status(), 200);
+    assert_eq!(service.handshakes()[0].sni.as_deref(), Some("localhost"));
+    assert_eq!(service.total(), 1);
+}
+
+#[tokio::test]
+async fn a_service_that_never_ends_its_handshake_lets_nobody_in() {
+    let origin = Origin::echo("a").await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let (ca, folder) = (Ca::new(), tempfile::tempdir().expect("folder"));
+    let trusted = ca.write(folder.path());
+    let url = format!("https://{}/verify", silent.local_addr().expect("address"));
+    let proxy = asking_over_tls(&origin, &url, Some(&trusted)).start().await;
+    refused_for(&proxy, &proxy.get("/").await, 503, "auth_unavailable").await;
+    assert_eq!(origin.total(), 0);
 }
 
 #[tokio::test]

@@ -1,18 +1,23 @@
 //! Certificates that are renewed while the process serves.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use rustls::{ClientConfig, HandshakeKind};
 
 use crate::support::{
     eventually,
     http1::Client,
-    origin::Origin,
+    origin::{Origin, Peer},
     proxy::{Config, Proxy},
     tls::{Ca, Leaf, client_seeing_ocsp, client_trusting_any},
 };
 
 const RELOADS: &str = "rrlb_certificate_reloads_total";
+const FETCHES: &str = "rrlb_certificate_ocsp_fetches_total";
 
 async fn proxy_with(leaf: &Leaf, origin: &Origin, more: &str) -> Proxy {
     let yaml = "
@@ -110,4 +115,84 @@ async fn an_ocsp_response_is_sent_while_it_holds() {
     eventually("no response", async || sent().await.is_empty()).await;
     proxy.metric("rrlb_certificate_ocsp_stapled", &["main"], |stapled| stapled == 0.0).await;
     proxy.logged("out of date").await;
+}
+
+/// An OCSP responder that says what it is given; nothing is 500.
+async fn responder(says: &Arc<Mutex<Vec<u8>>>) -> Origin {
+    let says = says.clone();
+    Origin::script("ocsp", move |mut peer: Peer| {
+        let says = says.clone();
+        async move {
+            while peer.request().await.is_some() {
+                let body = says.lock().expect("no panic").clone();
+                let status = if body.is_empty() { "500 No" } else { "200 OK" };
+                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
+                peer.send([head.as_bytes(), &body].concat()).await;
+            }
+        }
+    })
+    .await
+}
+
+async fn stapled(proxy: &Proxy) -> Vec<u8> {
+    let (config, seen) = client_seeing_ocsp();
+    Client::tls(proxy.listen, "a.test", &config).await;
+    seen.ocsp.lock().expect("no panic").clone()
+}
+
+#[tokio::test]
+async fn an_ocsp_response_is_fetched_kept_over_a_reload_and_renewed_while_it_holds() {
+    let (ca, origin, says) = (Ca::new(), Origin::echo("a").await, Arc::<Mutex<Vec<u8>>>::default());
+    let responder = responder(&says).await;
+    let leaf = ca.issue_told_by(&["a.test"], &format!("http://{}/ocsp", responder.address));
+    let first = ca.vouch(&leaf, 8);
+    *says.lock().expect("no panic") = first.clone();
+    let proxy = proxy_with(&leaf, &origin, ", ocsp: fetch").await;
+    eventually("the first response", async || stapled(&proxy).await == first).await;
+    let question = responder.only_request();
+    assert_eq!((question.method(), question.target()), ("POST", "/ocsp"));
+    assert_eq!(question.field("content-type"), Some("application/ocsp-request"));
+    proxy.metric("rrlb_certificate_ocsp_stapled", &["main"], |stapled| stapled == 1.0).await;
+    proxy.metric(FETCHES, &["ok"], |fetches| fetches == 1.0).await;
+    proxy.reload().await;
+    assert!(stapled(&proxy).await == first, "a reload forgets it");
+    // Before it is out of date.
+    let second = ca.vouch(&leaf, 3600);
+    *says.lock().expect("no panic") = second.clone();
+    eventually("the second response", async || {
+        let sent = stapled(&proxy).await;
+        assert!(sent == first || sent == second, "neither is sent");
+        sent == second
+    })
+    .await;
+    assert_eq!(proxy.scrape().await.sum(FETCHES, &["failed"]), 0.0);
+    // Off and on again.
+    let file = proxy.config.write();
+    let text = fs::read_to_string(&file).expect("read");
+    fs::write(&file, text.replace(", ocsp: fetch", "")).expect("write");
+    proxy.reload().await;
+    assert!(stapled(&proxy).await.is_empty());
+    fs::write(&file, text).expect("write");
+    proxy.reload().await;
+    eventually("a response again", async || stapled(&proxy).await == second).await;
+}
+
+#[tokio::test]
+async fn a_responder_that_fails_is_asked_again_and_nothing_stale_or_foreign_is_sent() {
+    let (ca, origin, says) = (Ca::new(), Origin::echo("a").await, Arc::<Mutex<Vec<u8>>>::default());
+    let responder = responder(&says).await;
+    let leaf = ca.issue_told_by(&["a.test"], &format!("http://{}/ocsp", responder.address));
+    let proxy = proxy_with(&leaf, &origin, ", ocsp: fetch").await;
+    proxy.metric(FETCHES, &["failed"], |failed| failed >= 1.0).await;
+    proxy.logged("it answered 500").await;
+    // Of another authority with the same name.
+    *says.lock().expect("no panic") = Ca::new().vouch(&leaf, 3600);
+    proxy.logged("it is of another certificate").await;
+    assert!(stapled(&proxy).await.is_empty());
+    let good = ca.vouch(&leaf, 8);
+    *says.lock().expect("no panic") = good.clone();
+    eventually("a response", async || stapled(&proxy).await == good).await;
+    says.lock().expect("no panic").clear();
+    eventually("it to be out of date", async || stapled(&proxy).await.is_empty()).await;
+    proxy.metric("rrlb_certificate_ocsp_stapled", &["main"], |stapled| stapled == 0.0).await;
 }

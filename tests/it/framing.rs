@@ -1,7 +1,7 @@
 //! Ambiguous or broken requests: refused with 400 before an origin hears of them, and the connection does not go on.
 
 use crate::support::{
-    origin::Origin,
+    origin::{Origin, Peer},
     proxy::{Config, Proxy},
 };
 
@@ -181,4 +181,43 @@ async fn an_empty_line_before_a_request_is_skipped() {
 async fn connect_is_refused_and_no_tunnel_is_made() {
     let connect = "CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n".to_owned();
     refused(&[("connect", connect)], &[400, 405, 501]).await;
+}
+
+#[tokio::test]
+async fn extensions_of_one_body_are_bounded_in_sum() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let body = |chunks: usize, extension: usize, size: usize| {
+        let chunk = format!("{size:x};{}\r\n{}\r\n", "x".repeat(extension), "y".repeat(size));
+        post("Transfer-Encoding: chunked\r\n", &format!("{}0\r\n\r\n", chunk.repeat(chunks)))
+    };
+    // As uploads are signed chunk by chunk: more of it than the bound, and less than of the data.
+    let reply = proxy.client().await.ask(body(400, 85, 400)).await;
+    assert_eq!((reply.status(), reply.length), (200, 160_000));
+    let mut client = proxy.client().await;
+    client.send(body(200, 250, 1)).await;
+    let reply = client.response().await;
+    assert_eq!((reply.status(), reply.field("connection")), (400, Some("close")));
+    assert!(client.closed().await.is_empty());
+    assert_eq!(origin.total(), 1, "a body that was refused ended for an origin");
+}
+
+#[tokio::test]
+async fn trailers_over_http1_go_neither_way_and_harm_nothing() {
+    let origin = Origin::script("a", |mut peer: Peer| async move {
+        while peer.request().await.is_some() {
+            peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nhi\r\n0\r\nX-Sum: 1\r\n\r\n").await;
+        }
+    })
+    .await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let mut client = proxy.client().await;
+    for _ in 0..2 {
+        client.send(post("Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n", "2\r\nhi\r\n0\r\nX-Sum: 1\r\n\r\n")).await;
+        let reply = client.response().await;
+        assert_eq!((reply.status(), reply.text().as_str(), reply.field("x-sum")), (200, "hi", None));
+    }
+    let seen = origin.requests();
+    assert!(seen.iter().all(|request| request.length == 2 && request.field("x-sum").is_none()), "{seen:?}");
+    assert_eq!(seen.len(), 2);
 }

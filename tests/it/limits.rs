@@ -153,6 +153,33 @@ async fn an_upload_slower_than_the_rate_is_408() {
 }
 
 #[tokio::test]
+async fn what_is_around_the_data_does_not_pay_for_the_rate() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "min_body_rate: 1KiB").await;
+    let mut slow = proxy.client().await;
+    slow.send("POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    let (mut reader, mut writer) = tokio::io::split(slow.wire.into_parts().0);
+    // More than 1 KiB a second, of which a tenth is data.
+    let chunks = "1;xxxx\r\ny\r\n".repeat(16);
+    let sent = async {
+        while tokio::io::AsyncWriteExt::write_all(&mut writer, chunks.as_bytes()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let mut answer = Vec::new();
+    let cut = async {
+        tokio::select! {
+            () = sent => {}
+            _ = reader.read_to_end(&mut answer) => {}
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(9), cut).await.expect("to be cut after the grace of 5 s");
+    let text = String::from_utf8_lossy(&answer);
+    assert!(text.starts_with("HTTP/1.1 408") && text.contains("client_timeout"), "{text:?}");
+    assert_eq!(origin.total(), 0, "an origin saw a body that was cut");
+}
+
+#[tokio::test]
 async fn a_reader_slower_than_the_rate_is_cut_and_one_that_keeps_it_is_not() {
     let origin = Origin::echo("a").await;
     let proxy = limited(&origin, "min_body_rate: 1KiB").await;

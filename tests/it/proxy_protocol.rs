@@ -219,6 +219,94 @@ async fn where_it_is_not_required_a_believed_peer_may_do_without() {
     assert_eq!(forwarded_for(&origin), ["127.0.0.1", "203.0.113.7"]);
 }
 
+/// A header of version 1 for this client.
+fn told_of(client: &str) -> String {
+    let (family, to) = if client.contains(':') { ("TCP6", "2001:db8::9") } else { ("TCP4", "198.51.100.9") };
+    format!("PROXY {family} {client} {to} 4242 443\r\n")
+}
+
+#[tokio::test]
+async fn connections_are_counted_by_the_client_that_the_header_tells() {
+    let (origin, ca) = (Origin::echo("a").await, Ca::new());
+    let yaml = "
+        certificates: { main: <main> }
+        listeners:
+          - { address: <listen>, proxy_protocol: { from: 127.0.0.0/8, required: false }, limits: { connections_per_ip: 1 } }
+          - { address: \"<tls>\", tls: { certificates: [main] }, proxy_protocol: { from: 127.0.0.0/8 }, limits: { connections_per_ip: 1 } }";
+    let secure = address::unused();
+    let config = Config::before(&[&origin], yaml).put("tls", secure);
+    let main = ca.issue(&["a.test"]).write(config.dir(), "main");
+    let proxy = config.put("main", main).start().await;
+    let served = async |header: &str| {
+        let mut client = proxy.client().await;
+        client.send(format!("{header}{}", get("/"))).await;
+        assert_eq!(client.response().await.status(), 200, "{header:?}");
+        client
+    };
+    let refused = async |header: &str| {
+        let mut client = proxy.client().await;
+        client.send(format!("{header}{}", get("/"))).await;
+        assert_eq!(client.closed().await, b"", "{header:?}");
+    };
+    let first = served(&told_of("203.0.113.1")).await;
+    let _others = [
+        served(&told_of("203.0.113.2")).await,
+        served(&told_of("2001:db8::1")).await,
+        served(&told_of("2001:db8:0:1::1")).await,
+        // The load balancer's own, and those it says nothing about: held by `connections` alone.
+        served("PROXY UNKNOWN\r\n").await,
+        served("PROXY UNKNOWN\r\n").await,
+        served("\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").await,
+        served("\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").await,
+        // Without a header it is a client as any other.
+        served("").await,
+    ];
+    for header in [told_of("203.0.113.1"), told_of("2001:db8::ffff:1"), String::new()] {
+        refused(&header).await;
+    }
+    proxy.metric("rrlb_connections_refused_total", &["cause=\"per_ip\""], |n| n == 3.0).await;
+    drop(first);
+    crate::support::eventually("a place to be free", async || {
+        let mut client = proxy.client().await;
+        client.send(told_of("203.0.113.1")).await;
+        client.try_get("/").await.is_ok_and(|reply| reply.status() == 200)
+    })
+    .await;
+    let config = ca.client(&["http/1.1"]);
+    let _first = over_tls(secure, told_of("203.0.113.1").as_bytes(), &config, true).await;
+    let _second = over_tls(secure, told_of("203.0.113.2").as_bytes(), &config, true).await;
+    let mut third = Client::connect(secure).await;
+    third.send(told_of("203.0.113.1")).await;
+    assert_eq!(third.closed().await, b"");
+}
+
+#[tokio::test]
+async fn of_balancer_and_client_each_is_asked_what_it_can_answer() {
+    const LOCAL: &str = "\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+    const UNKNOWN: &str = "PROXY UNKNOWN\r\n";
+    let origin = Origin::echo("a").await;
+    // Both the balancer's network and one of clients are trusted to say who they speak for.
+    let yaml = "
+        trusted_proxies: [127.0.0.0/8, 192.0.2.0/24]
+        listeners: [{ address: <listen>, proxy_protocol: { from: 127.0.0.0/8 }, deny: [203.0.113.66] }]";
+    let proxy = Config::before(&[&origin], yaml).start().await;
+    let claims = "GET / HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-For: 198.51.100.1\r\n\r\n";
+    for (header, client) in [
+        // What the client wrote went through the balancer unread.
+        (told_of("203.0.113.7"), "203.0.113.7"),
+        (told_of("192.0.2.1"), "198.51.100.1"),
+        (UNKNOWN.to_owned(), "127.0.0.1"),
+        (LOCAL.to_owned(), "198.51.100.1"),
+    ] {
+        let mut asking = proxy.client().await;
+        assert_eq!(asking.ask(format!("{header}{claims}")).await.status(), 200);
+        let line = proxy.access_log(origin.total()).await.pop().expect("a line");
+        assert_eq!((&line["client"], &line["peer"]), (&client.into(), &"127.0.0.1".into()), "{header:?}: {line}");
+    }
+    let mut denied = proxy.client().await;
+    assert_eq!(denied.ask(format!("{}{claims}", told_of("203.0.113.66"))).await.status(), 403);
+}
+
 #[tokio::test]
 async fn a_header_that_does_not_come_ends_with_the_deadline() {
     let (origin, ca) = (Origin::echo("a").await, Ca::new());

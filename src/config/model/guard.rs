@@ -3,7 +3,9 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue, Uri};
+use rustls::ClientConfig;
 
+use super::TrustStore;
 use crate::policy::{access::Access, limit_key::LimitKey, password::Users, rate::Rate};
 
 /// What a request must pass before a route does anything with it, in this order. By default nothing.
@@ -67,7 +69,7 @@ impl std::fmt::Debug for Secret {
 /// A service that is asked about each request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardAuth {
-    /// What is asked: `http://`, with a host.
+    /// What is asked: `http://` or `https://`, with a host.
     pub url: Uri,
     /// `Host` of the question.
     pub host: HeaderValue,
@@ -75,7 +77,27 @@ pub struct ForwardAuth {
     pub timeout: Duration,
     /// Fields of its answer that the backend gets, in place of any that the client sent.
     pub copy_headers: Vec<HeaderName>,
+    /// Of `https://`: how the service shows who it is.
+    pub tls: Option<ServiceTls>,
 }
+
+/// How a service that is asked over TLS shows who it is.
+#[derive(Clone, Debug)]
+pub struct ServiceTls {
+    /// Whom it must have its certificate from; `None` is the system's roots, the default.
+    pub ca: Option<TrustStore>,
+    /// Made of that.
+    pub config: Arc<ClientConfig>,
+}
+
+impl PartialEq for ServiceTls {
+    fn eq(&self, other: &Self) -> bool {
+        let of = |tls: &Self| tls.ca.as_ref().map(|ca| (ca.path.clone(), ca.certificates.clone()));
+        of(self) == of(other)
+    }
+}
+
+impl Eq for ServiceTls {}
 
 impl Guards {
     /// Whether everything passes.

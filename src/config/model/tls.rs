@@ -24,8 +24,10 @@ pub struct Certificate {
     pub not_after: i64,
     /// The PKCS#8/PKCS#1/SEC1 key, DER, for those who must build their own signer.
     pub key_der: Arc<PrivateKeyDer<'static>>,
-    /// Sent along with the certificate; `None` by default.
+    /// Sent along with the certificate; `None` by default, and until one is fetched.
     pub ocsp: Option<Ocsp>,
+    /// Whether it is asked of the issuer's responder; default false.
+    pub ocsp_fetch: bool,
 }
 
 impl std::fmt::Debug for Certificate {
@@ -37,11 +39,12 @@ impl std::fmt::Debug for Certificate {
     }
 }
 
-/// What the issuer says of a certificate (RFC 6960), for this certificate. Its signature is the client's to check.
+/// What the issuer says of a certificate (RFC 6960), for this certificate. The signature of a file's is the client's to
+/// check; that of a fetched one has been.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ocsp {
-    /// The file.
-    pub path: PathBuf,
+    /// The file; `None` where it was fetched.
+    pub path: Option<PathBuf>,
     /// The response as it is sent.
     pub der: Arc<[u8]>,
     /// Until when it holds, in seconds since 1970; `None` where it does not say.

@@ -1,7 +1,7 @@
 //! What guards a route or a listener, as the file would say it.
 
 use super::{
-    super::model::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret},
+    super::model::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret, ServiceTls},
     Content, Entries, Part, bare, duration, entry, list, shown, text,
 };
 use crate::policy::{access::Access, limit_key::LimitKey, rate::Rate};
@@ -29,10 +29,14 @@ pub(super) fn guards<'m>(guards: &'m Guards, out: &mut Entries<'m>) {
         entry("basic_auth", Part::Map(part))
     }));
     // The host is the URL's.
-    out.extend(forward_auth.as_ref().map(|ForwardAuth { url, host: _, timeout, copy_headers }| {
+    out.extend(forward_auth.as_ref().map(|ForwardAuth { url, host: _, timeout, copy_headers, tls }| {
         let copy_headers = list(copy_headers, |name| text(name.as_str()));
-        let part =
+        let mut part =
             vec![entry("url", shown(url)), entry("timeout", duration(*timeout)), entry("copy_headers", copy_headers)];
+        let ca = tls.as_ref().and_then(|ServiceTls { ca, config: _ }| ca.as_ref());
+        part.extend(
+            ca.map(|ca| entry("ca", Part::File(ca.path.to_string_lossy(), Content::Certificates(&ca.certificates)))),
+        );
         entry("forward_auth", Part::Map(part))
     }));
 }

@@ -339,7 +339,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             self.body = border.advance(&self.ahead);
         } else {
             while self.body == 0 && !self.ahead.is_empty() && !border.reached() && border != Border::Malformed {
-                let (taken, data) = border.take(&self.ahead);
+                let (taken, data) = border.part(&self.ahead);
                 if data {
                     self.body = taken;
                 } else {

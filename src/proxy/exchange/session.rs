@@ -187,7 +187,7 @@ async fn exchange(
 
 /// A part of the request's body, or its end, on its way to the backend.
 fn give(
-    session: &Session,
+    session: &mut Session,
     ctx: &mut RequestCtx,
     attempt: &mut Attempt<Line>,
     body: Option<Bytes>,

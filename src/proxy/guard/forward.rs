@@ -8,7 +8,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, hea
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{
+        Client, ResponseFuture,
+        connect::{Connect, HttpConnector},
+    },
     rt::{TokioExecutor, TokioTimer},
 };
 use pingora_core::Result;
@@ -16,6 +19,7 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use tokio::time::timeout;
 
+use super::secure::{self, SecureClients};
 use crate::{
     config::model::ForwardAuth,
     policy::{
@@ -63,17 +67,32 @@ const NOT_ASKED: [HeaderName; 12] = [
     header::TRAILER,
 ];
 
-/// A worker's client, with a pool of its own.
-pub(super) struct AuthClient(Client<HttpConnector, Empty<Bytes>>);
+/// A worker's clients, with pools of their own.
+pub(super) struct AuthClient {
+    plain: Client<HttpConnector, Empty<Bytes>>,
+    secure: SecureClients,
+}
 
 impl Default for AuthClient {
     fn default() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIME).pool_max_idle_per_host(IDLE);
-        Self(builder.build(connector))
+        Self { plain: pooled(secure::tcp()), secure: SecureClients::default() }
     }
+}
+
+impl AuthClient {
+    fn ask(&self, question: Request<Empty<Bytes>>, service: &ForwardAuth) -> ResponseFuture {
+        match &service.tls {
+            Some(tls) => self.secure.of(&tls.config).request(question),
+            None => self.plain.request(question),
+        }
+    }
+}
+
+/// A client that keeps connections.
+pub(super) fn pooled<C: Connect + Clone>(connector: C) -> Client<C, Empty<Bytes>> {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIME).pool_max_idle_per_host(IDLE);
+    builder.build(connector)
 }
 
 /// What the service said.
@@ -87,7 +106,7 @@ enum Answer {
 /// # Errors
 /// The answer could not be sent.
 pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, service: &ForwardAuth) -> Result<bool> {
-    let client = &kit.asking().services.0;
+    let client = &kit.asking().services;
     let answer = match question(session.req_header(), ctx, service) {
         Ok(question) => match timeout(service.timeout, answer(client, question, service)).await {
             Ok(answer) => answer,
@@ -186,12 +205,8 @@ pub(super) fn is_like(name: &HeaderName, other: &HeaderName) -> bool {
         })
 }
 
-async fn answer(
-    client: &Client<HttpConnector, Empty<Bytes>>,
-    question: Request<Empty<Bytes>>,
-    service: &ForwardAuth,
-) -> Result<Answer, String> {
-    let answer = client.request(question).await.map_err(|error| causes(&error))?;
+async fn answer(client: &AuthClient, question: Request<Empty<Bytes>>, service: &ForwardAuth) -> Result<Answer, String> {
+    let answer = client.ask(question, service).await.map_err(|error| causes(&error))?;
     let (head, body) = answer.into_parts();
     if head.status.is_success() {
         if !body.is_end_stream() {

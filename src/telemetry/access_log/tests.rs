@@ -8,6 +8,7 @@ fn record<'a>() -> Record<'a> {
     Record {
         time: UNIX_EPOCH + Duration::from_millis(1_709_251_199_007), // 2024-02-29, the last second
         client: Some(IpAddr::from([192, 0, 2, 1])),
+        peer: Some(IpAddr::from([10, 0, 0, 1])),
         method: b"GET",
         host: b"example.com",
         path: b"/a?b=c",
@@ -44,7 +45,7 @@ fn json_has_every_field() {
     assert_eq!(
         json(&record()),
         concat!(
-            r#"{"time":"2024-02-29T23:59:59.007Z","client":"192.0.2.1","method":"GET","host":"example.com","#,
+            r#"{"time":"2024-02-29T23:59:59.007Z","client":"192.0.2.1","peer":"10.0.0.1","method":"GET","host":"example.com","#,
             r#""path":"/a?b=c","protocol":"HTTP/1.1","status":200,"bytes":1234,"bytes_received":0,"#,
             r#""duration":1.002003,"upstream":"app","backend":"app-1","attempts":1,"reason":"ok","tls_version":null,"#,
             r#""request_id":"abc","referer":null,"user_agent":"curl/8"}"#,
@@ -113,7 +114,7 @@ proptest! {
         // Every quote that is not escaped belongs to the form: 2 per key and 2 per text.
         let text = json(&hostile).replace("\\\\", "").replace("\\\"", "");
         let nulls = text.matches(":null").count();
-        prop_assert_eq!(text.matches('"').count(), 2 * 18 + 2 * (13 - nulls));
+        prop_assert_eq!(text.matches('"').count(), 2 * 19 + 2 * (14 - nulls));
         prop_assert_eq!(combined(&hostile).matches('"').count(), 6);
     }
 }

@@ -50,6 +50,7 @@ fn every_family_has_samples_before_any_traffic() {
         r#"rrlb_connections_per_worker{worker="1"}"#,
         r#"rrlb_admin_requests_total{outcome="refused"}"#,
         r#"rrlb_certificate_reloads_total{result="failed"}"#,
+        r#"rrlb_certificate_ocsp_fetches_total{result="failed"}"#,
     ] {
         assert_eq!(value(&text, sample), Some(0.0), "{sample}");
     }

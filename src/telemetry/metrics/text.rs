@@ -233,7 +233,11 @@ fn certificates(out: &mut Exposition, metrics: &Metrics, named: &Named) {
         out.sample(name, &[("certificate", certificate.as_str())], numbers.not_after.value());
     }
     let name = "rrlb_certificate_ocsp_stapled";
-    out.family(name, Kind::Gauge, "1 where a certificate's OCSP response is sent along, 0 where it is out of date.");
+    out.family(
+        name,
+        Kind::Gauge,
+        "1 where a certificate's OCSP response is sent along, 0 where there is none or it is out of date.",
+    );
     for (certificate, numbers) in named.certificates.iter().filter(|(_, numbers)| numbers.ocsp) {
         out.sample(name, &[("certificate", certificate.as_str())], numbers.stapled.value());
     }
@@ -241,6 +245,10 @@ fn certificates(out: &mut Exposition, metrics: &Metrics, named: &Named) {
     out.family(name, Kind::Counter, "Changed files of certificates, taken or of no use.");
     out.sample(name, &[("result", "ok")], metrics.certificate_reloads.value());
     out.sample(name, &[("result", "failed")], metrics.certificate_reload_failures.value());
+    let name = "rrlb_certificate_ocsp_fetches_total";
+    out.family(name, Kind::Counter, "Questions to OCSP responders, answered or not.");
+    out.sample(name, &[("result", "ok")], metrics.ocsp_fetches.value());
+    out.sample(name, &[("result", "failed")], metrics.ocsp_fetch_failures.value());
 }
 
 fn instance(out: &mut Exposition, metrics: &Metrics) {

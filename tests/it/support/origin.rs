@@ -70,7 +70,12 @@ impl Origin {
 
     /// As [`Origin::echo`], over TLS.
     pub async fn tls(name: &str, config: Arc<ServerConfig>) -> Self {
-        Self::start(address::unused().to_string(), name, Some(config), boxed(echo)).await
+        Self::tls_at(address::unused(), name, config).await
+    }
+
+    /// As [`Origin::tls`], at a given address.
+    pub async fn tls_at(address: SocketAddr, name: &str, config: Arc<ServerConfig>) -> Self {
+        Self::start(address.to_string(), name, Some(config), boxed(echo)).await
     }
 
     /// As [`Origin::echo`], on a unix socket.

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SigningKey as _, date_time_ymd};
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, SupportedProtocolVersion,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -104,6 +104,40 @@ impl Ca {
         Arc::new(config)
     }
 
+    /// A good certificate whose status this URL tells, with the CA's behind it in its file.
+    pub fn issue_told_by(&self, names: &[&str], url: &str) -> Leaf {
+        let at = element(6, &[0x2b, 6, 1, 5, 5, 7, 0x30, 1]);
+        let access = element(0x30, &element(0x30, &[at, element(0x86, url.as_bytes())].concat()));
+        let extension = rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 1], access);
+        let mut leaf = self.sign(names, |params| params.custom_extensions.push(extension));
+        leaf.pem.push_str(&self.pem);
+        leaf
+    }
+
+    /// What an OCSP responder says of a leaf: that it is good from now on, for so many seconds.
+    pub fn vouch(&self, leaf: &Leaf, seconds: i64) -> Vec<u8> {
+        let (_, ca) = x509_parser::parse_x509_certificate(&self.der).expect("certificate");
+        let sha1 = |bytes: &[u8]| {
+            ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, bytes).as_ref().to_vec()
+        };
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+        let now = i64::try_from(now).expect("before the end of time");
+        let id = [
+            element(0x30, &[element(6, &[0x2b, 14, 3, 2, 26]), element(5, &[])].concat()),
+            element(4, &sha1(ca.subject().as_raw())),
+            element(4, &sha1(&ca.public_key().subject_public_key.data)),
+            element(2, &leaf.serial()),
+        ];
+        let next = element(0xa0, &generalized_time(now + seconds));
+        let single = [element(0x30, &id.concat()), element(0x80, &[]), generalized_time(now), next];
+        let single = element(0x30, &single.concat());
+        let data = [element(0xa2, &element(4, &[3; 20])), generalized_time(now), element(0x30, &single)];
+        let data = element(0x30, &data.concat());
+        let signature = [vec![0], self.issuer.key().sign(&data).expect("signature")].concat();
+        let algorithm = element(0x30, &element(6, &[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2]));
+        ocsp_response(&[data, algorithm, element(3, &signature)].concat())
+    }
+
     fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.der.clone()).expect("CA certificate");
@@ -178,9 +212,7 @@ impl Leaf {
         let single = element(0x30, &[id, element(0x80, &[]), this.clone(), next].concat());
         let data = [element(0xa2, &element(4, &[3; 20])), this, element(0x30, &single)].concat();
         let basic = [element(0x30, &data), element(0x30, &element(6, &[42, 3])), element(3, &[0, 1])].concat();
-        let kind = element(6, &[0x2b, 6, 1, 5, 5, 7, 48, 1, 1]);
-        let bytes = element(0x30, &[kind, element(4, &element(0x30, &basic))].concat());
-        element(0x30, &[element(10, &[0]), element(0xa0, &bytes)].concat())
+        ocsp_response(&basic)
     }
 
     /// A TLS server with this certificate.
@@ -217,6 +249,22 @@ impl Leaf {
 
 fn aws_lc_rs_digest(bytes: &[u8]) -> Vec<u8> {
     ::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, bytes).as_ref().to_vec()
+}
+
+/// A successful OCSP response around a basic one.
+fn ocsp_response(basic: &[u8]) -> Vec<u8> {
+    let kind = element(6, &[0x2b, 6, 1, 5, 5, 7, 48, 1, 1]);
+    let bytes = element(0x30, &[kind, element(4, &element(0x30, basic))].concat());
+    element(0x30, &[element(10, &[0]), element(0xa0, &bytes)].concat())
+}
+
+fn generalized_time(at: i64) -> Vec<u8> {
+    let at = x509_parser::time::ASN1Time::from_timestamp(at).expect("time").to_datetime();
+    let (date, time) = (at.date(), at.time());
+    let (year, month, day) = date.to_calendar_date();
+    let text =
+        format!("{year:04}{:02}{day:02}{:02}{:02}{:02}Z", u8::from(month), time.hour(), time.minute(), time.second());
+    element(0x18, text.as_bytes())
 }
 
 /// An element in DER.

@@ -1,0 +1,132 @@
+//! Connections to authentication services that are asked over TLS: verified by the route's own `ca` or the system's roots,
+//! with the URL's host as name. A pool for each configuration of TLS, so that who trusts one authority never uses a
+//! connection that another has vouched for.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::Uri;
+use http_body_util::Empty;
+use hyper_util::{
+    client::legacy::{
+        Client,
+        connect::{Connected, Connection, HttpConnector},
+    },
+    rt::TokioIo,
+};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tower_service::Service;
+
+use super::forward::pooled;
+
+/// A client that speaks TLS.
+pub(super) type SecureClient = Client<Connector, Empty<Bytes>>;
+
+/// The clients of a worker.
+#[derive(Default)]
+pub(super) struct SecureClients(Mutex<Vec<(Weak<ClientConfig>, SecureClient)>>);
+
+impl SecureClients {
+    /// The client that verifies services like this. Those of configurations that are gone go with their connections when
+    /// there is a new one.
+    pub(super) fn of(&self, config: &Arc<ClientConfig>) -> SecureClient {
+        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = clients.iter().find(|(of, _)| std::ptr::eq(of.as_ptr(), Arc::as_ptr(config)));
+        if let Some((_, client)) = known {
+            return client.clone();
+        }
+        clients.retain(|(of, _)| of.strong_count() > 0);
+        // A copy, so that what is known of the configuration's life does not depend on the client's.
+        let client = pooled(Connector { tcp: tcp(), tls: TlsConnector::from(Arc::new(ClientConfig::clone(config))) });
+        clients.push((Arc::downgrade(config), client.clone()));
+        client
+    }
+}
+
+/// Plain connections.
+pub(super) fn tcp() -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    tcp.enforce_http(false);
+    tcp
+}
+
+/// Makes a connection and its handshake; the question's deadline holds for both.
+#[derive(Clone)]
+pub(super) struct Connector {
+    tcp: HttpConnector,
+    tls: TlsConnector,
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Secured>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Secured>>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tcp.poll_ready(cx).map_err(io::Error::other)
+    }
+
+    fn call(&mut self, url: Uri) -> Self::Future {
+        let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+        let name = ServerName::try_from(host.to_owned());
+        let (connecting, tls) = (self.tcp.call(url), self.tls.clone());
+        Box::pin(async move {
+            let name = name.map_err(io::Error::other)?;
+            let stream = connecting.await.map_err(io::Error::other)?.into_inner();
+            Ok(TokioIo::new(Secured(tls.connect(name, stream).await?)))
+        })
+    }
+}
+
+/// A connection after its handshake.
+pub(super) struct Secured(TlsStream<TcpStream>);
+
+impl Connection for Secured {
+    fn connected(&self) -> Connected {
+        self.0.get_ref().0.connected()
+    }
+}
+
+impl AsyncRead for Secured {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Secured {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write(cx, data)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+    }
+}
