@@ -151,8 +151,14 @@ impl Rules {
             }
             Found::Setting(..) => Ok(()),
             Found::End(head, payload) => {
+                if matches!(head.kind, HEADERS | CONTINUATION) {
+                    self.in_block = !head.has(END_HEADERS);
+                }
+                if !self.in_block {
+                    // What comes behind it in the same read begins now.
+                    self.begun = None;
+                }
                 match head.kind {
-                    HEADERS | CONTINUATION => self.in_block = !head.has(END_HEADERS),
                     RST_STREAM => drop(self.streams.remove(&head.stream)),
                     WINDOW_UPDATE => return self.opened(head.stream, number(payload, 0), now),
                     _ => {}
