@@ -14,6 +14,8 @@ mod discover;
 mod document;
 mod effective;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod guard;
 mod listener;
 pub mod model;

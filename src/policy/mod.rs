@@ -5,6 +5,8 @@ pub mod balance;
 pub mod budget;
 pub mod concurrency;
 pub mod forwarded;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod headers;
 pub mod health;
 pub mod limit_key;

@@ -6,6 +6,8 @@ mod ctx;
 mod current;
 mod edit;
 mod finish;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod grpc_web;
 mod guard;
 mod kit;

@@ -19,7 +19,7 @@ use crate::telemetry::metrics::H2Abuse;
 /// Opening a closed window by less than this is what a dribble is made of.
 const CRUMB: u32 = 256;
 /// Streams whose windows are followed; the h2 crate refuses those beyond its own, lower limit.
-const STREAMS: usize = 512;
+pub(super) const STREAMS: usize = 512;
 const INITIAL_WINDOW: i64 = 65_535;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -131,6 +131,16 @@ impl Watch {
             return Err(Verdict::Ours(H2Abuse::Stall));
         }
         Ok(())
+    }
+
+    /// The streams by number with their windows and whether they are answered, the connection's window, and whether
+    /// something is unfinished.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn seen(&self) -> (Vec<(u32, i64, bool)>, i64, bool) {
+        let streams = self.rules.streams.iter().map(|(id, stream)| (*id, stream.window, stream.answered));
+        let mut streams: Vec<_> = streams.collect();
+        streams.sort_unstable();
+        (streams, self.rules.window, self.rules.begun.is_some())
     }
 }
 
