@@ -2,6 +2,8 @@
 
 pub mod cli;
 pub mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod listener;
 pub mod policy;
 pub mod proxy;

@@ -2,7 +2,6 @@
 
 use std::{
     net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -153,7 +152,7 @@ fn token(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Token> {
         return None;
     }
     // A group may be meant to read a token; nobody is meant to write one, or to read it along with everybody.
-    let mode = std::fs::metadata(&path).map_or(0, |meta| meta.permissions().mode() & 0o777);
+    let mode = d.files.mode(&path);
     if mode & 0o027 != 0 {
         let message = format!("others may read or change the token file (mode {mode:04o})");
         d.warn_at(item.node.mark(), &item.path, "open-token-file", message, "chmod 600, or 640 for a group");

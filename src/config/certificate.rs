@@ -161,7 +161,7 @@ pub(super) fn client_authorities(
 
 fn revocation_lists(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<RevocationLists> {
     let path = d.path(item)?;
-    let content = said(d, item, pem::read_lists(&path), MISSING_FILE)?;
+    let content = said(d, item, d.files.read(&path, pem::LARGEST_LIST), MISSING_FILE)?;
     let lists = or_say(d, item, pem::lists(&content))?;
     if let Some(end) = pem::lists_end(&lists).filter(|end| end.timestamp() < now()) {
         let message = format!("the revocation list was to be replaced by {}: no client certificate passes", date(end));
@@ -207,8 +207,7 @@ fn private_key(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<(PrivateKeyDer<'s
 
 /// Warns where others than the owner may use a key, or than its group may read it (0640).
 fn warn_open_key(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path) {
-    use std::os::unix::fs::PermissionsExt as _;
-    let mode = std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode() & 0o777);
+    let mode = d.files.mode(path);
     if mode & 0o037 != 0 {
         let message = format!("others than the owner may use the key file (mode {mode:04o})");
         d.warn_at(item.node.mark(), &item.path, "open-key-file", message, "chmod 600");
@@ -217,7 +216,7 @@ fn warn_open_key(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path) {
 
 /// A file's content; `missing` is the help where there is no such file.
 pub(super) fn read_file(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path, missing: &str) -> Option<Vec<u8>> {
-    said(d, item, pem::read(path), missing)
+    said(d, item, d.files.read(path, pem::LARGEST_FILE), missing)
 }
 
 fn said(d: &mut Decoder<'_>, item: &Item<'_>, read: std::io::Result<Vec<u8>>, missing: &str) -> Option<Vec<u8>> {

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::{
+    files::{Files, System},
     report::{Problem, Severity},
     source::Span,
     tree::{Node, Value},
@@ -159,6 +160,8 @@ pub(super) struct Decoder<'a> {
     pub(super) base: &'a Path,
     /// The environment.
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
+    /// The files that are named.
+    pub(super) files: &'a dyn Files,
     /// What was found so far.
     pub(super) problems: Vec<Problem>,
     /// Names that may still be compared for suggestions.
@@ -172,7 +175,7 @@ impl<'a> Decoder<'a> {
     /// Goes on from the problems of the tree.
     pub(super) fn new(file: &'a Path, env: &'a dyn Fn(&str) -> Option<String>, problems: Vec<Problem>) -> Self {
         let base = file.parent().unwrap_or(Path::new(""));
-        Self { file, base, env, problems, comparisons: MOST_COMPARISONS }
+        Self { file, base, env, files: &System, problems, comparisons: MOST_COMPARISONS }
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
         value,
     },
     defaults::{self, Defaults},
+    files::Files,
     listener,
     model::{AccessLog, Discover, Engine, LogFormat, LogTarget, Model, Process, Route, RouteAction, Upstream},
     process, reach, route,
@@ -323,10 +324,10 @@ fn access_log(d: &mut Decoder<'_>, fields: &Fields<'_>) -> Option<Option<AccessL
 }
 
 /// The folder of a file where there is none; that of the configuration is where that is.
-fn missing_folder<'a>(path: &'a Path, own: &Path) -> Option<&'a Path> {
+fn missing_folder<'a>(files: &dyn Files, path: &'a Path, own: &Path) -> Option<&'a Path> {
     let folder = path.parent().filter(|folder| Some(*folder) != own.parent())?;
-    match std::fs::metadata(folder) {
-        Ok(found) => (!found.is_dir()).then_some(folder),
+    match files.is_folder(folder) {
+        Ok(is_folder) => (!is_folder).then_some(folder),
         // What may not be looked at may be there.
         Err(error) => matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory).then_some(folder),
     }
@@ -359,7 +360,7 @@ fn state_file(
     if let Some((what, _)) = used.find(|(_, used)| *used == path) {
         let message = format!("`{}` is {what} too", item.node.shown());
         d.error(&item, "file-used-twice", message, "give the state a file of its own");
-    } else if let Some(folder) = missing_folder(&path, &own) {
+    } else if let Some(folder) = missing_folder(d.files, &path, &own) {
         let message = format!("the folder {} does not exist", folder.display());
         d.error(&item, "state-folder", message, "create it, writable by the user that rrlb runs as");
     }

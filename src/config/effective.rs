@@ -14,7 +14,7 @@ mod tests;
 
 const HEAD: &str = "# The effective configuration, every default written out; paths are absolute.\n";
 /// In place of a value that may be a secret.
-const BLOT: &str = "\"(not shown)\"";
+pub(super) const BLOT: &str = "\"(not shown)\"";
 /// Longer lists and mappings take a line for each entry.
 const LINE: usize = 110;
 

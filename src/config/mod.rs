@@ -14,6 +14,9 @@ mod discover;
 mod document;
 mod effective;
 mod engine;
+mod files;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod guard;
 mod listener;
 pub mod model;
@@ -105,10 +108,20 @@ pub fn parse(text: &str, file: &Path) -> Result<Loaded, Report> {
 /// # Errors
 /// As [`load`].
 pub fn parse_with(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Report> {
+    read(text, file, env, &files::System)
+}
+
+fn read(
+    text: &str,
+    file: &Path,
+    env: &dyn Fn(&str) -> Option<String>,
+    files: &dyn files::Files,
+) -> Result<Loaded, Report> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut problems = Vec::new();
     let root = tree::read(text, EMPTY_HELP, &mut problems);
     let mut decoder = decode::Decoder::new(file, env, problems);
+    decoder.files = files;
     let model = root.and_then(|root| document::decode(&mut decoder, &root));
     let report = Report::new(file, text, decoder.problems);
     match model {

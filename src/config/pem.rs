@@ -1,7 +1,7 @@
 //! What the files of certificates hold: pure, from bytes to checked parts, with the words for what is wrong. Used when the
 //! configuration is read, and again when such a file has changed (`renewal`).
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use rustls::{
     RootCertStore,
@@ -14,12 +14,13 @@ use x509_parser::{
     revocation_list::CertificateRevocationList, time::ASN1Time, x509::X509Version,
 };
 
+use super::files::{Files, System};
 use crate::policy::ocsp::{self, NotOcsp};
 
 /// Larger files are not certificates.
-const LARGEST_FILE: u64 = 4 << 20;
+pub(super) const LARGEST_FILE: u64 = 4 << 20;
 /// Lists of large authorities are longer than certificates.
-const LARGEST_LIST: u64 = 64 << 20;
+pub(super) const LARGEST_LIST: u64 = 64 << 20;
 
 /// What is wrong with a file.
 #[derive(Clone, Debug)]
@@ -46,21 +47,12 @@ pub(super) struct Leaf {
 
 /// A file of a certificate, key or token.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    read_up_to(path, LARGEST_FILE)
+    System.read(path, LARGEST_FILE)
 }
 
 /// A file of revocation lists.
 pub(super) fn read_lists(path: &Path) -> io::Result<Vec<u8>> {
-    read_up_to(path, LARGEST_LIST)
-}
-
-fn read_up_to(path: &Path, largest: u64) -> io::Result<Vec<u8>> {
-    // A pipe or a device would block, so it is not opened.
-    fs::metadata(path).and_then(|meta| match (meta.is_file(), meta.len()) {
-        (false, _) => Err(io::Error::other("not a file")),
-        (true, length) if length > largest => Err(io::Error::other("too large for a certificate, key or token")),
-        _ => fs::read(path),
-    })
+    System.read(path, LARGEST_LIST)
 }
 
 /// All certificates, at least one; each is at least well-formed.

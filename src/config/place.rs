@@ -32,10 +32,10 @@ pub fn place(path: &Path) -> Result<Place, String> {
     std::fs::File::open(path)
         .and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, LARGEST_FILE), &mut bytes))
         .map_err(|error| reason(&error))?;
-    Ok(read(&String::from_utf8_lossy(&bytes), path, &|name| std::env::var(name).ok()))
+    Ok(of_text(&String::from_utf8_lossy(&bytes), path, &|name| std::env::var(name).ok()))
 }
 
-fn read(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Place {
+pub(super) fn of_text(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Place {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut decoder = Decoder::new(file, env, Vec::new());
     let mut place = Place::default();
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     fn place_of(text: &str) -> Place {
-        read(text, Path::new("/etc/rrlb/rrlb.yaml"), &|name| (name == "RUN").then(|| "/run/x".to_owned()))
+        of_text(text, Path::new("/etc/rrlb/rrlb.yaml"), &|name| (name == "RUN").then(|| "/run/x".to_owned()))
     }
 
     #[test]

@@ -101,6 +101,29 @@ pub(super) fn parse(bytes: &[u8], limits: &ListenerLimits, h2c: bool) -> Parsed 
     }
 }
 
+/// Makes `Host` of an accepted head say what a target in absolute form says (RFC 9112 §3.2.2). They differ in the case of
+/// letters at most, but Pingora compares their bytes.
+pub(super) fn one_spelling(head: &mut [u8]) {
+    if !head.iter().skip_while(|byte| **byte != b' ').nth(1).is_some_and(u8::is_ascii_alphabetic) {
+        return;
+    }
+    let start = head.as_ptr().addr();
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut []);
+    if request.parse_with_uninit_headers(head, &mut fields).is_err() {
+        return;
+    }
+    let place = |bytes: &[u8]| bytes.as_ptr().addr().wrapping_sub(start);
+    let host =
+        request.headers.iter().find(|field| is(field, "host")).map(|field| (place(field.value), field.value.len()));
+    let authority = request.path.and_then(|target| target.split_once("://")).map(|(_, rest)| place(rest.as_bytes()));
+    if let (Some((host, length)), Some(authority)) = (host, authority)
+        && authority.max(host) + length <= head.len()
+    {
+        head.copy_within(authority..authority + length, host);
+    }
+}
+
 /// Whether every line ends in CRLF. The parser takes a bare LF as well (RFC 9112 §2.2 lets it), which others do not; what
 /// else could stand inside a line it has refused. So it is enough to look at what is before each name.
 fn strict_lines(head: &[u8], request: &httparse::Request<'_, '_>) -> bool {

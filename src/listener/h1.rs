@@ -159,7 +159,8 @@ fn exchange<'a>(
 ) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>> {
     let seed = post.kit.random();
     conn.begin(head.border, head.expects);
-    let bytes = conn.ahead().split_to(head.request);
+    let mut bytes = conn.ahead().split_to(head.request);
+    front::one_spelling(&mut bytes[..head.head]);
     if conn.ahead().is_empty() {
         // The bytes are the request's alone then, and are freed with it.
         *conn.ahead() = bytes::BytesMut::new();

@@ -5,6 +5,8 @@
 mod abuse;
 mod budget;
 mod frames;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 mod guard;
 mod pace;
 mod watch;

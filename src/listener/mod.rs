@@ -6,6 +6,8 @@ pub mod certificates;
 mod conn;
 mod crew;
 mod front;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod h1;
 mod h2;
 mod limits;

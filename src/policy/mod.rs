@@ -7,6 +7,8 @@ pub mod concurrency;
 pub mod fields;
 pub mod forwarded;
 pub mod framing;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod headers;
 pub mod health;
 pub mod limit_key;

@@ -7,6 +7,8 @@ mod current;
 mod edit;
 mod exchange;
 mod finish;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod grpc_web;
 mod guard;
 mod judge;

@@ -181,7 +181,7 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
 
 /// An HTTP/1 backend's framing must have one meaning only (RFC 9112 §6.3). What Pingora's parser has decided already,
 /// and what it hides, is in `docs/framing.md`.
-fn framing(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
+pub(super) fn framing(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
     if answer.status.is_informational() || answer.status == StatusCode::NO_CONTENT {
         // They have no body, so they have no framing (RFC 9110 §8.6, RFC 9112 §6.1).
         answer.remove_header(&header::TRANSFER_ENCODING);

@@ -163,6 +163,19 @@ fn what_is_unusual_and_right_is_served() {
 }
 
 #[test]
+fn an_absolute_target_and_host_are_given_on_in_one_spelling() {
+    let target = "GET http://A.example:80/X?http://B/ HTTP/1.1\r\nY: 1\r\n";
+    let mut head = format!("{target}host:  a.EXAMPLE:80 \r\n\r\n").into_bytes();
+    one_spelling(&mut head);
+    assert_eq!(String::from_utf8_lossy(&head), format!("{target}host:  A.example:80 \r\n\r\n"));
+    for other in ["GET /http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"] {
+        let mut head = other.as_bytes().to_vec();
+        one_spelling(&mut head);
+        assert_eq!(String::from_utf8_lossy(&head), other);
+    }
+}
+
+#[test]
 fn what_is_too_large_is_refused_with_its_own_reason() {
     let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(5000));
     assert_eq!(reason(long.as_bytes()), Some(Reason::HeaderTooLarge));

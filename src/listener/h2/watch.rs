@@ -20,7 +20,7 @@ use crate::{telemetry::metrics::H2Abuse, types::Reason};
 /// Opening a closed window by less than this is what a dribble is made of.
 const CRUMB: u32 = 256;
 /// Streams whose windows are followed; the h2 crate refuses those beyond its own, lower limit.
-const STREAMS: usize = 512;
+pub(super) const STREAMS: usize = 512;
 const INITIAL_WINDOW: i64 = 65_535;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -193,6 +193,16 @@ impl Watch {
         }
         self.rules.slow(now)
     }
+
+    /// The streams by number with their windows and whether they are answered, the connection's window, and whether
+    /// something is unfinished.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn seen(&self) -> (Vec<(u32, i64, bool)>, i64, bool) {
+        let streams = self.rules.streams.iter().map(|(id, stream)| (*id, stream.window, stream.answered));
+        let mut streams: Vec<_> = streams.collect();
+        streams.sort_unstable();
+        (streams, self.rules.window, self.rules.begun.is_some())
+    }
 }
 
 impl Rules {
@@ -211,18 +221,26 @@ impl Rules {
                 self.settle(now);
             }
             Found::Setting(..) => {}
-            Found::End(head, payload) => match head.kind {
-                HEADERS | CONTINUATION => {
+            Found::End(head, payload) => {
+                if matches!(head.kind, HEADERS | CONTINUATION) {
                     self.in_block = !head.has(END_HEADERS);
-                    if !self.in_block && self.opening.is_some() {
-                        return Ok(Then::Stop);
-                    }
                 }
-                DATA if head.has(END_STREAM) => self.ended(head.stream, now),
-                RST_STREAM => drop(self.streams.remove(&head.stream)),
-                WINDOW_UPDATE => self.opened(head.stream, number(payload, 0), now)?,
-                _ => {}
-            },
+                if !self.in_block {
+                    // What comes behind it in the same read begins now.
+                    self.begun = None;
+                }
+                match head.kind {
+                    HEADERS | CONTINUATION => {
+                        if !self.in_block && self.opening.is_some() {
+                            return Ok(Then::Stop);
+                        }
+                    }
+                    DATA if head.has(END_STREAM) => self.ended(head.stream, now),
+                    RST_STREAM => drop(self.streams.remove(&head.stream)),
+                    WINDOW_UPDATE => self.opened(head.stream, number(payload, 0), now)?,
+                    _ => {}
+                }
+            }
         }
         Ok(Then::GoOn)
     }

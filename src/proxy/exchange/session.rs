@@ -187,14 +187,14 @@ async fn exchange(
 
 /// A part of the request's body, or its end, on its way to the backend.
 fn give(
-    session: &mut Session,
+    session: &Session,
     ctx: &mut RequestCtx,
     attempt: &mut Attempt<Line>,
-    body: Option<Bytes>,
+    mut body: Option<Bytes>,
     end: bool,
     chunked: bool,
 ) -> Result<()> {
-    watch::request_body(session, body.as_ref(), end, ctx)?;
+    watch::request_body(session, &mut body, end, ctx)?;
     match &body {
         Some(body) if chunked => attempt.chunk(body),
         Some(body) => attempt.bytes(body),

@@ -167,6 +167,21 @@ fn what_was_begun_must_be_finished() {
 }
 
 #[test]
+fn a_frame_is_late_by_its_own_beginning_and_not_by_that_of_one_before() {
+    let start = Instant::now();
+    let mut watch = begun(start);
+    let update = frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0x10, 0]);
+    // Each read ends within a frame, as those of a busy client may.
+    watch.received(&update[..5], start).expect("a part of a frame");
+    for second in 1..30 {
+        let now = start + Duration::from_secs(second);
+        watch.received(&[&update[5..], &update[..5]].concat(), now).expect("the rest of one, and a part of another");
+        assert_eq!(watch.late(now), Ok(Vec::new()), "after {second} s");
+    }
+    assert_eq!(watch.late(start + Duration::from_secs(39)), Err(Verdict::Ours(H2Abuse::HeaderTimeout)));
+}
+
+#[test]
 fn answers_that_wait_for_a_closed_window_end_the_connection() {
     let now = Instant::now();
     let mut watch = begun(now);
