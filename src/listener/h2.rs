@@ -191,10 +191,9 @@ async fn either(one: &mut Draining, other: &mut Draining) {
     }
 }
 
-async fn request(post: &Post, info: &Arc<ConnInfo>, endpoint: &Endpoint, session: HttpSession) {
+async fn request(post: &Post, info: &Arc<ConnInfo>, endpoint: &Endpoint, mut session: HttpSession) {
     let seed = post.kit.random();
     let began = Instant::now();
-    let mut session = ServerSession::new_http2(session);
     // Cheap to keep, for a request that will not come to its own line in the log.
     let (method, uri) = (session.req_header().method.clone(), session.req_header().uri.clone());
     let unserved = |reason| Unserved {
@@ -206,8 +205,13 @@ async fn request(post: &Post, info: &Arc<ConnInfo>, endpoint: &Endpoint, session
         began,
     };
     if method == Method::CONNECT {
-        post.log_unserved(info, unserved(Reason::MethodNotAllowed));
+        // Pingora's own answer would not say why.
+        if let Some(head) = post.kit.refusal_head(Reason::MethodNotAllowed) {
+            let _ = session.write_response_header(head, true);
+        }
+        return post.log_unserved(info, unserved(Reason::MethodNotAllowed));
     }
+    let mut session = ServerSession::new_http2(session);
     let cancel = Arc::new(Cancel::default());
     let current = post.current();
     let proxy = current.for_request(session.req_header(), seed);
@@ -231,7 +235,8 @@ async fn idle(active: &Active, timeout: Duration) {
 }
 
 fn options(endpoint: &Endpoint) -> H2Options {
-    let limit = u32::try_from(endpoint.model.limits.max_header_size.0).unwrap_or(u32::MAX);
+    // The h2 crate refuses a longer list with a bare 431 that nobody hears of; up to twice the limit we do it ourselves.
+    let limit = u32::try_from(endpoint.model.limits.max_header_size.0.saturating_mul(2)).unwrap_or(u32::MAX);
     let mut options = default_h2_options();
     options
         .max_concurrent_streams(STREAMS)
