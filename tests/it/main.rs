@@ -38,6 +38,7 @@ mod successor;
 mod timeouts;
 mod tls;
 mod tls_auth;
+mod tricklers;
 mod upgrade;
 mod upgrade_state;
 mod upstream_tls;
