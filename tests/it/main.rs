@@ -33,6 +33,7 @@ mod reload;
 mod responses;
 mod routes;
 mod safe_start;
+mod soak;
 mod streaming;
 mod successor;
 mod timeouts;
