@@ -264,7 +264,11 @@ async fn request(
         began,
     };
     if method == Method::CONNECT {
-        post.log_unserved(info, unserved(Reason::MethodNotAllowed));
+        // Pingora's own answer would not say why.
+        if let Some(head) = post.kit.refusal_head(Reason::MethodNotAllowed) {
+            let _ = session.write_response_header(head, true);
+        }
+        return post.log_unserved(info, unserved(Reason::MethodNotAllowed));
     }
     if let Err(reason) = empty(&mut session, endpoint.model.limits.header_timeout, cancel).await {
         return post.log_unserved(info, unserved(reason));
@@ -330,7 +334,8 @@ async fn idle(active: &Active, timeout: Duration) {
 }
 
 fn options(endpoint: &Endpoint) -> H2Options {
-    let limit = u32::try_from(endpoint.model.limits.max_header_size.0).unwrap_or(u32::MAX);
+    // The h2 crate refuses a longer list with a bare 431 that nobody hears of; up to twice the limit we do it ourselves.
+    let limit = u32::try_from(endpoint.model.limits.max_header_size.0.saturating_mul(2)).unwrap_or(u32::MAX);
     let mut options = default_h2_options();
     options
         .max_concurrent_streams(STREAMS)

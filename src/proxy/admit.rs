@@ -193,11 +193,20 @@ fn over_limit(request: &RequestHeader, ctx: &RequestCtx) -> Option<Reason> {
     if target as u64 > limits.max_uri_length.0 {
         return Some(Reason::UriTooLong);
     }
-    if request.headers.len() > limits.max_headers as usize {
+    if request.headers.len() > limits.max_headers as usize || list_size(request) > limits.max_header_size.0 {
         return Some(Reason::HeaderTooLarge);
     }
     let declared = request.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok()?;
     limits.max_body_size.filter(|most| declared > most.0).map(|_| Reason::BodyTooLarge)
+}
+
+/// The size of a header list (RFC 9113 §6.5.2), without the pseudo-fields but target and authority.
+fn list_size(request: &RequestHeader) -> u64 {
+    const OVERHEAD: usize = 32;
+    let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let authority = request.uri.authority().map_or(0, |authority| authority.as_str().len());
+    let fields = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD);
+    (fields.sum::<usize>() + target + authority) as u64
 }
 
 /// The position of a request's route, and what its backend is asked for where that is not the target as it came.

@@ -9,9 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use pingora_http::ResponseHeader;
 
 use super::{
-    ctx::{ConnInfo, Unserved},
+    ctx::{ConnInfo, RequestCtx, Unserved},
     current::Current,
     finish,
     guard::Asking,
@@ -111,6 +112,12 @@ impl Kit {
     /// The whole answer to an HTTP/1 request that is refused before it is a request.
     pub fn refusal(&self, reason: Reason) -> Bytes {
         reject::raw_answer(reason)
+    }
+
+    /// The same to one of HTTP/2; `None` where nobody is to be answered.
+    pub fn refusal_head(&self, reason: Reason) -> Option<Box<ResponseHeader>> {
+        let (head, _) = reject::failure(&RequestCtx::new(self.epoch), reject::status(reason)?, reason).ok()?;
+        Some(Box::new(head))
     }
 
     /// Logs and counts a request that came to no phase.

@@ -183,6 +183,12 @@ impl Deadlines {
         any
     }
 
+    /// Rounded up: what passes early is taken for something else by those who ask the clock why.
+    fn due(&self, now: Instant, after: Duration) -> u64 {
+        let nanos = now.saturating_duration_since(self.start).saturating_add(after).as_nanos();
+        u64::try_from(nanos.div_ceil(1_000_000)).unwrap_or(u64::MAX)
+    }
+
     fn millis(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
     }
@@ -201,7 +207,7 @@ pub struct Deadline {
 impl Deadline {
     /// Shut `fd` down `after` from `now`, in place of what was set before.
     pub fn arm(&self, fd: RawFd, wait: Wait, now: Instant, after: Duration) {
-        let due = self.table.millis(now).saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        let due = self.table.due(now, after);
         self.with(due, |entry| {
             let drains = entry.drains.map(|drains| Drains { queued: queued(fd), ..drains });
             *entry =
@@ -232,7 +238,7 @@ impl Deadline {
 
     /// Moves an armed deadline to `after` from `now`; one that was not armed or has fired stays as it is.
     pub fn renew(&self, now: Instant, after: Duration) {
-        let due = self.table.millis(now).saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        let due = self.table.due(now, after);
         self.with(due, |entry| {
             if entry.state == State::Armed {
                 entry.due = due;
@@ -325,6 +331,20 @@ mod tests {
     }
 
     #[test]
+    fn a_deadline_does_not_pass_early() {
+        // By up to two milliseconds it did, and a request that ended by `total` was said to have waited for a first byte.
+        let (_client, server) = pair();
+        let deadlines = Deadlines::new();
+        let guard = deadlines.guard(How::Read);
+        let (now, after) = (deadlines.start + Duration::from_micros(900), Duration::from_micros(10_900));
+        guard.arm(server.as_raw_fd(), Wait::Work, now, after);
+        deadlines.sweep(now + after - Duration::from_micros(1));
+        assert!(!guard.fired());
+        deadlines.sweep(now + after + Duration::from_millis(1));
+        assert!(guard.fired());
+    }
+
+    #[test]
     fn a_passed_deadline_ends_the_read_and_says_so() {
         let (_client, mut server) = pair();
         let deadlines = Deadlines::new();
@@ -333,7 +353,7 @@ mod tests {
         guard.arm(server.as_raw_fd(), Wait::Next, now, Duration::from_secs(5));
         deadlines.sweep(now + Duration::from_secs(4));
         assert!(!guard.fired());
-        deadlines.sweep(now + Duration::from_secs(5));
+        deadlines.sweep(now + Duration::from_millis(5001));
         assert!(guard.fired());
         assert_eq!(server.read(&mut [0; 8]).expect("read"), 0);
     }

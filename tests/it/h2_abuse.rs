@@ -79,6 +79,8 @@ async fn withstands_at(
     let scrape = proxy.scrape().await;
     let abuse: Vec<_> = scrape.samples("rrlb_h2_abuse_total").filter(|(_, count)| *count > 0.0).collect();
     assert_eq!(counted(&scrape), all, "{abuse:?}, not {kinds:?}");
+    // Each is counted before it is logged.
+    proxy.logged("ended an HTTP/2 connection of 127.0.0.1").await;
     let ends = |line: &&str| kinds.iter().any(|kind| line.contains(&format!("HTTP/2 connection of 127.0.0.1: {kind}")));
     let lines = proxy.stderr().lines().filter(ends).count();
     assert!((1..=CONNECTIONS).contains(&lines), "{lines} lines\n{}", proxy.stderr());

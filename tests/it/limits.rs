@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{io::AsyncReadExt, task::JoinSet};
+use tokio::io::AsyncReadExt;
 
 use crate::support::{
     http1::{Client, get},
@@ -259,43 +259,4 @@ async fn connections_of_one_client_over_the_limit_are_closed_as_they_come() {
         from(1).await.try_get("/").await.is_ok_and(|reply| reply.status() == 200)
     })
     .await;
-}
-
-/// `RRLB_TEST_TRICKLERS=5000` is the long form; both processes need as many descriptors.
-#[tokio::test]
-async fn others_are_served_while_clients_trickle_and_the_tricklers_go_in_time() {
-    const TIMEOUT: Duration = Duration::from_secs(3);
-    let count: usize = std::env::var("RRLB_TEST_TRICKLERS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
-    let origin = Origin::echo("a").await;
-    let proxy = limited(&origin, "header_timeout: 3s").await;
-    let mut tricklers = JoinSet::new();
-    let listen = proxy.listen;
-    for _ in 0..count {
-        tricklers.spawn(async move {
-            let mut client = Client::connect(listen).await;
-            let begun = Instant::now();
-            client.send("GET / HTTP/1.1\r\nHost: a.test\r\nX-Drip: ").await;
-            // A byte now and then, until the other side has closed.
-            while tokio::time::timeout(Duration::from_millis(250), client.wire.rest()).await.is_err() {
-                let _ = client.wire.send("x").await;
-            }
-            begun.elapsed()
-        });
-    }
-    let mut slowest = Duration::ZERO;
-    let mut served = 0;
-    let mut client = proxy.client().await;
-    while !tricklers.is_empty() {
-        let begun = Instant::now();
-        assert_eq!(client.get("/").await.status(), 200);
-        assert_eq!(proxy.get("/").await.status(), 200);
-        slowest = slowest.max(begun.elapsed());
-        served += 2;
-        while let Some(gone) = tricklers.try_join_next() {
-            let took = gone.expect("no panic");
-            assert!(took < TIMEOUT + Duration::from_secs(2), "a trickler was gone only after {took:?}");
-        }
-    }
-    assert!(served > 50 && slowest < Duration::from_secs(2), "{served} served, the slowest in {slowest:?}");
-    assert_eq!(origin.total(), served);
 }

@@ -16,7 +16,7 @@ use crate::support::{
     address,
     frames::{self, Raw},
     http1::{Client, get, get_with},
-    http2::{Client2, Origin2},
+    http2::{Client2, Origin2, request},
     origin::Origin,
     proxy::{Config, Proxy},
     wait_until, within,
@@ -415,4 +415,42 @@ async fn a_field_that_only_looks_like_ours_is_not_passed_on() {
     for name in ["x_forwarded_for", "x_forwarded-proto", "x_real_ip", "proxy", "x_request_id", "content_length"] {
         assert_eq!(seen.field(name), None, "{name}");
     }
+}
+
+#[tokio::test]
+async fn an_http2_head_over_the_limit_is_told_why_and_logged() {
+    // The h2 crate answered it by itself: a bare 431, and no word of it in the log or in the metrics.
+    let origin = Origin::echo("a").await;
+    let more = "listeners: [{ address: <listen>, h2c: true, limits: { max_header_size: 4KiB } }]";
+    let proxy = Config::before(&[&origin], more).start().await;
+    let client = Client2::prior(proxy.listen).await;
+    let filled = |size: usize| {
+        let mut request = request("GET", "/");
+        request.headers_mut().insert("x-fill", "x".repeat(size).parse().expect("a value"));
+        request
+    };
+    assert_eq!(client.send(filled(3_800), vec![], None).await.status, 200);
+    for size in [4_096, 7_000] {
+        let reply = client.send(filled(size), vec![], None).await;
+        let told = reply.field("proxy-status").expect("Proxy-Status").to_owned();
+        assert!(reply.status == 431 && told.contains("header_too_large"), "{size}: {reply:?}");
+    }
+    proxy.metric("rrlb_failures_total", &["reason=\"header_too_large\""], |n| n == 2.0).await;
+    assert_eq!(proxy.access_log(3).await[2]["reason"], "header_too_large");
+    assert_eq!(origin.total(), 1);
+}
+
+#[tokio::test]
+async fn connect_over_http2_is_told_why_and_logged_once() {
+    // Pingora answered it: 405 without `Proxy-Status` and `Allow`.
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]").start().await;
+    let client = Client2::prior(proxy.listen).await;
+    let connect = http::Request::builder().method("CONNECT").uri("a.test:443").body(()).expect("a request");
+    let reply = client.send(connect, vec![], None).await;
+    let told = reply.field("proxy-status").expect("Proxy-Status").to_owned();
+    assert!(reply.status == 405 && told.contains("method_not_allowed"), "{reply:?}");
+    assert!(reply.field("allow").is_some());
+    assert_eq!(proxy.access_log(1).await[0]["reason"], "method_not_allowed");
+    assert_eq!(client.get("/").await.status, 200);
 }

@@ -81,7 +81,8 @@ impl Client2 {
         Self::over(Box::new(stream)).await
     }
 
-    async fn over(io: Box<dyn Io>) -> io::Result<Self> {
+    /// HTTP/2 over any stream.
+    pub async fn over(io: Box<dyn Io>) -> io::Result<Self> {
         let handshake = within("h2 handshake", client::handshake(io)).await;
         let (send, connection) = handshake.map_err(io::Error::other)?;
         Ok(Self { send, connection: tokio::spawn(connection) })

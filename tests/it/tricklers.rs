@@ -1,0 +1,136 @@
+//! Thousands of clients who send a byte now and then: everyone else is served, the memory for each of them is bounded, and
+//! all are gone soon after the deadline.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::support::{
+    address,
+    frames::{ACK, HEADERS, PREFACE, SETTINGS, block, frame, settings},
+    http1::Client,
+    origin::Origin,
+    proxy::Config,
+    tls::Ca,
+};
+
+/// What is measured of 300 clients that is not theirs: buffers made once, pages that the allocator takes ahead.
+const SLACK: u64 = 8 << 20;
+
+/// What trickles.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    /// The head of a request.
+    Plain,
+    /// The same within TLS.
+    Secure,
+    /// A ClientHello.
+    Handshake,
+    /// A HEADERS frame.
+    Http2,
+}
+
+/// `RRLB_TEST_TRICKLERS=5000` is the long form; both processes need as many descriptors. `most`: bytes for each.
+async fn trickle(kind: Kind, most: u64) {
+    let count: usize = std::env::var("RRLB_TEST_TRICKLERS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    // They all have to be there at once, and handshakes take their time.
+    let timeout = Duration::from_secs(3) + Duration::from_millis(count as u64 * 4);
+    let (origin, ca) = (Origin::echo("a").await, Ca::new());
+    let yaml = "
+        certificates: { main: <main> }
+        x-limits: &limits { header_timeout: <timeout>, handshake_timeout: <timeout> }
+        listeners:
+          - { address: <listen>, h2c: true, limits: *limits }
+          - { address: \"<secure>\", tls: { certificates: [main] }, limits: *limits }";
+    let secure = address::unused();
+    let config =
+        Config::before(&[&origin], yaml).put("secure", secure).put("timeout", format!("{}ms", timeout.as_millis()));
+    let main = ca.issue(&["a.test"]).write(config.dir(), "main");
+    let proxy = config.put("main", main).start().await;
+    let tls = ca.client(&["http/1.1"]);
+    Client::tls(secure, "a.test", &tls).await.get("/").await;
+    let mut client = proxy.client().await;
+    assert_eq!(client.get("/").await.status(), 200);
+    let before = proxy.resident();
+    let (mut tricklers, listen) = (JoinSet::new(), proxy.listen);
+    let coming = Arc::new(Semaphore::new(64));
+    for _ in 0..count {
+        let (tls, coming) = (tls.clone(), coming.clone());
+        tricklers.spawn(async move {
+            let permit = coming.acquire().await;
+            let mut client = match kind {
+                Kind::Plain | Kind::Http2 => Client::connect(listen).await,
+                Kind::Handshake => Client::connect(secure).await,
+                Kind::Secure => Client::tls(secure, "a.test", &tls).await,
+            };
+            let begun = Instant::now();
+            let (first, drip) = match kind {
+                Kind::Plain | Kind::Secure => (b"GET / HTTP/1.1\r\nHost: a.test\r\nX-Drip: ".to_vec(), b"x"),
+                // A record of 512 bytes, of which a message of 508.
+                Kind::Handshake => (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03".to_vec(), b"x"),
+                Kind::Http2 => {
+                    let headers = frame(HEADERS, 5, 1, &[block("GET", "/"), vec![b'x'; 4000]].concat());
+                    let acknowledged = frame(SETTINGS, ACK, 0, &[]);
+                    ([PREFACE, &settings(&[]), &acknowledged, &headers[..20]].concat(), b"x")
+                }
+            };
+            client.send(first).await;
+            drop(permit);
+            // A byte now and then, until the other side has closed.
+            while tokio::time::timeout(Duration::from_millis(250), client.wire.rest()).await.is_err() {
+                let _ = client.wire.send(drip).await;
+            }
+            begun.elapsed()
+        });
+    }
+    let (mut slowest, mut served, mut peak, mut together) = (Duration::ZERO, 1, before, 0);
+    while !tricklers.is_empty() {
+        let begun = Instant::now();
+        assert_eq!(client.get("/").await.status(), 200);
+        assert_eq!(proxy.get("/").await.status(), 200);
+        slowest = slowest.max(begun.elapsed());
+        served += 2;
+        let open = proxy.scrape().await.sum("rrlb_connections_open", &[]) as usize;
+        (together, peak) = (together.max(open), peak.max(proxy.resident()));
+        while let Some(gone) = tricklers.try_join_next() {
+            let took = gone.expect("no panic");
+            assert!(took < timeout + Duration::from_secs(2), "a trickler was gone only after {took:?}");
+        }
+    }
+    let after = proxy.resident();
+    let each = (peak - before) / count as u64;
+    println!(
+        "{kind:?}: {count} tricklers, {together} connections at once; {served} requests of others served, the slowest in \
+         {slowest:?}; resident {} KiB before, {} KiB at the peak ({each} bytes each), {} KiB after",
+        before >> 10,
+        peak >> 10,
+        after >> 10
+    );
+    assert!(together >= count, "only {together} connections at once");
+    assert!(served > 50 && slowest < Duration::from_secs(2), "{served} served, the slowest in {slowest:?}");
+    assert!(peak - before < SLACK + most * count as u64, "{each} bytes for each");
+    assert_eq!(origin.total(), served + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_are_served_while_heads_trickle_and_the_tricklers_go_in_time() {
+    trickle(Kind::Plain, 8 << 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_are_served_while_heads_trickle_within_tls_and_the_tricklers_go_in_time() {
+    trickle(Kind::Secure, 16 << 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_are_served_while_handshakes_trickle_and_the_tricklers_go_in_time() {
+    trickle(Kind::Handshake, 20 << 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_are_served_while_frames_trickle_and_the_tricklers_go_in_time() {
+    trickle(Kind::Http2, 48 << 10).await;
+}
