@@ -193,16 +193,6 @@ impl Watch {
         }
         self.rules.slow(now)
     }
-
-    /// The streams by number with their windows and whether they are answered, the connection's window, and whether
-    /// something is unfinished.
-    #[cfg(any(test, fuzzing))]
-    pub(super) fn seen(&self) -> (Vec<(u32, i64, bool)>, i64, bool) {
-        let streams = self.rules.streams.iter().map(|(id, stream)| (*id, stream.window, stream.answered));
-        let mut streams: Vec<_> = streams.collect();
-        streams.sort_unstable();
-        (streams, self.rules.window, self.rules.begun.is_some())
-    }
 }
 
 impl Rules {
@@ -502,5 +492,7 @@ fn number(payload: &[u8], at: usize) -> u32 {
     bytes.map_or(0, u32::from_be_bytes) & 0x7fff_ffff
 }
 
+#[cfg(any(test, fuzzing))]
+mod seen;
 #[cfg(test)]
 mod tests;
