@@ -385,3 +385,18 @@ async fn a_reload_that_turns_it_off_brings_everybody_back() {
     assert_eq!(seen.iter().filter(|status| **status == 500).count(), 10, "{seen:?}");
     proxy.metric("rrlb_backend_ejected", &[], |n| n == 0.0).await;
 }
+
+#[tokio::test]
+async fn one_that_comes_back_from_an_ejection_begins_slowly() {
+    let ((bad, status), good) = (with_status("bad", 500).await, Origin::echo("b").await);
+    let eject = "{ consecutive_failures: 2, base: 500ms }\n    slow_start: 1h";
+    let proxy = app(&[&bad.address, &good.address], eject, "").start().await;
+    let api = Api::of(&proxy);
+    asked_until(&proxy, &api, &["a:ejected", "b:up"]).await;
+    status.store(200, Ordering::SeqCst);
+    let target = "/v1/upstreams/app/backends/a";
+    eventually("its slow start", async || api.get(target).await["slow_start"]["percent"] == 10).await;
+    let before = bad.total();
+    assert!(statuses(&proxy, 22).await.iter().all(|status| *status == 200));
+    assert_eq!(bad.total() - before, 2, "a tenth of what b has");
+}
