@@ -189,10 +189,11 @@ impl Certificates {
     /// Looks at all files; to be called once a second, where it may block.
     pub fn look(&self) {
         let now = now();
+        let mut fresh = Vec::new();
         let mut known = self.lock();
         let Known { certificates, clients, served, stapling, .. } = &mut *known;
         for watched in certificates.values_mut() {
-            self.look_at_certificate(watched, stapling, now);
+            self.look_at_certificate(watched, stapling, now, &mut fresh);
         }
         let served: Vec<Arc<Tls>> = {
             served.retain(|tls| tls.strong_count() > 0);
@@ -206,14 +207,23 @@ impl Certificates {
         };
         clients.retain(|watched| used(&watched.current));
         for watched in &mut *clients {
-            self.look_at_clients(watched);
+            self.look_at_clients(watched, &mut fresh);
         }
         for tls in &served {
             self.bring_up_to_date(tls, clients, certificates, now);
         }
+        // Not before it is so.
+        fresh.iter().for_each(|name| self.reloaded(name));
     }
 
-    fn look_at_certificate(&self, watched: &mut Watched<Arc<Certificate>>, stapling: &Stapling, now: i64) {
+    /// Adds what was read anew to `fresh`.
+    fn look_at_certificate(
+        &self,
+        watched: &mut Watched<Arc<Certificate>>,
+        stapling: &Stapling,
+        now: i64,
+        fresh: &mut Vec<String>,
+    ) {
         if watched.look() {
             let read = renew_certificate(&watched.current).map(|read| stapling.filled(&Arc::new(read)));
             let changed = watched.settle();
@@ -223,7 +233,7 @@ impl Certificates {
                 Ok(certificate) => {
                     watched.current = certificate;
                     self.handle(&watched.current).not_after.set(watched.current.not_after);
-                    self.reloaded(name.as_str());
+                    fresh.push(name.to_string());
                 }
                 Err(error) => self.failed(name.as_str(), &error.to_string(), changed),
             }
@@ -242,7 +252,8 @@ impl Certificates {
         }
     }
 
-    fn look_at_clients(&self, watched: &mut Watched<ClientAuth>) {
+    /// As [`Certificates::look_at_certificate`].
+    fn look_at_clients(&self, watched: &mut Watched<ClientAuth>, fresh: &mut Vec<String>) {
         if !watched.look() {
             return;
         }
@@ -253,7 +264,7 @@ impl Certificates {
             Ok(clients) if same_clients(Some(&clients), Some(&watched.current)) => {}
             Ok(clients) => {
                 watched.current = clients;
-                self.reloaded(&name);
+                fresh.push(name);
             }
             Err(error) => self.failed(&name, &error.to_string(), changed),
         }
