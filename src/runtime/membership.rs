@@ -107,7 +107,8 @@ impl Membership {
     /// Has a backend be there, as it says. What people want of it ([`AdminState`]) stays, but it is not leaving any more.
     ///
     /// # Errors
-    /// Another has the address; a lease on what is declared or was added for good; too many; nobody would be ready.
+    /// Another has the address; a lease on what is declared or was added for good; too many; nobody would be ready, and not
+    /// forced.
     pub fn put(&mut self, id: &Name, put: Put, note: Note, now: u64) -> Result<Outcome, Refusal> {
         let (declared, old) = (self.declared(id), self.overrides.get(id));
         leasable(id, &put, declared, old)?;
@@ -123,7 +124,7 @@ impl Membership {
             return Err(Refusal::TooMany);
         }
         let before = rows.find(id).map(Row::entry);
-        let ready = rows.any_ready();
+        let ready = rows.any_ready() && !put.force;
         let (over, outcome) = put_over(before.as_ref(), declared, old, put, note, now);
         self.set(id, Some(over), ready)?;
         Ok(outcome)
@@ -262,8 +263,8 @@ impl Membership {
     /// Forgets what was said at run time about a backend: a declared one is as declared again, an added one is gone.
     ///
     /// # Errors
-    /// Nothing was said; the declared address is another's meanwhile; nobody would be ready.
-    pub fn forget(&mut self, id: &Name) -> Result<Outcome, Refusal> {
+    /// Nothing was said; the declared address is another's meanwhile; nobody would be ready, and not forced.
+    pub fn forget(&mut self, id: &Name, force: bool) -> Result<Outcome, Refusal> {
         if !self.overrides.contains_key(id) {
             return Err(Refusal::NoOverride(id.clone()));
         }
@@ -273,7 +274,7 @@ impl Membership {
         {
             return Err(Refusal::DuplicateAddress { address: address.clone(), other: other.clone() });
         }
-        let (before, ready) = (rows.find(id).map(Row::entry), rows.any_ready());
+        let (before, ready) = (rows.find(id).map(Row::entry), rows.any_ready() && !force);
         let after = self.set(id, None, ready)?;
         Ok(match (before, after) {
             (None, Some(_)) => Outcome::Created,

@@ -35,7 +35,7 @@ fn note(who: &str) -> Note {
 }
 
 fn put(port: u16) -> Put {
-    Put { address: at(port), weight: None, ttl: None, transient: false }
+    Put { address: at(port), weight: None, ttl: None, force: false, transient: false }
 }
 
 fn lease(port: u16, ttl: u64) -> Put {
@@ -122,7 +122,10 @@ fn the_last_ready_backend_is_lost_only_by_force() {
 
     let mut added = Membership::default();
     added.put(&"x".into(), put(1), note("me"), 0).expect("x");
-    assert_eq!(added.forget(&"x".into()), last("x"));
+    assert_eq!(added.forget(&"x".into(), false), last("x"));
+    let away = Put { weight: Weight::new(0), force: true, ..put(1) };
+    assert_eq!(added.clone().put(&"x".into(), away, note("me"), 0), Ok(Outcome::Changed));
+    assert_eq!(added.clone().forget(&"x".into(), true), Ok(Outcome::Removed));
     assert_eq!(added.replace(Vec::new(), 0, false, &note("me"), 0), Err(Refusal::LastReady("x".into())));
     assert_eq!(added.replace(Vec::new(), 0, true, &note("me"), 0), Ok(()));
     assert_eq!(shown(&added), "");
@@ -193,10 +196,10 @@ fn forgetting_restores_the_declaration_or_refuses() {
     all.put(&"a".into(), put(5), note("me"), 0).expect("a moves");
     all.put(&"x".into(), put(1), note("me"), 0).expect("x takes its address");
     let taken = Refusal::DuplicateAddress { address: at(1), other: "x".into() };
-    assert_eq!(all.forget(&"a".into()), Err(taken));
-    assert_eq!(all.forget(&"x".into()), Ok(Outcome::Removed));
-    assert_eq!(all.forget(&"a".into()), Ok(Outcome::Changed));
-    assert_eq!(all.forget(&"a".into()), Err(Refusal::NoOverride("a".into())));
+    assert_eq!(all.forget(&"a".into(), false), Err(taken));
+    assert_eq!(all.forget(&"x".into(), false), Ok(Outcome::Removed));
+    assert_eq!(all.forget(&"a".into(), false), Ok(Outcome::Changed));
+    assert_eq!(all.forget(&"a".into(), false), Err(Refusal::NoOverride("a".into())));
     assert_eq!(shown(&all), "a@1*1 b@2*1");
 }
 

@@ -325,5 +325,11 @@ async fn what_is_shown_costs_in_proportion_to_what_was_said() {
 
 fn at(n: usize) -> Put {
     let port = u16::try_from(n).expect("a port") + 10_000;
-    Put { address: BackendAddress::Inet(([127, 0, 0, 2], port).into()), weight: None, ttl: None, transient: false }
+    Put {
+        address: BackendAddress::Inet(([127, 0, 0, 2], port).into()),
+        weight: None,
+        ttl: None,
+        force: false,
+        transient: false,
+    }
 }
