@@ -222,11 +222,14 @@ fn change(
 
 /// What happened to whom, in words.
 fn differences(before: &Scene, after: &Scene, now: u64) -> Vec<(Name, &'static str, String)> {
-    let index = |scene: &Scene| -> BTreeMap<Name, Entry> {
-        scene.entries.iter().map(|entry| (entry.id.clone(), entry.clone())).collect()
-    };
+    if before.entries == after.entries && before.leaving == after.leaving {
+        return Vec::new();
+    }
+    fn index(scene: &Scene) -> BTreeMap<&Name, &Entry> {
+        scene.entries.iter().map(|entry| (&entry.id, entry)).collect()
+    }
     let (was, is) = (index(before), index(after));
-    let ids: BTreeSet<&Name> = was.keys().chain(is.keys()).collect();
+    let ids: BTreeSet<&Name> = was.keys().chain(is.keys()).copied().collect();
     let mut told = Vec::new();
     for id in ids {
         let (kind, what) = match (was.get(id), is.get(id)) {
