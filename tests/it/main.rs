@@ -41,4 +41,5 @@ mod tls_auth;
 mod upgrade;
 mod upgrade_state;
 mod upstream_tls;
+mod tokens;
 mod upstreams;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    auth::Tokens,
+    auth::LiveTokens,
     json::Json,
     operator::Operator,
     problem::{Kind, Problem, etag},
@@ -27,7 +27,7 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     pub(super) answering: super::operator::Answering,
     /// Of the TCP listener; `None` where there is none.
-    pub(super) tokens: Option<Tokens>,
+    pub(super) tokens: Option<LiveTokens>,
     /// Places for readers of events.
     pub(super) streams: Arc<Semaphore>,
     pub(super) limits: super::Limits,

@@ -38,7 +38,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-pub use self::auth::Tokens;
+pub use self::auth::{LiveTokens, Tokens};
 use self::{auth::Peer, call::Shared, operator::Parts, serve::Place, stream::Impatient};
 
 /// What bounds the API. Its users are few; what is more than this waits, or is refused.
@@ -81,7 +81,7 @@ impl Default for Limits {
 const LONGEST_HEAD: usize = 64 << 10;
 
 /// The API on TCP: the listener, TLS where it has it, and who may do what.
-pub type OnTcp = (std::net::TcpListener, Option<LiveTls>, Tokens);
+pub type OnTcp = (std::net::TcpListener, Option<LiveTls>, LiveTokens);
 
 /// What the next handshake is made with; another where a certificate was renewed.
 pub type LiveTls = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;

@@ -126,7 +126,10 @@ async fn decide(
     if head.headers.contains_key(header::ORIGIN) {
         return Err(Problem::new(Kind::CrossOrigin, "requests of web pages, which have an `Origin`, are not served"));
     }
-    let Caller { who, access } = auth::authenticate(peer, shared.tokens.as_ref(), &head.headers)?;
+    let Caller { who, access } = {
+        let tokens = shared.tokens.as_ref().map(|tokens| tokens.load());
+        auth::authenticate(peer, tokens.as_deref().map(AsRef::as_ref), &head.headers)?
+    };
     asked.who.clone_from(&who);
     let (route, path) = router::find(&head.method, head.uri.path())?;
     asked.route = Some(route);

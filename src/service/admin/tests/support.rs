@@ -201,7 +201,7 @@ impl Bench {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let tcp = listener.local_addr().expect("an address");
         let token = |text: &str| Token { path: "token".into(), secret: text.as_bytes().into() };
-        let tokens = Tokens::new(&token("secret"), Some(&token("looker")));
+        let tokens = Arc::new(Arc::new(Tokens::new(&token("secret"), Some(&token("looker")))).into());
         let (gate, open) = watch::channel(true);
         let (close, closing) = watch::channel(false);
         let parts = Parts {
