@@ -44,10 +44,14 @@ impl Membership {
         Self { overrides: Arc::new(overrides), ..Self::default() }
     }
 
-    /// These overrides hold in place of those there are.
-    pub fn resume(&mut self, overrides: BTreeMap<Name, Override>) -> Vec<Conflict> {
+    /// These overrides hold in place of those there are. `configured`: the file has this upstream, so what it does not
+    /// declare of it is gone.
+    pub fn resume(&mut self, overrides: BTreeMap<Name, Override>, configured: bool) -> Vec<Conflict> {
         let before = self.hidden();
         self.overrides = Arc::new(overrides);
+        if configured {
+            self.drop_fulfilled();
+        }
         self.merge(&before)
     }
 
@@ -77,13 +81,7 @@ impl Membership {
     pub fn declare_file(&mut self, file: Vec<Declared>) -> Vec<Conflict> {
         let before = self.hidden();
         self.file = file.into();
-        let (declared, fulfilled) = (all_declared(&self.file, &self.found), Override::is_fulfilled);
-        Arc::make_mut(&mut self.overrides).retain(|id, over| {
-            if !declared.contains_key(id) && over.beneath.as_deref().is_some_and(fulfilled) {
-                over.beneath = None;
-            }
-            declared.contains_key(id) || !fulfilled(over)
-        });
+        self.drop_fulfilled();
         self.merge(&before)
     }
 
@@ -374,6 +372,17 @@ impl Membership {
     /// Ids of what is declared or added but has no place, as its address is another's.
     fn hidden(&self) -> BTreeSet<Name> {
         self.rows().hidden.into_iter().map(|(id, ..)| id.clone()).collect()
+    }
+
+    /// Drops what wanted a backend of the file gone, where the file has it no more.
+    fn drop_fulfilled(&mut self) {
+        let (declared, fulfilled) = (all_declared(&self.file, &self.found), Override::is_fulfilled);
+        Arc::make_mut(&mut self.overrides).retain(|id, over| {
+            if !declared.contains_key(id) && over.beneath.as_deref().is_some_and(fulfilled) {
+                over.beneath = None;
+            }
+            declared.contains_key(id) || !fulfilled(over)
+        });
     }
 
     /// Merges every override with what is declared now. `hidden`: what had no place before.

@@ -67,6 +67,8 @@ struct Running {
     retired: Retired,
     /// What the last reload has made of overrides: as they were, and as it left them.
     merged: Vec<Merged>,
+    /// The file that was read at the start has made overrides others than they are in the journal.
+    merged_at_start: bool,
     /// When the journal was found not to be writable by what nobody waits for.
     not_kept: Option<u64>,
     /// The next process has all of this, and nothing is changed here any more.
@@ -126,10 +128,14 @@ impl Store {
     ) -> Self {
         let mut members: BTreeMap<Name, Membership> =
             restored.into_iter().map(|(name, overrides)| (name, Membership::restored(overrides))).collect();
+        let before = members.clone();
         tell_conflicts(declare(&model, &mut members));
+        let merged_at_start = !merged(&before, &members).is_empty();
         let snapshot = Arc::new(build(&model, &members, None, &metrics));
         let (retired, merged, not_kept) = (Retired::default(), Vec::new(), None);
-        let running = Running { model, members, snapshot, publish: None, retired, merged, not_kept, given_up: false };
+        let (publish, given_up) = (None, false);
+        let running =
+            Running { model, members, snapshot, publish, retired, merged, merged_at_start, not_kept, given_up };
         let seen = ArcSwap::from_pointee(Seen::of(&running));
         Self { running: Mutex::new(running), seen, journal, metrics, events, epoch: Instant::now() }
     }
@@ -312,7 +318,12 @@ impl Store {
         if !shown {
             self.show(&running);
         }
-        if !told.is_empty() || running.not_kept.is_some_and(|since| since.saturating_add(KEEP_AGAIN) <= now) {
+        // Not before this process serves, and then soon: the next file is merged with what this one has left.
+        let merged_at_start = std::mem::take(&mut running.merged_at_start);
+        if merged_at_start
+            || !told.is_empty()
+            || running.not_kept.is_some_and(|since| since.saturating_add(KEEP_AGAIN) <= now)
+        {
             self.keep_soon(&mut running);
         }
         drop(running);

@@ -27,6 +27,7 @@ mod metrics;
 mod normalisation;
 mod protocols;
 mod proxy_protocol;
+mod overrides;
 mod regressions;
 mod regressions_lifecycle;
 mod reload;

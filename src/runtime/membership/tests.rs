@@ -275,3 +275,19 @@ fn ten_thousand_backends_cost_one_pass_and_not_one_each() {
     // Quadratic it would be minutes; unoptimized, on a busy machine, it is a few seconds at most.
     assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
 }
+
+#[test]
+fn what_another_process_hands_over_is_fulfilled_by_the_file_of_this_one() {
+    let mut old = declared(&[("a", 1, 1), ("b", 2, 1)]);
+    old.remove(&"a".into(), 0, false, note("me"), 0).expect("removes");
+    let mut new = declared(&[("b", 2, 1)]);
+    assert_eq!(new.resume(old.overrides().clone(), true), []);
+    assert!(new.overrides().is_empty());
+    new.declare_file(file(&[("a", 1, 1), ("b", 2, 1)]));
+    assert_eq!(shown(&new), "a@1*1 b@2*1");
+    // An upstream that is not in the file waits as a whole.
+    let mut without = Membership::default();
+    assert_eq!(without.resume(old.overrides().clone(), false), []);
+    without.declare_file(file(&[("a", 1, 1), ("b", 2, 1)]));
+    assert_eq!(shown(&without), "b@2*1");
+}

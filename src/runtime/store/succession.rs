@@ -55,7 +55,12 @@ impl Store {
                 let overrides = kept.remove(&name).unwrap_or_default();
                 let membership = running.members.entry(name.clone()).or_default();
                 let before = membership.entries();
-                tell_conflicts(membership.resume(overrides).into_iter().map(|conflict| (name.clone(), conflict)));
+                tell_conflicts(
+                    membership
+                        .resume(overrides, model.upstreams.contains_key(&name))
+                        .into_iter()
+                        .map(|conflict| (name.clone(), conflict)),
+                );
                 let changed = before != membership.entries();
                 if let Some(config) = model.upstreams.get(&name).filter(|_| changed) {
                     self.rebuild(&mut running, config);

@@ -31,6 +31,8 @@ use crate::{
     types::{AdminState, BackendAddress, Weight},
 };
 
+mod lookers;
+
 const TWO: &str = "[{ id: a, address: 127.0.0.1:1 }, { id: b, address: 127.0.0.1:2 }]";
 
 fn model(backends: &str) -> Arc<Model> {
@@ -470,32 +472,4 @@ fn without_a_farewell_what_is_known_holds_where_the_journal_is_damaged() {
     new.take_over(None);
     assert_eq!(shown(&new), "a:drain b");
     assert!(Journal::new(&file).load(0).expect("written again").contains_key("app"));
-}
-
-#[test]
-fn who_looks_waits_for_no_change_that_is_on_its_way_to_the_disk() {
-    let store = store(model(TWO), None);
-    let (began, begins) = std::sync::mpsc::channel();
-    let (looked, looks) = std::sync::mpsc::channel();
-    let shared = &store;
-    thread::scope(|scope| {
-        let drain = scope.spawn(move || {
-            shared.change(&app(), None, false, |all, _| {
-                began.send(()).expect("somebody waits");
-                // Changes are under way here for as long as the disk takes.
-                looks.recv_timeout(Duration::from_secs(20)).expect("nobody could look meanwhile");
-                let patch = Patch { admin: Some(AdminState::Drain), ..Patch::default() };
-                all.patch(&"a".into(), patch, Note::default())
-            })
-        });
-        begins.recv().expect("a change");
-        assert_eq!(shown(&store), "a b");
-        assert_eq!((store.views().len(), store.overrides().len(), store.snapshot().members().len()), (1, 0, 1));
-        assert!(store.foresee(&store.model()).conflicts.is_empty());
-        assert!(!store.hand_over().contains("drain"));
-        looked.send(()).expect("it waits");
-        drain.join().expect("no panic").expect("drains");
-    });
-    assert_eq!(shown(&store), "a:drain b");
-    assert!(store.hand_over().contains("drain"));
 }
