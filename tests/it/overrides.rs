@@ -23,9 +23,12 @@ struct Case {
     old: &'static [Declared],
     /// Method, what follows the upstream's path, body.
     said: &'static [(&'static str, &'static str, &'static str)],
-    /// Each file that comes then (`None`: without this upstream), what is there by then, and what the log says.
-    new: &'static [(Option<&'static [Declared]>, &'static str, Option<&'static str>)],
+    /// Each file that comes then.
+    new: &'static [Next],
 }
+
+/// A later file (`None`: without this upstream), what is there by then, and what the log says.
+type Next = (Option<&'static [Declared]>, &'static str, Option<&'static str>);
 
 const A: Declared = ("a", 1, 1);
 const B: Declared = ("b", 2, 1);
