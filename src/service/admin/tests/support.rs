@@ -23,7 +23,10 @@ use tokio::{
 use super::super::{
     AdminApi, Limits, Tokens,
     openapi::{document, problems},
-    operator::{Change, ConfigStatus, Operator, OperatorError, Parts, Reload, ReloadReport, Status, Upgrade, Upgraded},
+    operator::{
+        Answering, Change, ConfigStatus, Operator, OperatorError, Parts, Reload, ReloadReport, Status, Upgrade,
+        Upgraded,
+    },
     router::{self, Shape},
 };
 use crate::{
@@ -138,6 +141,7 @@ pub struct Bench {
     pub store: Arc<Store>,
     pub operator: Arc<Double>,
     pub metrics: Arc<Metrics>,
+    pub answering: Answering,
     pub close: watch::Sender<bool>,
     pub served: JoinHandle<()>,
     _gate: watch::Sender<bool>,
@@ -204,16 +208,17 @@ impl Bench {
         let tokens = Arc::new(Arc::new(Tokens::new(&token("secret"), Some(&token("looker")))).into());
         let (gate, open) = watch::channel(true);
         let (close, closing) = watch::channel(false);
+        let answering = Answering::default();
         let parts = Parts {
             store: store.clone(),
             operator: operator.clone(),
             metrics: metrics.clone(),
-            answering: Default::default(),
+            answering: answering.clone(),
         };
         let mut api = AdminApi::new(parts, Some(unix), Some((listener, tls.map(live), tokens)), open, closing);
         api.limits = limits;
         let served = tokio::spawn(async move { api.run().await.expect("it serves") });
-        Self { _folder: folder, socket, tcp, store, operator, metrics, close, served, _gate: gate }
+        Self { _folder: folder, socket, tcp, store, operator, metrics, answering, close, served, _gate: gate }
     }
 
     pub async fn connect(&self) -> UnixStream {
