@@ -2,14 +2,17 @@
 """How rrlb does with 10,000 backends in 1,000 upstreams and 10,000 routes, beside one of each.
 
 Measures: the time from start to ready, a reload (by the admin API), a change of a backend (by the admin API, until the
-answer is there), CPU time and latency of a request, at rest and while changes and reloads go on. Needs `wrk`.
-Usage: scale.py [--binaries RRLB ORIGIN] [--seconds N]
+answer is there), CPU time and latency of a request, at rest and while changes and reloads go on. Needs `wrk`. Then, with
+9,900 overrides in the state file: a change, what a reader of the API waits meanwhile, and what the disk alone needs for a
+file of that size.
+Usage: scale.py [--binaries RRLB ORIGIN] [--seconds N] [--changes RRLB …: only the latter, of these binaries]
 """
 
 import argparse
 import contextlib
 import importlib.util
 import json
+import os
 import re
 import socket
 import statistics
@@ -26,6 +29,7 @@ compare = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compare)
 
 UPSTREAMS, EACH, ROUTES = 1000, 10, 10_000
+OVERRIDES = 9_900
 PORT, METRICS = 18_310, 18_390
 
 
@@ -166,17 +170,123 @@ def measure(bench, name, upstreams, each, routes, seconds):
     return rest[0]
 
 
+def backend(number, index):
+    return f"127.{1 + number // 250}.{number % 250}.{1 + index % 250}:{20_000 + (number * EACH + index) % 40_000}"
+
+
+def state(upstreams, each):
+    """A state file with an override of every backend's weight, or of as many backends that only it knows."""
+    said = {"weight": 7, "who": "uid 1000", "why": "rolled back for the night", "at": 1_700_000_000}
+    all = {}
+    for number in range(upstreams):
+        for index in range(each):
+            base = {"address": backend(number, index), "weight": 1, "source": "file"}
+            one = {"address": backend(number, index), **said}
+            all.setdefault(f"u{number}", {})[f"b{index}"] = {**one, "base": base} if upstreams > 1 else one
+    return {"format": "rrlb-state", "version": 1, "upstreams": all}
+
+
+def timed(work):
+    began = time.monotonic()
+    work()
+    return (time.monotonic() - began) * 1e3
+
+
+def disk(file, size):
+    """What the state file's way to the disk takes at least, in milliseconds."""
+    text = b"x" * size
+    other = file.with_name("bare.tmp")
+
+    def write():
+        with open(other, "wb") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(other, file.with_name("bare"))
+        folder = os.open(file.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+    return statistics.median(timed(write) for _ in range(30))
+
+
+def changes(bench, binary, name, upstreams, each):
+    """A change with so many overrides there, and what a reader waits at rest and meanwhile."""
+    folder = Path(tempfile.mkdtemp(dir=bench.folder))
+    (folder / "up").mkdir(mode=0o700)
+    file = folder / "rrlb.yaml"
+    one_only = upstreams == 1
+    backends = lambda number: ", ".join(
+        f"{{ id: b{index}, address: '{backend(number, index)}' }}" for index in range(1 if one_only else each)
+    )
+    file.write_text(
+        f"version: 1\nthreads: 1\nupgrade_sock: {folder}/up/upgrade.sock\nstate_file: {folder}/state.json\n"
+        f"admin: {{ socket: {folder}/admin.sock }}\nlisteners: [{{ address: 127.0.0.1:{PORT} }}]\n"
+        f"metrics: {{ address: 127.0.0.1:{METRICS} }}\nupstreams:\n"
+        + "".join(f"  u{number}: {{ backends: [{backends(number)}] }}\n" for number in range(upstreams))
+        + "routes: [{ upstream: u0 }]\n"
+    )
+    (folder / "state.json").write_text(json.dumps(state(upstreams, each)))
+    child = bench.start([binary, "-c", str(file)])
+    ready(child)
+    api = Unix(folder / "admin.sock")
+    last = f"/v1/upstreams/u{upstreams - 1}/backends"
+    change = lambda turn: api.ask("PATCH", f"{last}/b5", {"weight": 2 + turn % 3})
+    read = lambda: reader.ask("GET", f"{last}/b1")
+    for turn in range(10):
+        change(turn)
+    took = sorted(timed(lambda: change(turn)) for turn in range(100))
+    reader = Unix(folder / "admin.sock")
+    rest = sorted(timed(read) for _ in range(300))
+    going, reads = threading.Event(), []
+
+    def look():
+        while not going.is_set():
+            reads.append(timed(read))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for turn in range(50):
+        change(turn)
+    going.set()
+    thread.join()
+    reads.sort()
+    size = (folder / "state.json").stat().st_size
+    at = lambda times, share: times[min(len(times) - 1, int(len(times) * share))]
+    print(
+        f"{name:34} change {at(took, 0.5):6.2f} ms (p90 {at(took, 0.9):.2f}, most {took[-1]:.2f}); "
+        f"a read at rest {at(rest, 0.5):.2f} ms (p99 {at(rest, 0.99):.2f}), "
+        f"meanwhile {at(reads, 0.5):.2f} ms (p99 {at(reads, 0.99):.2f}); "
+        f"state file {size / 1e6:.2f} MB, {disk(folder / 'state.json', size):.2f} ms for the disk alone"
+    )
+    bench.stop([child])
+    return at(took, 0.5)
+
+
+def all_changes(bench, binary):
+    changes(bench, binary, f"{OVERRIDES} overrides, {OVERRIDES // EACH} upstreams", OVERRIDES // EACH, EACH)
+    changes(bench, binary, f"{OVERRIDES} overrides, 1 upstream", 1, OVERRIDES)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binaries", nargs=2, metavar=("RRLB", "ORIGIN"), help="measure these, build nothing")
     parser.add_argument("--seconds", type=int, default=4, help="per load (default 4)")
+    parser.add_argument("--changes", nargs="+", metavar="RRLB", help="measure only changes with many overrides, of these")
     arguments = parser.parse_args()
+    if arguments.changes:
+        with compare.Bench((arguments.changes[0], None, None), False, False) as bench:
+            for binary in arguments.changes:
+                print(binary)
+                all_changes(bench, binary)
+        return
     rrlb, origin = arguments.binaries or [compare.build()[place] for place in (0, 2)]
     with compare.Bench((rrlb, None, origin), False, False) as bench:
         bench.start_origin()
         few = measure(bench, "1 upstream, 3 backends", 1, 3, 1, arguments.seconds)
         many = measure(bench, f"{UPSTREAMS} x {EACH}, {ROUTES} routes", UPSTREAMS, EACH, ROUTES, arguments.seconds)
         print(f"ratio of CPU per request, many over few: {many / few:.3f}")
+        all_changes(bench, rrlb)
 
 
 if __name__ == "__main__":

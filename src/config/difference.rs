@@ -44,6 +44,8 @@ impl fmt::Display for Difference {
 /// Everything that is other in `new`, in the order of the file; empty where the two mean the same. The cost grows with
 /// the size of the two, not with its square.
 pub fn difference(old: &Model, new: &Model) -> Vec<Difference> {
+    let on_tcp = |model: &Model| model.admin.as_ref().is_some_and(|admin| admin.tcp.is_some());
+    let both_on_tcp = on_tcp(old) && on_tcp(new);
     let (old, new) = (sections(old), sections(new));
     let mut found = Found { needs_upgrade: false, differences: Vec::new() };
     for section in &old {
@@ -57,7 +59,17 @@ pub fn difference(old: &Model, new: &Model) -> Vec<Difference> {
         found.needs_upgrade = section.needs_upgrade;
         found.push('+', section.key, summary(section.key, &section.part));
     }
+    // Tokens and certificates of an API that stays are exchanged by a reload.
+    for difference in found.differences.iter_mut().filter(|difference| both_on_tcp && is_key_of_admin(&difference.path))
+    {
+        difference.needs_upgrade = false;
+    }
     found.differences
+}
+
+/// Whether a path is that of a secret of the admin API or of its TLS, but not of whether there is TLS.
+fn is_key_of_admin(path: &str) -> bool {
+    matches!(path, "admin.token_file" | "admin.read_token_file") || path.starts_with("admin.tls.")
 }
 
 struct Found {

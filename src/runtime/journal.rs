@@ -7,16 +7,19 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::membership::Override;
+use super::membership::{Override, Said};
 use crate::types::Name;
 
 mod format;
 
-pub(crate) use format::{decode, encode, encode_all};
+#[cfg(test)]
+pub(crate) use format::encode;
+use format::{assemble, encode_upstream};
+pub(crate) use format::{decode, encode_all};
 
 /// Everything said at run time that lasts, by upstream and backend.
 pub type Overrides = BTreeMap<Name, BTreeMap<Name, Override>>;
@@ -28,8 +31,20 @@ const LARGEST_FILE: u64 = 1 << 30;
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    /// Whether the file is not to be written. Held while it is written.
-    sealed: Mutex<Seal>,
+    /// Held while the file is written.
+    desk: Mutex<Desk>,
+}
+
+/// What it is written with.
+#[derive(Debug)]
+struct Desk {
+    /// Whether the file is not to be written.
+    seal: Seal,
+    /// The text of each upstream as it was written last, and of what: a change makes one of them anew, of thousands. Not of
+    /// those that are another at another time.
+    written: BTreeMap<Name, (Said, Vec<u8>)>,
+    /// The whole text; kept, because fresh memory of its size costs more than filling it.
+    text: Vec<u8>,
 }
 
 /// Why a journal is not to be written.
@@ -70,7 +85,8 @@ pub enum SaveError {
 impl Journal {
     /// The journal in this file, which need not exist yet.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), sealed: Mutex::new(Seal::Open) }
+        let desk = Desk { seal: Seal::Open, written: BTreeMap::new(), text: Vec::new() };
+        Self { path: path.to_owned(), desk: Mutex::new(desk) }
     }
 
     /// The file.
@@ -110,7 +126,7 @@ impl Journal {
         match self.set_aside() {
             Ok(aside) => log::error!("the state file that could not be read is kept as {}", aside.display()),
             Err(error) => {
-                *self.lock() = Seal::Unread;
+                self.lock().seal = Seal::Unread;
                 log::error!(
                     "{} ({error}); until then every change that is to last is refused",
                     SaveError::Unread(self.path.clone())
@@ -142,29 +158,30 @@ impl Journal {
         Err(io::ErrorKind::AlreadyExists.into())
     }
 
-    /// Keeps `overrides` in place of what was kept; transient ones are left out. On the disk when this returns.
+    /// Keeps this of each upstream in place of what was kept; what is transient is left out. On the disk when this returns.
     ///
     /// # Errors
     /// No space, a file system that is read-only, another process has the file. It is as it was then.
-    pub fn save(&self, overrides: &Overrides, now: u64) -> Result<(), SaveError> {
-        let sealed = self.lock();
-        match *sealed {
+    pub fn save<'a>(&self, said: impl Iterator<Item = (&'a Name, &'a Said)>, now: u64) -> Result<(), SaveError> {
+        let mut desk = self.lock();
+        match desk.seal {
             Seal::Open => {}
             Seal::Another => return Err(SaveError::Sealed(self.path.clone())),
             Seal::Unread => return Err(SaveError::Unread(self.path.clone())),
         }
-        self.write(&encode(overrides, now)).map_err(|error| save_error(&self.path, error))
+        desk.compose(said, now);
+        self.write(&desk.text).map_err(|error| save_error(&self.path, error))
     }
 
     /// Leaves the file to another process: when this returns nothing is being written, and every [`Journal::save`] fails.
     /// To be called before the other one loads it, so that nothing that was kept is missed.
     pub fn seal(&self) {
-        *self.lock() = Seal::Another;
+        self.lock().seal = Seal::Another;
     }
 
     /// Takes the file back, where the other process did not come to serve.
     pub fn unseal(&self) {
-        *self.lock() = Seal::Open;
+        self.lock().seal = Seal::Open;
     }
 
     fn write(&self, text: &[u8]) -> io::Result<()> {
@@ -196,8 +213,33 @@ impl Journal {
         with_suffix(&self.path, suffix)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seal> {
-        self.sealed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Desk {
+    /// Has `text` be that of these upstreams.
+    fn compose<'a>(&mut self, said: impl Iterator<Item = (&'a Name, &'a Said)>, now: u64) {
+        let mut before = std::mem::take(&mut self.written);
+        let mut passing = BTreeMap::new();
+        for (name, said) in said.filter(|(_, said)| !said.is_empty()) {
+            match before.remove_entry(name) {
+                Some((name, known)) if Arc::ptr_eq(&known.0, said) => drop(self.written.insert(name, known)),
+                _ => {
+                    let (text, timeless) = encode_upstream(name, said, now);
+                    match timeless {
+                        true => drop(self.written.insert(name.clone(), (said.clone(), text))),
+                        false => drop(passing.insert(name.clone(), text)),
+                    }
+                }
+            }
+        }
+        let mut all: Vec<(&Name, &[u8])> =
+            self.written.iter().map(|(name, (_, text))| (name, text.as_slice())).collect();
+        all.extend(passing.iter().map(|(name, text)| (name, text.as_slice())));
+        all.sort_unstable_by_key(|(name, _)| *name);
+        assemble(&mut self.text, all.into_iter().map(|(_, text)| text));
     }
 }
 

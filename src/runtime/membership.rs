@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
 };
 
 use crate::types::{AdminState, BackendAddress, Name};
@@ -24,30 +25,43 @@ use rows::{Row, Rows};
 /// Backends that run-time changes may add to one upstream.
 pub const MOST_ADDED: usize = 10_000;
 
-/// The members of one upstream.
+/// The members of one upstream. Cheap to clone: what is not changed is shared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
-    file: Vec<Declared>,
-    found: Vec<Declared>,
-    overrides: BTreeMap<Name, Override>,
+    file: Arc<[Declared]>,
+    found: Arc<[Declared]>,
+    overrides: Said,
 }
+
+/// What was said at run time about an upstream's backends. Shared: what is changed is another, and so two that are the
+/// same in memory say the same.
+pub type Said = Arc<BTreeMap<Name, Override>>;
 
 impl Membership {
     /// Nothing declared yet, and these overrides, as read from the journal. The file's declaration must come first, then
     /// discovery's.
     pub fn restored(overrides: BTreeMap<Name, Override>) -> Self {
-        Self { file: Vec::new(), found: Vec::new(), overrides }
+        Self { overrides: Arc::new(overrides), ..Self::default() }
     }
 
-    /// These overrides hold in place of those there are.
-    pub fn resume(&mut self, overrides: BTreeMap<Name, Override>) -> Vec<Conflict> {
+    /// These overrides hold in place of those there are. `configured`: the file has this upstream, so what it does not
+    /// declare of it is gone.
+    pub fn resume(&mut self, overrides: BTreeMap<Name, Override>, configured: bool) -> Vec<Conflict> {
         let before = self.hidden();
-        self.overrides = overrides;
+        self.overrides = Arc::new(overrides);
+        if configured {
+            self.drop_fulfilled();
+        }
         self.merge(&before)
     }
 
     /// Everything said at run time, by id; also what has no effect.
     pub fn overrides(&self) -> &BTreeMap<Name, Override> {
+        &self.overrides
+    }
+
+    /// As [`Membership::overrides`], to share.
+    pub(super) fn said(&self) -> &Said {
         &self.overrides
     }
 
@@ -66,21 +80,15 @@ impl Membership {
     /// The file says this now.
     pub fn declare_file(&mut self, file: Vec<Declared>) -> Vec<Conflict> {
         let before = self.hidden();
-        self.file = file;
-        let (declared, fulfilled) = (all_declared(&self.file, &self.found), Override::is_fulfilled);
-        self.overrides.retain(|id, over| {
-            if !declared.contains_key(id) && over.beneath.as_deref().is_some_and(fulfilled) {
-                over.beneath = None;
-            }
-            declared.contains_key(id) || !fulfilled(over)
-        });
+        self.file = file.into();
+        self.drop_fulfilled();
         self.merge(&before)
     }
 
     /// Discovery says this now.
     pub fn declare_found(&mut self, found: Vec<Declared>) -> Vec<Conflict> {
         let before = self.hidden();
-        self.found = found;
+        self.found = found.into();
         self.merge(&before)
     }
 
@@ -107,7 +115,8 @@ impl Membership {
     /// Has a backend be there, as it says. What people want of it ([`AdminState`]) stays, but it is not leaving any more.
     ///
     /// # Errors
-    /// Another has the address; a lease on what is declared or was added for good; too many; nobody would be ready.
+    /// Another has the address; a lease on what is declared or was added for good; too many; nobody would be ready, and not
+    /// forced.
     pub fn put(&mut self, id: &Name, put: Put, note: Note, now: u64) -> Result<Outcome, Refusal> {
         let (declared, old) = (self.declared(id), self.overrides.get(id));
         leasable(id, &put, declared, old)?;
@@ -123,7 +132,7 @@ impl Membership {
             return Err(Refusal::TooMany);
         }
         let before = rows.find(id).map(Row::entry);
-        let ready = rows.any_ready();
+        let ready = rows.any_ready() && !put.force;
         let (over, outcome) = put_over(before.as_ref(), declared, old, put, note, now);
         self.set(id, Some(over), ready)?;
         Ok(outcome)
@@ -208,7 +217,7 @@ impl Membership {
         let gone = |id: &Name, over: &Override| {
             over.base.is_none() && over.lease.is_none() && !declared.contains_key(id) && !named.contains(id)
         };
-        let mut overrides = self.overrides.clone();
+        let mut overrides = BTreeMap::clone(&self.overrides);
         let leavers: Vec<(Name, Override)> = overrides.extract_if(.., |id, over| gone(id, over)).collect();
         let left: HashSet<&Name> = leavers.iter().map(|(id, _)| id).chain(&named).collect();
         let stay = rows.members.iter().filter(|row| !left.contains(row.id));
@@ -232,7 +241,7 @@ impl Membership {
         if overrides.values().filter(added).count() > MOST_ADDED {
             return Err(Refusal::TooMany);
         }
-        let mut next = Self { file: self.file.clone(), found: self.found.clone(), overrides };
+        let mut next = Self { overrides: Arc::new(overrides), ..self.clone() };
         let after = next.rows();
         if let Some((_, address, other)) = after.hidden.iter().find(|(id, ..)| named.contains(*id)) {
             return Err(Refusal::DuplicateAddress { address: (*address).clone(), other: (*other).clone() });
@@ -254,7 +263,7 @@ impl Membership {
             (id, over)
         };
         let leavers: Vec<_> = leavers.into_iter().filter(stays).map(leave).collect();
-        next.overrides.extend(leavers);
+        Arc::make_mut(&mut next.overrides).extend(leavers);
         *self = next;
         Ok(())
     }
@@ -262,8 +271,8 @@ impl Membership {
     /// Forgets what was said at run time about a backend: a declared one is as declared again, an added one is gone.
     ///
     /// # Errors
-    /// Nothing was said; the declared address is another's meanwhile; nobody would be ready.
-    pub fn forget(&mut self, id: &Name) -> Result<Outcome, Refusal> {
+    /// Nothing was said; the declared address is another's meanwhile; nobody would be ready, and not forced.
+    pub fn forget(&mut self, id: &Name, force: bool) -> Result<Outcome, Refusal> {
         if !self.overrides.contains_key(id) {
             return Err(Refusal::NoOverride(id.clone()));
         }
@@ -273,7 +282,7 @@ impl Membership {
         {
             return Err(Refusal::DuplicateAddress { address: address.clone(), other: other.clone() });
         }
-        let (before, ready) = (rows.find(id).map(Row::entry), rows.any_ready());
+        let (before, ready) = (rows.find(id).map(Row::entry), rows.any_ready() && !force);
         let after = self.set(id, None, ready)?;
         Ok(match (before, after) {
             (None, Some(_)) => Outcome::Created,
@@ -291,19 +300,23 @@ impl Membership {
             over.leaving.is_some_and(|due| due <= now || in_flight(id) == 0).then(|| id.clone())
         };
         let gone: Vec<Name> = self.overrides.iter().filter_map(due).collect();
+        let silent = |over: &Override| over.leaving.is_none() && over.lease.is_some_and(|lease| lease.due <= now);
+        if gone.is_empty() && !self.overrides.values().any(silent) {
+            return Vec::new();
+        }
         let mut changed = Vec::new();
-        for (id, over) in &mut self.overrides {
-            if over.leaving.is_none() && over.lease.is_some_and(|lease| lease.due <= now) {
-                over.leaving = Some(now.saturating_add(drain));
-                over.note = Note { who: "lease".into(), why: "not renewed".into(), ..over.note.clone() };
-                changed.push((id.clone(), Outcome::Leaving));
-            }
+        let declared = all_declared(&self.file, &self.found);
+        let overrides = Arc::make_mut(&mut self.overrides);
+        for (id, over) in overrides.iter_mut().filter(|(_, over)| silent(over)) {
+            over.leaving = Some(now.saturating_add(drain));
+            over.note = Note { who: "lease".into(), why: "not renewed".into(), ..over.note.clone() };
+            changed.push((id.clone(), Outcome::Leaving));
         }
         for id in gone {
-            if let Some(out) = self.overrides.remove(&id).and_then(Override::taken_out)
-                && (self.declared(&id).is_some() || !out.is_fulfilled())
+            if let Some(out) = overrides.remove(&id).and_then(Override::taken_out)
+                && (declared.contains_key(&id) || !out.is_fulfilled())
             {
-                self.overrides.insert(id.clone(), out);
+                overrides.insert(id.clone(), out);
             }
             changed.push((id, Outcome::Removed));
         }
@@ -324,12 +337,12 @@ impl Membership {
     /// Takes back what a declaration has done to an override, where nothing was said since: `after` is what it had left.
     pub(super) fn take_back(&mut self, id: &Name, before: &Override, after: Option<&Override>) {
         if self.overrides.get(id) == after {
-            self.overrides.insert(id.clone(), before.clone());
+            Arc::make_mut(&mut self.overrides).insert(id.clone(), before.clone());
         }
     }
 
     fn declared(&self, id: &Name) -> Option<&Declared> {
-        self.file.iter().chain(&self.found).find(|declared| declared.id == *id)
+        self.file.iter().chain(&*self.found).find(|declared| declared.id == *id)
     }
 
     fn all_declared(&self) -> HashMap<&Name, &Declared> {
@@ -338,23 +351,22 @@ impl Membership {
 
     /// Sets or takes away an override. `ready`: somebody must be ready, else everything is as before.
     fn set(&mut self, id: &Name, over: Option<Override>, ready: bool) -> Result<Option<Entry>, Refusal> {
-        let old = match over.filter(|over| !over.says_nothing()) {
-            Some(over) => self.overrides.insert(id.clone(), over),
-            None => self.overrides.remove(id),
+        let before = self.overrides.clone();
+        let overrides = Arc::make_mut(&mut self.overrides);
+        match over.filter(|over| !over.says_nothing()) {
+            Some(over) => overrides.insert(id.clone(), over),
+            None => overrides.remove(id),
         };
         let rows = self.rows();
         if !ready || rows.any_ready() {
             return Ok(rows.find(id).map(Row::entry));
         }
-        match old {
-            Some(old) => self.overrides.insert(id.clone(), old),
-            None => self.overrides.remove(id),
-        };
+        self.overrides = before;
         Err(Refusal::LastReady(id.clone()))
     }
 
     fn rows(&self) -> Rows<'_> {
-        Rows::new(self.file.iter().chain(&self.found), &self.overrides)
+        Rows::new(self.file.iter().chain(&*self.found), &self.overrides)
     }
 
     /// Ids of what is declared or added but has no place, as its address is another's.
@@ -362,11 +374,22 @@ impl Membership {
         self.rows().hidden.into_iter().map(|(id, ..)| id.clone()).collect()
     }
 
+    /// Drops what wanted a backend of the file gone, where the file has it no more.
+    fn drop_fulfilled(&mut self) {
+        let (declared, fulfilled) = (all_declared(&self.file, &self.found), Override::is_fulfilled);
+        Arc::make_mut(&mut self.overrides).retain(|id, over| {
+            if !declared.contains_key(id) && over.beneath.as_deref().is_some_and(fulfilled) {
+                over.beneath = None;
+            }
+            declared.contains_key(id) || !fulfilled(over)
+        });
+    }
+
     /// Merges every override with what is declared now. `hidden`: what had no place before.
     fn merge(&mut self, hidden: &BTreeSet<Name>) -> Vec<Conflict> {
         let mut conflicts = Vec::new();
         let declared = all_declared(&self.file, &self.found);
-        self.overrides.retain(|id, over| {
+        Arc::make_mut(&mut self.overrides).retain(|id, over| {
             if let Some(declared) = declared.get(id) {
                 over.rebase(declared, &mut conflicts);
             }

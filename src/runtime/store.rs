@@ -1,6 +1,7 @@
 //! The one place where what runs is changed: by a new configuration, by people at run time, by discovery, by time. Each
 //! change is decided on a copy, kept in the journal, built, and made visible to every worker before the one who asked
-//! hears of it; one that fails on the way has changed nothing.
+//! hears of it; one that fails on the way has changed nothing. Changes wait for each other and the disk; who only looks
+//! waits for nobody.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -8,12 +9,13 @@ use std::{
     time::Instant,
 };
 
+use arc_swap::ArcSwap;
+
 use super::{
     connections::Retired,
     journal::{Journal, Overrides, SaveError},
     membership::{Conflict, Declared, Entry, Membership, Outcome, Refusal, Spec},
     snapshot::Snapshot,
-    upstream::Upstream,
 };
 use crate::{
     config::model::{self, Model},
@@ -27,12 +29,15 @@ use crate::{
 mod compare;
 mod ejection;
 mod guard;
+mod look;
 mod slow_start;
 mod succession;
 mod warn;
 
 use compare::{Merged, forget_metrics, lasts_alike, merged};
 use guard::{leaves_one_usable, needs_sni};
+pub use look::View;
+use look::{Seen, said_of};
 pub use warn::{Foreseen, tell_conflicts};
 
 /// How long requests to a backend whose lease ran out may take, in milliseconds.
@@ -45,7 +50,10 @@ pub type Publish = Box<dyn Fn(&Arc<Snapshot>) + Send + Sync>;
 
 /// Owner of the running configuration.
 pub struct Store {
+    /// Held while something is changed, also while that is written to the disk.
     running: Mutex<Running>,
+    /// As `running` was after the last change.
+    seen: ArcSwap<Seen>,
     journal: Option<Journal>,
     metrics: Arc<Metrics>,
     events: Arc<Events>,
@@ -61,6 +69,8 @@ struct Running {
     retired: Retired,
     /// What the last reload has made of overrides: as they were, and as it left them.
     merged: Vec<Merged>,
+    /// The file that was read at the start has made overrides others than they are in the journal.
+    merged_at_start: bool,
     /// When the journal was found not to be writable by what nobody waits for.
     not_kept: Option<u64>,
     /// The next process has all of this, and nothing is changed here any more.
@@ -79,16 +89,6 @@ impl Staged {
     pub fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot
     }
-}
-
-/// What is known of one upstream at run time.
-pub struct View {
-    /// Its members, and what was said about them.
-    pub membership: Membership,
-    /// Its members with health and requests in flight.
-    pub upstream: Arc<Upstream>,
-    /// As in `ETag`.
-    pub version: u64,
 }
 
 /// What a change came to.
@@ -130,11 +130,16 @@ impl Store {
     ) -> Self {
         let mut members: BTreeMap<Name, Membership> =
             restored.into_iter().map(|(name, overrides)| (name, Membership::restored(overrides))).collect();
+        let before = members.clone();
         tell_conflicts(declare(&model, &mut members));
+        let merged_at_start = !merged(&before, &members).is_empty();
         let snapshot = Arc::new(build(&model, &members, None, &metrics));
         let (retired, merged, not_kept) = (Retired::default(), Vec::new(), None);
-        let running = Running { model, members, snapshot, publish: None, retired, merged, not_kept, given_up: false };
-        Self { running: Mutex::new(running), journal, metrics, events, epoch: Instant::now() }
+        let (publish, given_up) = (None, false);
+        let running =
+            Running { model, members, snapshot, publish, retired, merged, merged_at_start, not_kept, given_up };
+        let seen = ArcSwap::from_pointee(Seen::of(&running));
+        Self { running: Mutex::new(running), seen, journal, metrics, events, epoch: Instant::now() }
     }
 
     /// From now on changes are made visible by `publish`; it is called at once with what runs.
@@ -142,16 +147,6 @@ impl Store {
         let mut running = self.lock();
         publish(&running.snapshot);
         running.publish = Some(publish);
-    }
-
-    /// What runs.
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.lock().snapshot.clone()
-    }
-
-    /// The configuration that runs, without what was changed at run time.
-    pub fn model(&self) -> Arc<Model> {
-        self.lock().model.clone()
     }
 
     /// Where changes are told.
@@ -172,19 +167,6 @@ impl Store {
     /// Milliseconds on the clock of leases and drains.
     pub fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// What is known of an upstream; `None` where there is none of that name.
-    pub fn view(&self, upstream: &Name) -> Option<View> {
-        let running = self.lock();
-        let membership = running.members.get(upstream).cloned().unwrap_or_default();
-        let member = running.snapshot.members().iter().find(|member| member.upstream.name == *upstream)?;
-        Some(View { version: membership.version(), upstream: member.upstream.clone(), membership })
-    }
-
-    /// What is known of every upstream, by name; also of those that the configuration has no more, whose overrides wait.
-    pub fn overrides(&self) -> Overrides {
-        overrides(&self.lock().members)
     }
 
     /// Changes who belongs to an upstream. `if_match`: only where its version is this. `force`: also where no backend that
@@ -224,8 +206,10 @@ impl Store {
         }
         let version = after.version();
         running.members.insert(upstream.clone(), after);
-        if version != current {
-            self.rebuild(&mut running, config);
+        match version == current {
+            // A lease may hold on for longer.
+            true => self.show(&running),
+            false => self.rebuild(&mut running, config),
         }
         Ok(Changed { outcome, version })
     }
@@ -236,22 +220,14 @@ impl Store {
         self.reload_with(self.stage(model), || ())
     }
 
-    /// What whoever loads `model` is to know. Changes nothing.
-    pub fn foresee(&self, model: &Model) -> Foreseen {
-        let running = self.lock();
-        let mut members = running.members.clone();
-        let conflicts = declare(model, &mut members);
-        Foreseen::of(model, conflicts, &running.members, &members)
-    }
-
     /// Builds what a reload would run with, and changes nothing: its new backends can be probed and resolved before they
     /// get traffic.
     pub fn stage(&self, model: Arc<Model>) -> Staged {
-        let running = self.lock();
-        let mut members = running.members.clone();
+        let seen = self.seen.load_full();
+        let mut members = seen.members.clone();
         declare(&model, &mut members);
-        let snapshot = Arc::new(build(&model, &members, Some(&running.snapshot), &self.metrics));
-        Staged { model, snapshot, from: running.snapshot.clone() }
+        let snapshot = Arc::new(build(&model, &members, Some(&seen.snapshot), &self.metrics));
+        Staged { model, snapshot, from: seen.snapshot.clone() }
     }
 
     /// As [`Store::reload`], with what was learned of staged backends; `prepare` is called before the new snapshot is made
@@ -276,9 +252,9 @@ impl Store {
         let Staged { model, snapshot, from } = staged;
         // Where something has changed meanwhile, staged backends begin anew: what is known of others counts more.
         let previous = if Arc::ptr_eq(&from, &running.snapshot) { snapshot } else { running.snapshot.clone() };
-        let before = overrides(&running.members);
+        let before = running.members.clone();
         let conflicts = declare(&model, &mut running.members);
-        running.merged = merged(before, &running.members);
+        running.merged = merged(&before, &running.members);
         running
             .members
             .retain(|name, membership| model.upstreams.contains_key(name) || !membership.overrides().is_empty());
@@ -305,7 +281,7 @@ impl Store {
         let after = membership.entries();
         tell_conflicts(conflicts.into_iter().map(|conflict| (upstream.clone(), conflict)));
         if before == after {
-            return;
+            return self.show(&running);
         }
         self.rebuild(&mut running, config);
         drop(running);
@@ -322,6 +298,7 @@ impl Store {
         // What was retired before this sweep: every worker has the new snapshot since.
         running.retired.close_idle(&snapshot);
         let mut told = Vec::new();
+        let mut shown = true;
         for member in snapshot.members() {
             let name = &member.upstream.name;
             let Some(membership) = running.members.get_mut(name) else { continue };
@@ -334,12 +311,21 @@ impl Store {
             if changed.is_empty() {
                 continue;
             }
-            if let Some(config) = model.upstreams.get(name) {
-                self.rebuild(&mut running, config);
+            match model.upstreams.get(name) {
+                Some(config) => self.rebuild(&mut running, config),
+                None => shown = false,
             }
             told.extend(changed.into_iter().map(|(id, outcome)| (name.clone(), id, outcome)));
         }
-        if !told.is_empty() || running.not_kept.is_some_and(|since| since.saturating_add(KEEP_AGAIN) <= now) {
+        if !shown {
+            self.show(&running);
+        }
+        // Not before this process serves, and then soon: the next file is merged with what this one has left.
+        let merged_at_start = std::mem::take(&mut running.merged_at_start);
+        if merged_at_start
+            || !told.is_empty()
+            || running.not_kept.is_some_and(|since| since.saturating_add(KEEP_AGAIN) <= now)
+        {
             self.keep_soon(&mut running);
         }
         drop(running);
@@ -387,11 +373,11 @@ impl Store {
     /// Writes the journal, with `changed` in place of what one upstream has.
     fn keep(&self, running: &Running, changed: Option<(&Name, &Membership)>) -> Result<(), SaveError> {
         let Some(journal) = &self.journal else { return Ok(()) };
-        let mut all = overrides(&running.members);
-        if let Some((name, membership)) = changed {
-            all.insert(name.clone(), membership.overrides().clone());
-        }
-        journal.save(&all, self.now())
+        let now = self.now();
+        let Some((name, membership)) = changed else { return journal.save(said_of(&running.members), now) };
+        // One that is declared has an entry of its own, which is left out.
+        let others = said_of(&running.members).filter(|(other, _)| *other != name);
+        journal.save(others.chain([(name, membership.said())]), now)
     }
 
     /// Writes the journal where nobody waits for it; later, where it cannot be written now.
@@ -422,6 +408,7 @@ impl Store {
         if let Some(publish) = &running.publish {
             publish(&running.snapshot);
         }
+        self.show(running);
         let after = running.snapshot.clone();
         running.retired.note(&before, &after);
         forget_metrics(&before, &after, &self.metrics);
@@ -464,14 +451,6 @@ fn backends(upstream: &model::Upstream, membership: Option<&Membership>) -> Vec<
     let backend =
         |Entry { id, spec: Spec { address, weight }, admin, .. }| model::Backend { id, address, weight, admin };
     membership.entries().into_iter().map(backend).collect()
-}
-
-fn overrides(members: &BTreeMap<Name, Membership>) -> Overrides {
-    let said = |(name, membership): (&Name, &Membership)| {
-        let overrides = membership.overrides();
-        (!overrides.is_empty()).then(|| (name.clone(), overrides.clone()))
-    };
-    members.iter().filter_map(said).collect()
 }
 
 #[cfg(test)]

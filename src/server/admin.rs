@@ -7,8 +7,10 @@ use std::{
         unix::net::UnixListener,
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
+use arc_swap::ArcSwap;
 use pingora_core::server::Server;
 use tokio::sync::watch;
 
@@ -19,9 +21,9 @@ use super::{
     upgrade::Inherited,
 };
 use crate::{
-    config::model::{AdminTcp, Model},
+    config::model::{Admin, AdminTcp, Model},
     listener::{ListenSocket, certificates::Certificates},
-    service::admin::{AdminApi, LiveTls, Tokens, operator::Parts},
+    service::admin::{AdminApi, LiveTls, LiveTokens, Tokens, operator::Parts},
     types::ListenAddress,
 };
 
@@ -29,7 +31,67 @@ use crate::{
 #[derive(Default)]
 pub(super) struct AdminSockets {
     unix: Option<(PathBuf, UnixListener)>,
-    tcp: Option<(AdminTcp, std::net::TcpListener, Option<LiveTls>)>,
+    tcp: Option<(AdminTcp, std::net::TcpListener, Keys)>,
+}
+
+/// What a reload exchanges of the API on TCP: tokens and certificates. Whether there is TLS at all stays: what was safe
+/// where one address is bound need not be so at another, and that stays too.
+#[derive(Clone)]
+pub(super) struct Keys {
+    tokens: LiveTokens,
+    tls: Option<Arc<ArcSwap<LiveTls>>>,
+}
+
+/// Made for [`Keys`], and not in use yet.
+pub(super) struct NextKeys {
+    tokens: Tokens,
+    tls: Option<LiveTls>,
+}
+
+impl Keys {
+    fn new(tcp: &AdminTcp, certificates: &Certificates) -> Result<Self, StartError> {
+        let NextKeys { tokens, tls } = NextKeys::new(tcp, certificates)?;
+        Ok(Self {
+            tokens: Arc::new(ArcSwap::from_pointee(tokens)),
+            tls: tls.map(|tls| Arc::new(ArcSwap::from_pointee(tls))),
+        })
+    }
+
+    /// Requests and handshakes from now on are held to these.
+    pub(super) fn change(&self, next: NextKeys) {
+        self.tokens.store(Arc::new(next.tokens));
+        if let (Some(current), Some(next)) = (&self.tls, next.tls) {
+            current.store(Arc::new(next));
+        }
+    }
+
+    fn live_tls(&self) -> Option<LiveTls> {
+        let tls = self.tls.clone()?;
+        Some(Arc::new(move || (tls.load())()))
+    }
+}
+
+impl NextKeys {
+    /// Of a configuration.
+    ///
+    /// # Errors
+    /// The crypto provider does not support what is asked for.
+    pub(super) fn new(tcp: &AdminTcp, certificates: &Certificates) -> Result<Self, StartError> {
+        let tls = tcp.tls.as_ref().map(|tls| certificates.follow_config(tls)).transpose()?;
+        Ok(Self { tokens: Tokens::from(tcp), tls })
+    }
+}
+
+/// What runs of `admin` after a reload: of the API on TCP, where it was and is to be, the tokens, and the certificates of one
+/// that has some.
+pub(super) fn runnable(before: Option<&Admin>, loaded: Option<&Admin>) -> Option<Admin> {
+    let before = before?;
+    let new = loaded.and_then(|admin| admin.tcp.as_ref());
+    let tcp = before.tcp.as_ref().map(|tcp| {
+        let AdminTcp { token, read_token, tls, .. } = new.unwrap_or(tcp).clone();
+        AdminTcp { address: tcp.address, token, read_token, tls: tcp.tls.clone().map(|kept| tls.unwrap_or(kept)) }
+    });
+    Some(Admin { socket: before.socket.clone(), tcp })
 }
 
 /// Kept for a successor, and for the end.
@@ -81,8 +143,7 @@ impl AdminSockets {
                 };
                 let listener = std::net::TcpListener::from(fd);
                 listener.set_nonblocking(true).map_err(failed(format!("admin on {}", tcp.address)))?;
-                let tls = tcp.tls.as_ref().map(|tls| certificates.follow_config(tls)).transpose()?;
-                Some((tcp.clone(), listener, tls))
+                Some((tcp.clone(), listener, Keys::new(tcp, certificates)?))
             }
         };
         Ok(Self { unix: Some((path, unix)), tcp })
@@ -104,6 +165,11 @@ impl AdminSockets {
         Ok(held)
     }
 
+    /// What a reload exchanges; `None` where there is no API on TCP.
+    pub(super) fn keys(&self) -> Option<Keys> {
+        self.tcp.as_ref().map(|(_, _, keys)| keys.clone())
+    }
+
     /// Adds the API to the server. It accepts from when `gate` is open until `closing` becomes true.
     pub(super) fn serve(
         self,
@@ -116,7 +182,7 @@ impl AdminSockets {
         if unix.is_none() && tcp.is_none() {
             return;
         }
-        let tcp = tcp.map(|(model, listener, tls)| (listener, tls, Tokens::from(&model)));
+        let tcp = tcp.map(|(_, listener, keys)| (listener, keys.live_tls(), keys.tokens));
         server.add_service(AdminApi::new(parts, unix.map(|(_, listener)| listener), tcp, gate, closing));
     }
 }

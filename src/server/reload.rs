@@ -14,7 +14,9 @@ use std::{
 };
 
 use super::{
-    StartError, access_log, assembly,
+    StartError, access_log,
+    admin::{self, NextKeys},
+    assembly,
     confirm::{Abort, Answers, Pending},
     notify,
     process::BoundFiles,
@@ -51,6 +53,8 @@ struct Plan {
     operations: Option<Option<(String, Arc<std::net::TcpListener>)>>,
     log: access_log::Next,
     tools: Vec<Tools>,
+    /// Of the admin API on TCP, where there is one.
+    keys: Option<NextKeys>,
     bound: BoundFiles,
 }
 
@@ -241,7 +245,9 @@ impl Running {
         };
         let log = self.logs.prepare(model.access_log.as_ref(), &self.metrics)?;
         let tools = self.tools(model, &log, kept)?;
-        Ok(Plan { listeners, gone, operations, log, tools, bound })
+        let tcp = model.admin.as_ref().and_then(|admin| admin.tcp.as_ref());
+        let keys = tcp.map(|tcp| NextKeys::new(tcp, &self.certificates)).transpose()?;
+        Ok(Plan { listeners, gone, operations, log, tools, keys, bound })
     }
 
     /// What each worker has beside the snapshot.
@@ -269,7 +275,7 @@ impl Running {
     }
 
     fn put_in_place(&self, plan: Plan, model: Arc<Model>, way: Way<'_>) {
-        let Plan { listeners, gone, operations, log, tools, bound } = plan;
+        let Plan { listeners, gone, operations, log, tools, keys, bound } = plan;
         bound.keep();
         let handles = self.crew.current().filter_map(|current| current.log().map(|log| Arc::downgrade(&log.handle)));
         let users = handles.collect();
@@ -282,6 +288,9 @@ impl Running {
         });
         self.configs.send_replace(model.clone());
         self.certificates.follow(&model.certificates);
+        if let (Some(current), Some(next)) = (&self.admin, keys) {
+            current.change(next);
+        }
         self.logs.replace(log, users);
         let mut held = Vec::with_capacity(listeners.len());
         for (address, listening, step) in listeners {
@@ -423,7 +432,8 @@ fn warnings(file: &config::Report, foreseen: &Foreseen) -> String {
 /// The configuration that a reload runs with: what only an upgrade changes stays as it is.
 fn runnable(before: &Model, loaded: Model) -> Model {
     let process = model::Process { grace_period: loaded.process.grace_period, ..before.process.clone() };
-    Model { process, admin: before.admin.clone(), state_file: before.state_file.clone(), ..loaded }
+    let admin = admin::runnable(before.admin.as_ref(), loaded.admin.as_ref());
+    Model { process, admin, state_file: before.state_file.clone(), ..loaded }
 }
 
 /// Whether connections to both listeners are served alike; else what is behind the socket is made anew.

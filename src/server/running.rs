@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::{
     access_log::Logs,
+    admin::Keys,
     confirm::{Pending, Samples},
     control::Held,
     handover::Farewell,
@@ -57,6 +58,8 @@ pub(super) struct Running {
     pub(super) tools: NextTools,
     /// Told of each model that runs, for those who follow it: discovery.
     pub(super) configs: watch::Sender<Arc<Model>>,
+    /// Of the admin API on TCP; `None` where there is none.
+    pub(super) admin: Option<Keys>,
     /// Who is probed and resolved.
     pub(super) upstreams: watch::Sender<Vec<Arc<Upstream>>>,
     /// Held by the one reload there is at a time.

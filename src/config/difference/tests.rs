@@ -217,7 +217,21 @@ fn what_belongs_to_the_process_needs_an_upgrade() {
     );
     let before = new.clone();
     new.admin = admin("hunter3");
-    assert_eq!(lines(&before, &new), ["~ admin.token_file: other contents (needs an upgrade)"]);
+    assert_eq!(lines(&before, &new), ["~ admin.token_file: other contents"]);
+    let tcp = |model: &mut Model| model.admin.as_mut().and_then(|admin| admin.tcp.take()).expect("on TCP");
+    let mut moved = new.clone();
+    let there = AdminTcp {
+        address: "127.0.0.1:9181".parse().expect("an address"),
+        read_token: Some(token("looker")),
+        ..tcp(&mut moved)
+    };
+    moved.admin = Some(Admin { socket: None, tcp: Some(there) });
+    assert_eq!(
+        lines(&new, &moved),
+        ["~ admin.address: 127.0.0.1:9180 -> 127.0.0.1:9181 (needs an upgrade)", "+ admin.read_token_file: /etc/token"]
+    );
+    tcp(&mut moved);
+    assert!(lines(&moved, &new).iter().all(|line| line.ends_with("(needs an upgrade)")), "{:?}", lines(&moved, &new));
     assert_eq!(lines(&new, &read(BASE)).len(), 3);
 }
 

@@ -80,6 +80,7 @@ fn a_reload_and_a_change_of_backends_keep_the_counters() {
         address: crate::config::parse_backend_address("b:1").expect("an address"),
         weight: None,
         ttl: None,
+        force: false,
         transient: false,
     };
     let added =

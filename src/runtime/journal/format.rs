@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::Overrides;
 use crate::{
     config::parse_backend_address,
-    runtime::membership::{Lease, Note, Override, Spec},
-    types::{AdminState, Name, Source, Weight},
+    runtime::membership::{Lease, Note, Override, Said as Members, Spec},
+    types::{AdminState, BackendAddress, Name, Source, Weight},
 };
 
 const FORMAT: &str = "rrlb-state";
@@ -22,27 +22,49 @@ struct Head {
     version: u64,
 }
 
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 struct File {
-    format: String,
-    version: u64,
     upstreams: BTreeMap<String, BTreeMap<String, Said>>,
 }
 
-/// One override. A field that is left out says nothing.
-#[derive(Default, Deserialize, Serialize)]
+/// One override. A field that is left out says nothing. Written by [`Saying`].
+#[derive(Default, Deserialize)]
 #[serde(default)]
 struct Said {
-    #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<String>,
+    weight: Option<u16>,
+    admin: Option<String>,
+    removed: bool,
+    base: Option<Base>,
+    ttl_ms: Option<u64>,
+    leaving_ms: Option<u64>,
+    transient: bool,
+    beneath: Option<Box<Said>>,
+    who: String,
+    why: String,
+    at: u64,
+}
+
+#[derive(Deserialize)]
+struct Base {
+    address: String,
+    weight: u16,
+    source: String,
+}
+
+/// As [`Said`], borrowed: thousands are written before an answer.
+#[derive(Serialize)]
+struct Saying<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<Shown<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     weight: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    admin: Option<String>,
+    admin: Option<&'static str>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     removed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    base: Option<Base>,
+    base: Option<BaseSaying<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ttl_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,36 +73,95 @@ struct Said {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     transient: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    beneath: Option<Box<Said>>,
-    who: String,
-    why: String,
+    beneath: Option<Box<Saying<'a>>>,
+    who: &'a str,
+    why: &'a str,
     at: u64,
 }
 
-#[derive(Deserialize, Serialize)]
-struct Base {
-    address: String,
+#[derive(Serialize)]
+struct BaseSaying<'a> {
+    address: Shown<'a>,
     weight: u16,
-    source: String,
+    source: &'static str,
+}
+
+/// An address as text.
+struct Shown<'a>(&'a BackendAddress);
+
+impl Serialize for Shown<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self.0)
+    }
+}
+
+/// The text of one upstream with an override a line; empty where nothing of it lasts. With whether it is the same at any
+/// other time.
+pub(super) fn encode_upstream(name: &Name, said: &BTreeMap<Name, Override>, now: u64) -> (Vec<u8>, bool) {
+    let mut timeless = true;
+    let lasting = said.iter().filter_map(|(id, over)| {
+        let over = over.lasting()?;
+        timeless &= over.leaving.is_none();
+        Some((id, Saying::new(over, now)))
+    });
+    (upstream(name, lasting), timeless)
+}
+
+/// The text that keeps these upstreams, as [`encode_upstream`] makes them, in place of what `text` holds.
+pub(super) fn assemble<'a>(text: &mut Vec<u8>, upstreams: impl Iterator<Item = &'a [u8]>) {
+    text.clear();
+    text.extend_from_slice(format!("{{\"format\":\"{FORMAT}\",\"version\":{VERSION},\"upstreams\":{{").as_bytes());
+    for (index, upstream) in upstreams.filter(|upstream| !upstream.is_empty()).enumerate() {
+        text.extend_from_slice(if index == 0 { b"\n" } else { b",\n" });
+        text.extend_from_slice(upstream);
+    }
+    text.extend_from_slice(b"\n}}\n");
 }
 
 /// The text that keeps what lasts of `overrides` at `now`.
+#[cfg(test)]
 pub(crate) fn encode(overrides: &Overrides, now: u64) -> Vec<u8> {
-    let file = File::of(overrides, |over| Some(Said::new(over.lasting()?, now)));
-    let mut text = serde_json::to_vec_pretty(&file).expect("maps with text for keys, and memory to write to");
-    text.push(b'\n');
+    let upstreams: Vec<Vec<u8>> = overrides.iter().map(|(name, said)| encode_upstream(name, said, now).0).collect();
+    let mut text = Vec::new();
+    assemble(&mut text, upstreams.iter().map(Vec::as_slice));
     text
 }
 
 /// All of `overrides` at `now`, for the next process: also what does not last.
-pub(crate) fn encode_all(overrides: &Overrides, now: u64) -> String {
-    let said = |over: &Override| Said {
+pub(crate) fn encode_all<'a>(overrides: impl Iterator<Item = (&'a Name, &'a Members)>, now: u64) -> String {
+    let saying = |over: &'a Override| Saying {
         transient: over.transient,
-        beneath: over.beneath.as_deref().map(|beneath| Box::new(Said::new(beneath, now))),
-        ..Said::new(over, now)
+        beneath: over.beneath.as_deref().map(|beneath| Box::new(Saying::new(beneath, now))),
+        ..Saying::new(over, now)
     };
-    let file = File::of(overrides, |over| Some(said(over)));
-    serde_json::to_string(&file).expect("maps with text for keys, and memory to write to")
+    let one = |(name, said): (&Name, &'a Members)| upstream(name, said.iter().map(|(id, over)| (id, saying(over))));
+    let upstreams: Vec<Vec<u8>> = overrides.map(one).collect();
+    let mut text = Vec::new();
+    assemble(&mut text, upstreams.iter().map(Vec::as_slice));
+    String::from_utf8(text).expect("JSON is UTF-8")
+}
+
+fn upstream<'a>(name: &Name, said: impl Iterator<Item = (&'a Name, Saying<'a>)>) -> Vec<u8> {
+    let mut text = Vec::new();
+    for (id, saying) in said {
+        if text.is_empty() {
+            json(&mut text, name.as_str());
+            text.extend_from_slice(b":{\n");
+        } else {
+            text.extend_from_slice(b",\n");
+        }
+        json(&mut text, id.as_str());
+        text.push(b':');
+        json(&mut text, &saying);
+    }
+    if !text.is_empty() {
+        text.extend_from_slice(b"\n}");
+    }
+    text
+}
+
+fn json(text: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
+    serde_json::to_writer(text, value).expect("texts and numbers, and memory to write to");
 }
 
 /// Reads the text of a journal at `now`.
@@ -98,7 +179,7 @@ pub(crate) fn decode(bytes: &[u8], now: u64) -> Result<Overrides, String> {
     if version != VERSION {
         return Err(format!("its `version` is {version}; this rrlb reads {VERSION}"));
     }
-    let File { upstreams, .. } = serde_json::from_str(text).map_err(fault)?;
+    let File { upstreams } = serde_json::from_str(text).map_err(fault)?;
     let mut overrides = Overrides::new();
     for (upstream, said) in upstreams {
         let read = |(id, said): (String, Said)| {
@@ -112,40 +193,31 @@ pub(crate) fn decode(bytes: &[u8], now: u64) -> Result<Overrides, String> {
     Ok(overrides)
 }
 
-impl File {
-    fn of(overrides: &Overrides, said: impl Fn(&Override) -> Option<Said>) -> Self {
-        let said = |(id, over): (&Name, &Override)| Some((id.to_string(), said(over)?));
-        let upstreams = overrides.iter().filter_map(|(name, overrides)| {
-            let overrides: BTreeMap<String, Said> = overrides.iter().filter_map(said).collect();
-            (!overrides.is_empty()).then(|| (name.to_string(), overrides))
-        });
-        Self { format: FORMAT.into(), version: VERSION, upstreams: upstreams.collect() }
-    }
-}
-
-impl Said {
-    fn new(over: &Override, now: u64) -> Self {
+impl<'a> Saying<'a> {
+    fn new(over: &'a Override, now: u64) -> Self {
         let Override { spec, admin, removed, base, lease, leaving, note, .. } = over;
         Self {
-            address: spec.as_ref().map(|spec| spec.address.to_string()),
+            address: spec.as_ref().map(|spec| Shown(&spec.address)),
             weight: spec.as_ref().map(|spec| spec.weight.value()),
-            admin: (*admin != AdminState::Ready).then(|| admin.as_str().to_owned()),
+            admin: (*admin != AdminState::Ready).then(|| admin.as_str()),
             removed: *removed,
-            base: base.as_ref().map(|(spec, source)| Base {
-                address: spec.address.to_string(),
+            base: base.as_ref().map(|(spec, source)| BaseSaying {
+                address: Shown(&spec.address),
                 weight: spec.weight.value(),
-                source: source.as_str().to_owned(),
+                source: source.as_str(),
             }),
             ttl_ms: lease.map(|lease| lease.ttl),
             leaving_ms: leaving.map(|due| due.saturating_sub(now)),
             transient: false,
             beneath: None,
-            who: note.who.clone(),
-            why: note.why.clone(),
+            who: &note.who,
+            why: &note.why,
             at: note.at,
         }
     }
+}
 
+impl Said {
     fn read(self, now: u64) -> Result<Override, String> {
         let spec = match (self.address, self.weight) {
             (Some(text), Some(number)) => {

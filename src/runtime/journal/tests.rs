@@ -53,6 +53,14 @@ fn journal() -> (tempfile::TempDir, Journal) {
     (folder, journal)
 }
 
+fn shared(overrides: &Overrides) -> BTreeMap<Name, Said> {
+    overrides.iter().map(|(name, said)| (name.clone(), Arc::new(said.clone()))).collect()
+}
+
+fn save(journal: &Journal, overrides: &Overrides, now: u64) -> Result<(), SaveError> {
+    journal.save(shared(overrides).iter(), now)
+}
+
 fn names(folder: &Path) -> Vec<String> {
     let name = |entry: io::Result<fs::DirEntry>| entry.expect("an entry").file_name().to_string_lossy().into_owned();
     let mut names: Vec<String> = fs::read_dir(folder).expect("a folder").map(name).collect();
@@ -64,7 +72,7 @@ fn names(folder: &Path) -> Vec<String> {
 fn what_was_kept_comes_back_with_its_times_counted_anew() {
     let (folder, journal) = journal();
     assert_eq!(journal.load(7).expect("no file"), Overrides::new());
-    journal.save(&all(20_000, 11_000), 10_000).expect("saves");
+    save(&journal, &all(20_000, 11_000), 10_000).expect("saves");
     assert_eq!(Journal::new(journal.path()).load(500).expect("loads"), all(15_500, 1_500));
     assert_eq!(names(folder.path()), ["state.json"]);
     let mode = fs::metadata(journal.path()).expect("a file").permissions().mode();
@@ -81,7 +89,7 @@ fn what_is_transient_is_left_out_and_what_it_covers_is_kept() {
         ("app".into(), [("a".into(), transient.clone()), ("b".into(), covering)].into()),
         ("other".into(), [("a".into(), transient)].into()),
     ]);
-    journal.save(&overrides, 0).expect("saves");
+    save(&journal, &overrides, 0).expect("saves");
     assert_eq!(journal.load(0).expect("loads"), Overrides::from([("app".into(), [("b".into(), lasting)].into())]));
 }
 
@@ -152,20 +160,20 @@ fn a_damaged_file_is_set_aside_and_never_in_place_of_another() {
 #[test]
 fn a_failed_save_leaves_the_file_as_it_was() {
     let (folder, journal) = journal();
-    journal.save(&all(1, 1), 0).expect("saves");
+    save(&journal, &all(1, 1), 0).expect("saves");
     let before = fs::read(journal.path()).expect("a file");
     // What is in the way of the temporary file is a folder that is not empty.
     let temporary = with_suffix(journal.path(), ".tmp");
     fs::create_dir_all(temporary.join("full")).expect("a folder");
-    let error = journal.save(&Overrides::new(), 0).expect_err("no place to write to");
+    let error = save(&journal, &Overrides::new(), 0).expect_err("no place to write to");
     assert!(matches!(error, SaveError::Write(..)), "{error}");
     assert_eq!(fs::read(journal.path()).expect("a file"), before);
     fs::remove_dir_all(&temporary).expect("removes");
     // What a killed process left does not matter.
     fs::write(&temporary, "half").expect("writes");
-    journal.save(&Overrides::new(), 0).expect("saves");
+    save(&journal, &Overrides::new(), 0).expect("saves");
     assert_eq!((names(folder.path()).len(), journal.load(0).expect("loads")), (1, Overrides::new()));
-    assert!(Journal::new(Path::new("/dev/null/state.json")).save(&Overrides::new(), 0).is_err());
+    assert!(save(&Journal::new(Path::new("/dev/null/state.json")), &Overrides::new(), 0).is_err());
 }
 
 #[test]
@@ -183,10 +191,10 @@ fn a_full_disk_has_an_error_of_its_own() {
 fn a_sealed_journal_writes_nothing_until_it_is_taken_back() {
     let (folder, journal) = journal();
     journal.seal();
-    assert!(matches!(journal.save(&all(1, 1), 0), Err(SaveError::Sealed(_))));
+    assert!(matches!(save(&journal, &all(1, 1), 0), Err(SaveError::Sealed(_))));
     assert!(names(folder.path()).is_empty());
     journal.unseal();
-    journal.save(&all(1, 1), 0).expect("saves");
+    save(&journal, &all(1, 1), 0).expect("saves");
 }
 
 #[test]
@@ -196,7 +204,7 @@ fn a_link_to_the_file_stays_one() {
     fs::create_dir(&volume).expect("a folder");
     fs::write(volume.join("kept.json"), encode(&Overrides::new(), 0)).expect("writes");
     std::os::unix::fs::symlink(volume.join("kept.json"), journal.path()).expect("links");
-    journal.save(&all(1, 1), 0).expect("saves");
+    save(&journal, &all(1, 1), 0).expect("saves");
     assert!(fs::symlink_metadata(journal.path()).expect("a link").is_symlink());
     assert_eq!(fs::metadata(volume.join("kept.json")).expect("a file").nlink(), 1);
     assert_eq!(journal.load(0).expect("loads"), all(15_000, 1));
@@ -209,7 +217,7 @@ fn what_is_handed_over_comes_out_whole() {
     let covering = Override { beneath: Some(Box::new(lasting)), ..transient.clone() };
     let mut overrides = all(15_000, 1_000);
     overrides.insert("more".into(), [("t".into(), transient), ("c".into(), covering)].into());
-    assert_eq!(decode(encode_all(&overrides, 0).as_bytes(), 0), Ok(overrides));
+    assert_eq!(decode(encode_all(shared(&overrides).iter(), 0).as_bytes(), 0), Ok(overrides));
 }
 
 #[test]
@@ -220,7 +228,7 @@ fn a_file_that_cannot_be_read_is_moved_aside_at_a_start() {
     assert!(matches!(journal.load(0), Err(LoadError::Read(..))));
     assert_eq!(journal.restore(0), Overrides::new());
     assert!(names(folder.path()).iter().all(|name| name.starts_with("state.json.damaged-")));
-    journal.save(&all(1, 1), 0).expect("saves");
+    save(&journal, &all(1, 1), 0).expect("saves");
 }
 
 #[test]
@@ -229,7 +237,40 @@ fn a_file_that_can_neither_be_read_nor_moved_is_never_written() {
     fs::create_dir(journal.path()).expect("a folder");
     fs::write(journal.path().join("precious"), "").expect("writes");
     assert_eq!(journal.restore(0), Overrides::new());
-    let refused = journal.save(&all(1, 1), 0);
+    let refused = save(&journal, &all(1, 1), 0);
     assert!(matches!(refused, Err(SaveError::Unread(_))), "{refused:?}");
     assert!(journal.path().join("precious").exists());
+}
+
+#[test]
+fn what_is_written_from_memory_is_what_would_be_written_anew() {
+    let (_folder, journal) = journal();
+    let lasting = |weight| Override { spec: Some(spec(inet(1), weight)), ..Override::default() };
+    let leaving = Override { leaving: Some(5_000), ..lasting(3) };
+    let transient = Override { transient: true, ..lasting(4) };
+    let of = |over: &Override| BTreeMap::from([(Name::from("a"), over.clone())]);
+    let mut said = shared(&all(1, 1));
+    let steps: [(&str, Option<Override>); 9] = [
+        ("b", Some(lasting(1))),
+        ("c", Some(leaving.clone())),
+        ("b", Some(lasting(2))),
+        ("a", Some(transient)),
+        ("b", None),
+        ("c", Some(lasting(5))),
+        ("b", Some(leaving)),
+        ("a", Some(lasting(6))),
+        ("app", None),
+    ];
+    for (turn, (name, over)) in (0u64..).zip(steps) {
+        match over {
+            Some(over) => drop(said.insert(name.into(), Arc::new(of(&over)))),
+            None => drop(said.remove(name)),
+        }
+        let now = turn * 100;
+        journal.save(said.iter(), now).expect("saves");
+        let plain: Overrides = said.iter().map(|(name, said)| (name.clone(), BTreeMap::clone(said))).collect();
+        let kept = fs::read_to_string(journal.path()).expect("a file");
+        assert_eq!(kept, String::from_utf8(encode(&plain, now)).expect("text"), "at {turn}");
+        assert!(decode(kept.as_bytes(), 0).is_ok());
+    }
 }

@@ -12,6 +12,8 @@ pub struct Put {
     pub weight: Option<Weight>,
     /// Time to live in milliseconds; `None` is for good.
     pub ttl: Option<u64>,
+    /// Also where nobody is ready then; of a replacement that is asked as a whole.
+    pub force: bool,
     /// Ends with the process.
     pub transient: bool,
 }

@@ -35,7 +35,7 @@ fn note(who: &str) -> Note {
 }
 
 fn put(port: u16) -> Put {
-    Put { address: at(port), weight: None, ttl: None, transient: false }
+    Put { address: at(port), weight: None, ttl: None, force: false, transient: false }
 }
 
 fn lease(port: u16, ttl: u64) -> Put {
@@ -122,7 +122,10 @@ fn the_last_ready_backend_is_lost_only_by_force() {
 
     let mut added = Membership::default();
     added.put(&"x".into(), put(1), note("me"), 0).expect("x");
-    assert_eq!(added.forget(&"x".into()), last("x"));
+    assert_eq!(added.forget(&"x".into(), false), last("x"));
+    let away = Put { weight: Weight::new(0), force: true, ..put(1) };
+    assert_eq!(added.clone().put(&"x".into(), away, note("me"), 0), Ok(Outcome::Changed));
+    assert_eq!(added.clone().forget(&"x".into(), true), Ok(Outcome::Removed));
     assert_eq!(added.replace(Vec::new(), 0, false, &note("me"), 0), Err(Refusal::LastReady("x".into())));
     assert_eq!(added.replace(Vec::new(), 0, true, &note("me"), 0), Ok(()));
     assert_eq!(shown(&added), "");
@@ -193,10 +196,10 @@ fn forgetting_restores_the_declaration_or_refuses() {
     all.put(&"a".into(), put(5), note("me"), 0).expect("a moves");
     all.put(&"x".into(), put(1), note("me"), 0).expect("x takes its address");
     let taken = Refusal::DuplicateAddress { address: at(1), other: "x".into() };
-    assert_eq!(all.forget(&"a".into()), Err(taken));
-    assert_eq!(all.forget(&"x".into()), Ok(Outcome::Removed));
-    assert_eq!(all.forget(&"a".into()), Ok(Outcome::Changed));
-    assert_eq!(all.forget(&"a".into()), Err(Refusal::NoOverride("a".into())));
+    assert_eq!(all.forget(&"a".into(), false), Err(taken));
+    assert_eq!(all.forget(&"x".into(), false), Ok(Outcome::Removed));
+    assert_eq!(all.forget(&"a".into(), false), Ok(Outcome::Changed));
+    assert_eq!(all.forget(&"a".into(), false), Err(Refusal::NoOverride("a".into())));
     assert_eq!(shown(&all), "a@1*1 b@2*1");
 }
 
@@ -271,4 +274,20 @@ fn ten_thousand_backends_cost_one_pass_and_not_one_each() {
     assert_eq!(all.entries().len(), 20_000);
     // Quadratic it would be minutes; unoptimized, on a busy machine, it is a few seconds at most.
     assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+}
+
+#[test]
+fn what_another_process_hands_over_is_fulfilled_by_the_file_of_this_one() {
+    let mut old = declared(&[("a", 1, 1), ("b", 2, 1)]);
+    old.remove(&"a".into(), 0, false, note("me"), 0).expect("removes");
+    let mut new = declared(&[("b", 2, 1)]);
+    assert_eq!(new.resume(old.overrides().clone(), true), []);
+    assert!(new.overrides().is_empty());
+    new.declare_file(file(&[("a", 1, 1), ("b", 2, 1)]));
+    assert_eq!(shown(&new), "a@1*1 b@2*1");
+    // An upstream that is not in the file waits as a whole.
+    let mut without = Membership::default();
+    assert_eq!(without.resume(old.overrides().clone(), false), []);
+    without.declare_file(file(&[("a", 1, 1), ("b", 2, 1)]));
+    assert_eq!(shown(&without), "b@2*1");
 }

@@ -57,7 +57,7 @@ fn note(why: &str) -> Note {
 
 fn put(port: u16, weight: Option<u16>) -> Put {
     let address = BackendAddress::Inet(([10, 0, 9, 9], port).into());
-    Put { address, weight: weight.and_then(Weight::new), ttl: None, transient: false }
+    Put { address, weight: weight.and_then(Weight::new), ttl: None, force: false, transient: false }
 }
 
 fn changed(model: &Model) -> Membership {

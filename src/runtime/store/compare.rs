@@ -7,7 +7,6 @@ use std::{
 
 use crate::{
     runtime::{
-        journal::Overrides,
         membership::{Membership, Override},
         snapshot::{Member, Snapshot},
     },
@@ -39,14 +38,14 @@ pub(super) fn lasts_alike(one: &BTreeMap<Name, Override>, other: &BTreeMap<Name,
 }
 
 /// The overrides that are others than `before`, with both.
-pub(super) fn merged(before: Overrides, members: &BTreeMap<Name, Membership>) -> Vec<Merged> {
+pub(super) fn merged(before: &BTreeMap<Name, Membership>, members: &BTreeMap<Name, Membership>) -> Vec<Merged> {
     let mut merged = Vec::new();
-    for (upstream, overrides) in before {
-        let now = members.get(&upstream).map(Membership::overrides);
-        for (id, over) in overrides {
-            let after = now.and_then(|now| now.get(&id));
-            if after != Some(&over) {
-                merged.push((upstream.clone(), id, over, after.cloned()));
+    for (upstream, membership) in before {
+        let now = members.get(upstream).map(Membership::overrides);
+        for (id, over) in membership.overrides().iter() {
+            let after = now.and_then(|now| now.get(id));
+            if after != Some(over) {
+                merged.push((upstream.clone(), id.clone(), over.clone(), after.cloned()));
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Store, overrides, tell_conflicts};
+use super::{Store, said_of, tell_conflicts};
 use crate::{
     runtime::journal::{Overrides, SaveError, encode_all},
     types::Name,
@@ -12,7 +12,7 @@ use crate::{
 impl Store {
     /// Everything said at run time, as the journal has it, for the next process.
     pub fn hand_over(&self) -> String {
-        encode_all(&overrides(&self.lock().members), self.now())
+        encode_all(said_of(&self.seen.load().members), self.now())
     }
 
     /// As [`Store::hand_over`], to the process that serves from now on: nothing is changed here any more. The journal has
@@ -27,7 +27,7 @@ impl Store {
         if let Some(journal) = &self.journal {
             journal.seal();
         }
-        encode_all(&overrides(&running.members), self.now())
+        encode_all(said_of(&running.members), self.now())
     }
 
     /// The process before this one changes nothing any more, and gave up this. Without it the journal tells what was
@@ -55,13 +55,19 @@ impl Store {
                 let overrides = kept.remove(&name).unwrap_or_default();
                 let membership = running.members.entry(name.clone()).or_default();
                 let before = membership.entries();
-                tell_conflicts(membership.resume(overrides).into_iter().map(|conflict| (name.clone(), conflict)));
+                tell_conflicts(
+                    membership
+                        .resume(overrides, model.upstreams.contains_key(&name))
+                        .into_iter()
+                        .map(|conflict| (name.clone(), conflict)),
+                );
                 let changed = before != membership.entries();
                 if let Some(config) = model.upstreams.get(&name).filter(|_| changed) {
                     self.rebuild(&mut running, config);
                 }
             }
         }
+        self.show(&running);
         if keep {
             self.keep_soon(&mut running);
         }

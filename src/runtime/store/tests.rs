@@ -32,6 +32,7 @@ use crate::{
 };
 
 mod ejection;
+mod lookers;
 
 const TWO: &str = "[{ id: a, address: 127.0.0.1:1 }, { id: b, address: 127.0.0.1:2 }]";
 
@@ -71,7 +72,7 @@ fn remove(store: &Store, id: &str, drain: u64) -> Result<Changed, ChangeError> {
 
 fn at(port: u16) -> Put {
     let address = BackendAddress::Inet(([127, 0, 0, 1], port).into());
-    Put { address, weight: None, ttl: None, transient: false }
+    Put { address, weight: None, ttl: None, force: false, transient: false }
 }
 
 /// What traffic sees.

@@ -108,6 +108,7 @@ impl Process {
             logs: Arc::new(Logs::new(log)),
             operations: watch::Sender::new(None),
             tools,
+            admin: None,
             upstreams: watch::Sender::new(Vec::new()),
             configs: watch::Sender::new(Arc::new(model)),
             turn: Mutex::new(()),

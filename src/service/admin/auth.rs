@@ -1,6 +1,9 @@
 //! Who is asking, and what they may do: whoever can open the unix socket may do everything and is known by their user
 //! number; on TCP a token says it.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
     digest::{Digest, SHA256, digest},
@@ -61,6 +64,9 @@ impl Tokens {
         if change { Some(Access::Change) } else { read.then_some(Access::Read) }
     }
 }
+
+/// Tokens that a reload exchanges: each request is asked for those that hold then.
+pub type LiveTokens = Arc<ArcSwap<Tokens>>;
 
 impl From<&AdminTcp> for Tokens {
     fn from(admin: &AdminTcp) -> Self {

@@ -47,7 +47,7 @@ pub(super) fn replace(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
         if !ids.insert(id.clone()) {
             return Err(Problem::value(fields.path("id"), format!("the id {id} stands twice")));
         }
-        let put = put_of(&fields, None, !call.query.flag(&PERSIST, true))?;
+        let put = put_of(&fields, None, call)?;
         if let Some(other) = addresses.insert(put.address.clone(), index) {
             let detail = format!("the address {} stands twice, in {place}[{other}] too", put.address);
             return Err(Problem::value(fields.path("address"), detail));
@@ -67,7 +67,7 @@ pub(super) fn put(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
     check_id(&id, "backend")?;
     let fields = call.body()?.fields("", &["address", "weight"])?;
     let ttl = call.query.duration(&TTL).map(millis);
-    let put = put_of(&fields, ttl, !call.query.flag(&PERSIST, true))?;
+    let put = put_of(&fields, ttl, call)?;
     let (note, force) = (call.note(), call.query.flag(&FORCE, false));
     let only_new = call.only_new();
     let changed = change(shared, call, &upstream, force, |members, now| {
@@ -117,7 +117,7 @@ pub(super) fn remove(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
 pub(super) fn forget(shared: &Shared, call: &Call) -> Result<Answer, Problem> {
     let (upstream, id) = (call.name("upstream"), call.name("backend"));
     let force = call.query.flag(&FORCE, false);
-    let changed = change(shared, call, &upstream, force, |members, _| members.forget(&id))?;
+    let changed = change(shared, call, &upstream, force, |members, _| members.forget(&id, force))?;
     let note = call.note();
     shared.store.tell("backend.forgotten", &upstream, &id, &note.who, "changes at run time are forgotten", &note.why);
     left(shared, &upstream, &id, changed, StatusCode::OK)
@@ -136,10 +136,11 @@ fn answer(shared: &Shared, upstream: &Name, id: &Name, status: StatusCode) -> Re
 }
 
 /// What a `PUT` asks for.
-fn put_of(fields: &Fields<'_>, ttl: Option<u64>, transient: bool) -> Result<Put, Problem> {
+fn put_of(fields: &Fields<'_>, ttl: Option<u64>, call: &Call) -> Result<Put, Problem> {
     let address = config::parse_backend_address(fields.needed("address")?)
         .map_err(|detail| Problem::value(fields.path("address"), detail))?;
-    Ok(Put { address, weight: fields.weight("weight")?, ttl, transient })
+    let (force, transient) = (call.query.flag(&FORCE, false), !call.query.flag(&PERSIST, true));
+    Ok(Put { address, weight: fields.weight("weight")?, ttl, force, transient })
 }
 
 fn check_id(id: &Name, place: &str) -> Result<(), Problem> {
@@ -221,11 +222,14 @@ fn change(
 
 /// What happened to whom, in words.
 fn differences(before: &Scene, after: &Scene, now: u64) -> Vec<(Name, &'static str, String)> {
-    let index = |scene: &Scene| -> BTreeMap<Name, Entry> {
-        scene.entries.iter().map(|entry| (entry.id.clone(), entry.clone())).collect()
-    };
+    if before.entries == after.entries && before.leaving == after.leaving {
+        return Vec::new();
+    }
+    fn index(scene: &Scene) -> BTreeMap<&Name, &Entry> {
+        scene.entries.iter().map(|entry| (&entry.id, entry)).collect()
+    }
     let (was, is) = (index(before), index(after));
-    let ids: BTreeSet<&Name> = was.keys().chain(is.keys()).collect();
+    let ids: BTreeSet<&Name> = was.keys().chain(is.keys()).copied().collect();
     let mut told = Vec::new();
     for id in ids {
         let (kind, what) = match (was.get(id), is.get(id)) {

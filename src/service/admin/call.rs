@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    auth::Tokens,
+    auth::LiveTokens,
     json::Json,
     operator::Operator,
     problem::{Kind, Problem, etag},
@@ -27,7 +27,7 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     pub(super) answering: super::operator::Answering,
     /// Of the TCP listener; `None` where there is none.
-    pub(super) tokens: Option<Tokens>,
+    pub(super) tokens: Option<LiveTokens>,
     /// Places for readers of events.
     pub(super) streams: Arc<Semaphore>,
     pub(super) limits: super::Limits,
@@ -77,6 +77,21 @@ impl Call {
         self.headers.get_all(header::IF_NONE_MATCH).iter().any(|value| value.as_bytes().trim_ascii() == b"*")
     }
 
+    /// What `If-None-Match` (RFC 9110 §13.1.2) says is known.
+    pub(super) fn known(&self) -> Known {
+        let mut known = Known::OneOf(BTreeSet::new());
+        for value in self.headers.get_all(header::IF_NONE_MATCH) {
+            known = match (known, value.as_bytes().trim_ascii()) {
+                (Known::Any, _) | (_, b"*") => Known::Any,
+                (Known::OneOf(mut versions), list) => {
+                    versions.extend(opaque_tags(list).filter_map(version));
+                    Known::OneOf(versions)
+                }
+            };
+        }
+        known
+    }
+
     /// What `If-Match` (RFC 9110 §13.1.1) asks for.
     ///
     /// # Errors
@@ -112,6 +127,46 @@ pub(super) enum IfMatch {
     Any,
     /// One of these; none matches where there is none.
     OneOf(BTreeSet<u64>),
+}
+
+/// Which versions of an upstream the caller has, and does not need again.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Any there is.
+    Any,
+    /// These, perhaps none.
+    OneOf(BTreeSet<u64>),
+}
+
+impl Known {
+    /// Whether a version is known.
+    pub(super) fn has(&self, version: u64) -> bool {
+        match self {
+            Self::Any => true,
+            Self::OneOf(versions) => versions.contains(&version),
+        }
+    }
+}
+
+/// The texts between the quotes of a list of entity tags, weak and strong ones alike; ends before what is none. Such a text
+/// may have commas in it.
+fn opaque_tags(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = list;
+    std::iter::from_fn(move || {
+        let start = rest.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b','))?;
+        let tag = &rest[start..];
+        let inner = tag.strip_prefix(b"W/").unwrap_or(tag).strip_prefix(b"\"")?;
+        let end = inner.iter().position(|byte| *byte == b'"')?;
+        rest = &inner[end + 1..];
+        Some(&inner[..end])
+    })
+}
+
+/// The version behind the text of an entity tag that we gave.
+fn version(inner: &[u8]) -> Option<u64> {
+    let inner = std::str::from_utf8(inner).ok()?;
+    let version = u64::from_str_radix(inner, 16).ok()?;
+    (etag(version).trim_matches('"') == inner).then_some(version)
 }
 
 /// What a route answers.
@@ -169,12 +224,36 @@ mod tests {
 
     use super::*;
 
-    fn if_match(values: &[&'static str]) -> Result<IfMatch, Problem> {
+    fn call(name: header::HeaderName, values: &[&'static str]) -> Call {
         let mut headers = HeaderMap::new();
         for value in values {
-            headers.append(header::IF_MATCH, HeaderValue::from_static(value));
+            headers.append(&name, HeaderValue::from_static(value));
         }
-        Call { who: String::new(), path: Vec::new(), query: Query::default(), headers, body: None }.if_match()
+        Call { who: String::new(), path: Vec::new(), query: Query::default(), headers, body: None }
+    }
+
+    fn if_match(values: &[&'static str]) -> Result<IfMatch, Problem> {
+        call(header::IF_MATCH, values).if_match()
+    }
+
+    #[test]
+    fn what_is_known_is_compared_weakly() {
+        let known = |values: &[&'static str]| call(header::IF_NONE_MATCH, values).known();
+        let of = |versions: &[u64]| Known::OneOf(versions.iter().copied().collect());
+        assert_eq!(known(&[]), of(&[]));
+        assert_eq!(known(&["*"]), Known::Any);
+        assert_eq!(known(&["\"x\"", " * "]), Known::Any);
+        assert_eq!(known(&["\"00000000000000ff\""]), of(&[255]));
+        assert_eq!(
+            known(&["W/\"00000000000000ff\" , ,\"0000000000000001\"", "\"0000000000000002\""]),
+            of(&[1, 2, 255])
+        );
+        assert_eq!(known(&["\"a, b\",\"00000000000000ff\""]), of(&[255]), "a comma in a tag is no end of it");
+        for other in
+            ["w/\"00000000000000ff\"", "00000000000000ff", "\"00000000000000FF\"", "\"ff\"", "\"00000000000000ff"]
+        {
+            assert_eq!(known(&[other]), of(&[]), "{other}");
+        }
     }
 
     #[test]

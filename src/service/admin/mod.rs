@@ -21,7 +21,12 @@ mod stream;
 mod tests;
 mod upstreams;
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use http::Request;
@@ -38,7 +43,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-pub use self::auth::Tokens;
+pub use self::auth::{LiveTokens, Tokens};
 use self::{auth::Peer, call::Shared, operator::Parts, serve::Place, stream::Impatient};
 
 /// What bounds the API. Its users are few; what is more than this waits, or is refused.
@@ -50,6 +55,8 @@ struct Limits {
     streams: usize,
     /// The TLS handshake.
     handshake: Duration,
+    /// The first request of a connection that was accepted before the process began to leave.
+    first: Duration,
     /// The head of a request, from the end of the one before.
     head: Duration,
     /// The body of a request.
@@ -68,6 +75,7 @@ impl Default for Limits {
             connections: 64,
             streams: 16,
             handshake: Duration::from_secs(10),
+            first: Duration::from_millis(300),
             head: Duration::from_secs(10),
             body: Duration::from_secs(30),
             write: Duration::from_secs(15),
@@ -81,7 +89,7 @@ impl Default for Limits {
 const LONGEST_HEAD: usize = 64 << 10;
 
 /// The API on TCP: the listener, TLS where it has it, and who may do what.
-pub type OnTcp = (std::net::TcpListener, Option<LiveTls>, Tokens);
+pub type OnTcp = (std::net::TcpListener, Option<LiveTls>, LiveTokens);
 
 /// What the next handshake is made with; another where a certificate was renewed.
 pub type LiveTls = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
@@ -251,10 +259,16 @@ where
     let place = Arc::new(Place::new(place));
     let limits = shared.limits;
     let mut closing = shared.closing.clone();
+    // Whoever has just connected has asked, or is about to: nobody would read it any more, and nobody else can.
+    let fresh = Arc::new(Mutex::new(Some(shared.answering.one())));
+    let unasked = fresh.clone();
+    let (begun, mut begins) = watch::channel(false);
     let answer = service_fn(move |request: Request<Incoming>| {
         let (shared, place) = (shared.clone(), place.clone());
+        let first = fresh.lock().unwrap_or_else(PoisonError::into_inner).take();
+        begun.send_replace(true);
         async move {
-            let _under_way = shared.answering.one();
+            let _under_way = first.unwrap_or_else(|| shared.answering.one());
             Ok::<_, Infallible>(serve::answer(&shared, peer, &place, request).await)
         }
     });
@@ -265,9 +279,14 @@ where
         .max_buf_size(LONGEST_HEAD)
         .serve_connection(stream, answer);
     let mut connection = std::pin::pin!(connection);
+    let closed = async {
+        let _ = closing.wait_for(|closing| *closing).await;
+        let _ = tokio::time::timeout(limits.first, begins.wait_for(|begun| *begun)).await;
+        drop(unasked.lock().unwrap_or_else(PoisonError::into_inner).take());
+    };
     let served = tokio::select! {
         served = connection.as_mut() => Some(served),
-        _ = closing.wait_for(|closing| *closing) => None,
+        () = closed => None,
     };
     let served = match served {
         Some(served) => served,

@@ -123,6 +123,12 @@ fn parameters(route: &Route) -> Vec<Value> {
     if route.access == Access::Change && route.path.contains("{upstream}") {
         all.push(field("If-Match", "the ETag that the upstream must have, or *"));
     }
+    if route.answers.iter().any(|(status, _)| *status == 304) {
+        all.push(field(
+            "If-None-Match",
+            "ETags of the upstream that are known; 304 where it has one of them, whatever its backends' health",
+        ));
+    }
     if route.id == "events" {
         all.push(field("Last-Event-ID", "the id of the last event that is known; 0: everything that is kept"));
     }

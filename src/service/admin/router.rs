@@ -205,7 +205,7 @@ pub(super) const ROUTES: &[Route] = &[
             UPSTREAM,
             "getUpstream",
             "One upstream with its backends",
-            &[(200, Shape::Json("Upstream"))],
+            &[(200, Shape::Json("Upstream")), (304, Shape::Empty)],
             Run::Blocking(upstreams::one),
         )
     },
@@ -215,7 +215,7 @@ pub(super) const ROUTES: &[Route] = &[
             BACKENDS,
             "listBackends",
             "The backends of an upstream",
-            &[(200, Shape::Json("Backends"))],
+            &[(200, Shape::Json("Backends")), (304, Shape::Empty)],
             Run::Blocking(upstreams::backends),
         )
     },
@@ -237,7 +237,7 @@ pub(super) const ROUTES: &[Route] = &[
             BACKEND,
             "getBackend",
             "One backend",
-            &[(200, Shape::Json("Backend"))],
+            &[(200, Shape::Json("Backend")), (304, Shape::Empty)],
             Run::Blocking(upstreams::backend),
         )
     },

@@ -22,7 +22,7 @@ use super::{
     json::Json,
     problem::{Kind, Problem, etag},
     query::Query,
-    router::{self, Body, Route, Run},
+    router::{self, Body, Route, Run, Verb},
 };
 use crate::telemetry::{failures::FailedChange, metrics::AdminOutcome};
 
@@ -126,7 +126,10 @@ async fn decide(
     if head.headers.contains_key(header::ORIGIN) {
         return Err(Problem::new(Kind::CrossOrigin, "requests of web pages, which have an `Origin`, are not served"));
     }
-    let Caller { who, access } = auth::authenticate(peer, shared.tokens.as_ref(), &head.headers)?;
+    let Caller { who, access } = {
+        let tokens = shared.tokens.as_ref().map(|tokens| tokens.load());
+        auth::authenticate(peer, tokens.as_deref().map(AsRef::as_ref), &head.headers)?
+    };
     asked.who.clone_from(&who);
     let (route, path) = router::find(&head.method, head.uri.path())?;
     asked.route = Some(route);
@@ -137,6 +140,7 @@ async fn decide(
     let query = Query::parse(head.uri.query(), route.query)?;
     let body = read(shared, route, &head.headers, body).await?;
     let call = Call { who, path, query, headers: head.headers, body };
+    let known = (route.verb == Verb::Get).then(|| call.known());
     let failed = |error: tokio::task::JoinError| {
         log::error!("admin: {}: {error}", route.id);
         Problem::new(Kind::Internal, "rrlb could not do it; its log says why")
@@ -145,7 +149,13 @@ async fn decide(
         Run::Events => Done::Events(events::stream(shared, &call.headers)?),
         Run::Blocking(run) => {
             let shared = shared.clone();
-            Done::Answer(tokio::task::spawn_blocking(move || run(&shared, &call)).await.map_err(failed)??)
+            let answer = tokio::task::spawn_blocking(move || run(&shared, &call)).await.map_err(failed)??;
+            let unchanged = answer.version.is_some_and(|version| known.is_some_and(|known| known.has(version)));
+            Done::Answer(if unchanged {
+                Answer { content: Content::Empty, ..answer.status(StatusCode::NOT_MODIFIED) }
+            } else {
+                answer
+            })
         }
         // In a task of its own: it goes on where the connection does not.
         Run::Waiting(run) => Done::Answer(tokio::spawn(run(shared.clone(), call)).await.map_err(failed)??),

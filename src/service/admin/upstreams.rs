@@ -97,9 +97,8 @@ pub(super) fn list(shared: &Shared, _: &Call) -> Result<Answer, Problem> {
     struct Upstreams {
         upstreams: Vec<Upstream>,
     }
-    let snapshot = shared.store.snapshot();
-    let names = snapshot.members().iter().map(|member| &member.upstream.name);
-    let upstreams = names.filter_map(|name| Some(upstream(shared, name, &shared.store.view(name)?))).collect();
+    let views = shared.store.views();
+    let upstreams = views.iter().map(|view| upstream(shared, &view.upstream.name, view)).collect();
     Answer::json(&Upstreams { upstreams })
 }
 

@@ -1,6 +1,6 @@
 //! A client of the admin API, over its unix socket.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use serde_json::Value;
 
@@ -20,12 +20,16 @@ impl Api {
 
     /// A request with a JSON body, `Null` for none; status and answer, `Null` where that is not JSON.
     pub async fn ask(&self, method: &str, target: &str, body: Value) -> (u16, Value) {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let kind = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
-        let head = format!("{method} {target} HTTP/1.1\r\nHost: rrlb\r\n{kind}Content-Length: {}\r\n\r\n", body.len());
         let mut client = Client::unix(&self.socket).await;
-        let reply = client.ask(head + &body).await;
+        let reply = client.ask(request(method, target, &body)).await;
         (reply.status(), serde_json::from_str(&reply.text()).unwrap_or_default())
+    }
+
+    /// As [`Api::ask`], for those who expect failures.
+    pub async fn try_ask(&self, method: &str, target: &str, body: Value) -> io::Result<(u16, Value)> {
+        let mut client = Client::try_unix(&self.socket).await?;
+        let reply = client.try_ask(request(method, target, &body)).await?;
+        Ok((reply.status(), serde_json::from_str(&reply.text()).unwrap_or_default()))
     }
 
     /// `GET`, which must succeed.
@@ -54,4 +58,10 @@ impl Api {
     pub async fn settles(&self, backends: &[&str]) {
         eventually(&format!("{backends:?}"), async || self.backends().await == backends).await;
     }
+}
+
+fn request(method: &str, target: &str, body: &Value) -> String {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let kind = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
+    format!("{method} {target} HTTP/1.1\r\nHost: rrlb\r\n{kind}Content-Length: {}\r\n\r\n{body}", body.len())
 }

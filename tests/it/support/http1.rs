@@ -326,6 +326,11 @@ impl Client {
         Self { wire: Wire::new(stream), handshake: None }
     }
 
+    /// Connects to a unix socket; for those who expect failures.
+    pub async fn try_unix(path: &Path) -> io::Result<Self> {
+        Ok(Self { wire: Wire::new(UnixStream::connect(path).await?), handshake: None })
+    }
+
     /// Connects over TLS.
     pub async fn tls(to: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> Self {
         Self::try_tls(to, name, config).await.unwrap_or_else(|e| panic!("tls to {to}: {e}"))
@@ -351,6 +356,15 @@ impl Client {
     pub async fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
         self.send(request).await;
         self.response().await
+    }
+
+    /// As [`Client::ask`], for those who expect failures.
+    pub async fn try_ask(&mut self, request: impl AsRef<[u8]>) -> io::Result<Message> {
+        within("try_ask", async {
+            self.wire.send(request).await?;
+            self.try_response(true).await
+        })
+        .await
     }
 
     /// `GET` with a `Host`, on a connection that stays open.

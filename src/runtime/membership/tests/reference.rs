@@ -191,7 +191,7 @@ impl Reference {
             return Err(No::Duplicate);
         }
         let outcome = self.put_said(id, put, before.member(id).as_ref(), now);
-        self.settle(&before, false).map(|()| outcome)
+        self.settle(&before, put.force).map(|()| outcome)
     }
 
     fn patch(&mut self, id: &'static str, op: &PatchOp) -> Result<Outcome, No> {
@@ -293,7 +293,7 @@ impl Reference {
         self.settle(&before, true)
     }
 
-    fn forget(&mut self, id: &'static str) -> Result<Outcome, No> {
+    fn forget(&mut self, id: &'static str, force: bool) -> Result<Outcome, No> {
         let before = self.clone();
         self.live.get(id).ok_or(No::Unsaid)?;
         let declared = self.declared(id);
@@ -305,7 +305,7 @@ impl Reference {
             return Err(No::Duplicate);
         }
         self.live.remove(id);
-        self.settle(&before, false)?;
+        self.settle(&before, force)?;
         Ok(match (before.member(id), self.member(id)) {
             (None, Some(_)) => Outcome::Created,
             (Some(_), None) => Outcome::Removed,
@@ -354,6 +354,7 @@ struct PutOp {
     address: u16,
     weight: Option<u16>,
     ttl: Option<u64>,
+    force: bool,
     transient: bool,
 }
 

@@ -325,5 +325,43 @@ async fn what_is_shown_costs_in_proportion_to_what_was_said() {
 
 fn at(n: usize) -> Put {
     let port = u16::try_from(n).expect("a port") + 10_000;
-    Put { address: BackendAddress::Inet(([127, 0, 0, 2], port).into()), weight: None, ttl: None, transient: false }
+    Put {
+        address: BackendAddress::Inet(([127, 0, 0, 2], port).into()),
+        weight: None,
+        ttl: None,
+        force: false,
+        transient: false,
+    }
+}
+
+#[tokio::test]
+async fn what_the_caller_has_already_is_not_sent_again() {
+    let bench = Bench::start().await;
+    let places = [APP, "/v1/upstreams/app/backends", "/v1/upstreams/app/backends/app-1"];
+    let etag = bench.ask("GET", APP, "").await.header("etag").expect("an ETag").to_owned();
+    let ask = async |method: &str, place: &str, known: &str| {
+        bench.ask_with(method, place, &format!("If-None-Match: {known}\r\n"), "").await
+    };
+    for place in places {
+        for known in [etag.clone(), format!("W/{etag}"), format!("\"0000000000000000\", {etag}"), "*".to_owned()] {
+            for method in ["GET", "HEAD"] {
+                let reply = ask(method, place, &known).await;
+                assert_eq!(
+                    (reply.status, reply.header("etag")),
+                    (304, Some(etag.as_str())),
+                    "{method} {place} {known}"
+                );
+                assert_eq!(reply.header("content-length"), None, "it would be the length of what is not sent");
+            }
+        }
+        for other in ["\"0000000000000000\"", "other", ""] {
+            assert_eq!(ask("GET", place, other).await.status, 200, "{place} {other}");
+        }
+    }
+    bench.expect(200, "PATCH", places[2], r#"{"weight":7}"#).await;
+    let after = ask("GET", places[2], &etag).await;
+    assert_eq!((after.status, after.json()["weight"].as_u64()), (200, Some(7)));
+    // What is not there is not unchanged, and what has no ETag is always sent.
+    assert_eq!(ask("GET", "/v1/upstreams/app/backends/none", "*").await.status, 404);
+    assert_eq!(ask("GET", "/v1/status", "*").await.status, 200);
 }

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     super::operator::OperatorError,
-    support::{Bench, SOON, documented, raw, request, until},
+    support::{Bench, Reply, SOON, documented, raw, request, until},
 };
 
 #[tokio::test]
@@ -122,4 +122,25 @@ async fn an_answer_under_way_is_sent_before_the_process_leaves() {
     assert_eq!(reply.status, 200);
     drop(idle);
     tokio::time::timeout(SOON, bench.served).await.expect("it ends").expect("without a panic");
+}
+
+#[tokio::test]
+async fn who_has_connected_before_the_end_is_answered_and_who_says_nothing_does_not_hold_it_up() {
+    let bench = Bench::start().await;
+    let (mut asks, mut silent) = (bench.connect().await, bench.connect().await);
+    // Connections are accepted in their order: these two are by then.
+    bench.expect(200, "GET", "/v1/status", "").await;
+    bench.close.send_replace(true);
+    // The service sees it before the request is there.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    asks.write_all(b"GET /v1/status HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("it is sent");
+    let mut answer = Vec::new();
+    tokio::time::timeout(SOON, asks.read_to_end(&mut answer)).await.expect("in time").expect("an answer, not a reset");
+    assert_eq!(Reply::parse(&answer).status, 200);
+    let mut rest = Vec::new();
+    tokio::time::timeout(SOON, silent.read_to_end(&mut rest)).await.expect("it is closed").expect("in peace");
+    tokio::time::timeout(SOON, bench.served).await.expect("it ends").expect("no panic");
+    assert!(rest.is_empty() && !bench.answering.any());
 }

@@ -23,7 +23,10 @@ use tokio::{
 use super::super::{
     AdminApi, Limits, Tokens,
     openapi::{document, problems},
-    operator::{Change, ConfigStatus, Operator, OperatorError, Parts, Reload, ReloadReport, Status, Upgrade, Upgraded},
+    operator::{
+        Answering, Change, ConfigStatus, Operator, OperatorError, Parts, Reload, ReloadReport, Status, Upgrade,
+        Upgraded,
+    },
     router::{self, Shape},
 };
 use crate::{
@@ -139,6 +142,7 @@ pub struct Bench {
     pub store: Arc<Store>,
     pub operator: Arc<Double>,
     pub metrics: Arc<Metrics>,
+    pub answering: Answering,
     pub close: watch::Sender<bool>,
     pub served: JoinHandle<()>,
     _gate: watch::Sender<bool>,
@@ -202,19 +206,20 @@ impl Bench {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let tcp = listener.local_addr().expect("an address");
         let token = |text: &str| Token { path: "token".into(), secret: text.as_bytes().into() };
-        let tokens = Tokens::new(&token("secret"), Some(&token("looker")));
+        let tokens = Arc::new(Arc::new(Tokens::new(&token("secret"), Some(&token("looker")))).into());
         let (gate, open) = watch::channel(true);
         let (close, closing) = watch::channel(false);
+        let answering = Answering::default();
         let parts = Parts {
             store: store.clone(),
             operator: operator.clone(),
             metrics: metrics.clone(),
-            answering: Default::default(),
+            answering: answering.clone(),
         };
         let mut api = AdminApi::new(parts, Some(unix), Some((listener, tls.map(live), tokens)), open, closing);
         api.limits = limits;
         let served = tokio::spawn(async move { api.run().await.expect("it serves") });
-        Self { _folder: folder, socket, tcp, store, operator, metrics, close, served, _gate: gate }
+        Self { _folder: folder, socket, tcp, store, operator, metrics, answering, close, served, _gate: gate }
     }
 
     pub async fn connect(&self) -> UnixStream {

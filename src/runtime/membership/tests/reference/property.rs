@@ -10,7 +10,7 @@ const IDS: [&str; 5] = ["a", "b", "c", "d", "e"];
 enum Op {
     DeclareFile(Vec<Thing>),
     DeclareFound(Vec<Thing>),
-    Forget(&'static str),
+    Forget(&'static str, bool),
     Patch(&'static str, PatchOp),
     Put(&'static str, PutOp),
     Remove(&'static str, u64, bool),
@@ -35,8 +35,8 @@ fn things(source: Source) -> impl Strategy<Value = Vec<Thing>> {
 
 fn put(ttl: bool) -> impl Strategy<Value = PutOp> {
     let ttl = if ttl { option::of(1..40u64).boxed() } else { Just(None).boxed() };
-    (1..7u16, option::of(0..3u16), ttl, prop::bool::weighted(0.25))
-        .prop_map(|(address, weight, ttl, transient)| PutOp { address, weight, ttl, transient })
+    (1..7u16, option::of(0..3u16), ttl, any::<bool>(), prop::bool::weighted(0.25))
+        .prop_map(|(address, weight, ttl, force, transient)| PutOp { address, weight, ttl, force, transient })
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -46,7 +46,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => things(Source::File).prop_map(Op::DeclareFile),
         2 => things(Source::Dns).prop_map(Op::DeclareFound),
-        2 => id().prop_map(Op::Forget),
+        2 => (id(), any::<bool>()).prop_map(|(id, force)| Op::Forget(id, force)),
         5 => (id(), patch).prop_map(|(id, op)| Op::Patch(id, op)),
         6 => (id(), put(true)).prop_map(|(id, op)| Op::Put(id, op)),
         4 => (id(), drain(), any::<bool>()).prop_map(|(id, drain, force)| Op::Remove(id, drain, force)),
@@ -77,9 +77,9 @@ fn declared(things: &[Thing]) -> Vec<Declared> {
 }
 
 fn real_put(put: &PutOp) -> Put {
-    let PutOp { address, weight, ttl, transient } = put;
+    let PutOp { address, weight, ttl, force, transient } = put;
     let weight = weight.map(|weight| Weight::new(weight).expect("a weight"));
-    Put { address: at(*address), weight, ttl: *ttl, transient: *transient }
+    Put { address: at(*address), weight, ttl: *ttl, force: *force, transient: *transient }
 }
 
 fn seen(membership: &Membership) -> Vec<(String, Spec, AdminState, Source)> {
@@ -110,9 +110,10 @@ fn check(ops: &[Op]) -> Result<(), TestCaseError> {
                 reference.declare(false);
                 may_end = true;
             }
-            Op::Forget(id) => {
-                let outcome = refusal(real.forget(&(*id).into()));
-                prop_assert_eq!(&outcome, &reference.forget(id));
+            Op::Forget(id, force) => {
+                let outcome = refusal(real.forget(&(*id).into(), *force));
+                prop_assert_eq!(&outcome, &reference.forget(id, *force));
+                may_end = *force;
                 if let (Ok(_), Some(thing)) = (outcome, reference.declared(id)) {
                     let entry = real.entry(&(*id).into());
                     let restored = entry.map(|entry| (entry.spec, entry.admin, entry.source));
@@ -131,6 +132,7 @@ fn check(ops: &[Op]) -> Result<(), TestCaseError> {
             Op::Put(id, op) => {
                 let outcome = refusal(real.put(&(*id).into(), real_put(op), Note::default(), now));
                 prop_assert_eq!(outcome, reference.put(id, op, now));
+                may_end = op.force;
             }
             Op::Remove(id, drain, force) => {
                 let outcome = refusal(real.remove(&(*id).into(), *drain, *force, Note::default(), now));
