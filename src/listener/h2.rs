@@ -220,6 +220,10 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
         }
     }
     if let Some(Verdict::Ours(kind) | Verdict::Theirs(kind)) = told.known() {
+        if kind == H2Abuse::Stall {
+            // What it does not take is not kept for it.
+            info.abort();
+        }
         post.abuse.ended(post.kit.metrics(), &endpoint.model.address, info.peer(), kind);
     }
 }

@@ -155,7 +155,10 @@ impl Question {
             REVOKED => return Err(NotOcsp::Revoked),
             _ => return Err(NotOcsp::Unknown),
         }
-        let holds = Holds { this_update: single.this_update, next_update: single.next_update.unwrap_or(now + UNSAID) };
+        let holds = Holds {
+            this_update: single.this_update,
+            next_update: single.next_update.unwrap_or(single.this_update + UNSAID),
+        };
         let in_time = holds.this_update <= now + SKEW && now < holds.next_update;
         if in_time && holds.this_update < holds.next_update { Ok(holds) } else { Err(NotOcsp::OutOfDate) }
     }

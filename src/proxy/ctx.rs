@@ -23,7 +23,7 @@ use crate::{
     policy::{access::Access, forwarded::Scheme},
     runtime::{
         backend::{BackendState, Picked},
-        deadlines::{Deadline, Deadlines, Wait},
+        deadlines::{Deadline, Deadlines, Wait, abort_on_close},
         snapshot::{Member, Route},
     },
     telemetry::metrics::{AttemptInFlight, RequestInFlight},
@@ -243,6 +243,11 @@ impl ConnInfo {
         self.fd
     }
 
+    /// The connection ends in a reset when it is closed: the client must see that something is missing.
+    pub fn abort(&self) {
+        abort_on_close(self.fd);
+    }
+
     /// As Pingora carries it with an HTTP/2 connection.
     pub fn into_digest(self: Arc<Self>) -> Arc<ProxyDigest> {
         let unused = ResponseHeader::build(200, Some(0)).expect("200 is a status");
@@ -414,6 +419,8 @@ pub struct RequestCtx {
     pub(super) answered: bool,
     /// The attempt was counted for or against its backend, or is not to be.
     pub(super) judged: bool,
+    /// A backend's answer has been on its way to the client.
+    pub(super) relayed: bool,
     pub(super) upgraded: bool,
     /// How far the translation of gRPC-web is.
     pub(super) grpc_web: GrpcWebCtx,
@@ -454,6 +461,7 @@ impl RequestCtx {
             read_timeout: Duration::MAX,
             answered: false,
             judged: false,
+            relayed: false,
             upgraded: false,
             grpc_web: GrpcWebCtx::Disabled,
             reason: None,

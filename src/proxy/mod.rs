@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 pub use ctx::{Afterwards, Cancel, ClientCertificate, ConnInfo, RequestCtx, RequestStart, TlsInfo, Unserved, Verified};
 pub use current::{Current, Log};
-use http::HeaderMap;
+use http::{HeaderMap, Version};
 pub use kit::Kit;
 use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -195,7 +195,14 @@ impl ProxyHttp for App {
         ctx.deadline = None;
         // What the request held is free for the next one, which may be on its way already.
         ctx.admitted = None;
-        if !session.as_mut().is_body_done()
+        // The end of an HTTP/1.0 client's connection may be the border of its answer, so it must not look like one.
+        let broken = error.is_some() && ctx.relayed && session.req_header().version == Version::HTTP_10;
+        let broken = broken && ctx.info().is_some_and(|info| info.afterwards() == Afterwards::Drop);
+        if broken && let Some(info) = ctx.info() {
+            info.abort();
+        }
+        if !broken
+            && !session.as_mut().is_body_done()
             && let Some(info) = ctx.info()
             && info.afterwards() == Afterwards::Drop
         {

@@ -16,6 +16,9 @@ use crate::{
     types::{AttemptFailure, Reason},
 };
 
+/// Of a cause in the log.
+const LONGEST_CAUSE: usize = 400;
+
 /// After an attempt that came to no connection.
 pub(super) fn after_connect(kit: &Kit, session: &Session, ctx: &mut RequestCtx, mut error: Box<Error>) -> Box<Error> {
     let reason = connect_reason(&error, ctx);
@@ -118,13 +121,39 @@ fn failed(kit: &Kit, ctx: &mut RequestCtx, reason: Reason, kind: AttemptFailure,
         let next = if again { "trying another" } else { "giving up" };
         let backend = picked.backend();
         log::warn!(
-            "upstream {upstream}, backend {} ({}): {}: {error}; {next}",
+            "upstream {upstream}, backend {} ({}): {}: {}; {next}",
             backend.id,
             backend.label,
-            reason.as_str()
+            reason.as_str(),
+            told(error)
         );
     }
     ctx.last_backend = Some(picked.backend().clone());
+}
+
+/// What the log is told of an error. Of what it could not read Pingora quotes the bytes, which are somebody's secrets.
+fn told(error: &Error) -> String {
+    let quotes = match error.etype() {
+        ErrorType::InvalidHTTPHeader => error.cause.is_some(),
+        ErrorType::Custom(_) | ErrorType::InvalidH2 | ErrorType::H2Error => true,
+        _ => false,
+    };
+    let mut text = if quotes {
+        let cause = error.root_cause();
+        let cause = if cause.is::<Error>() { String::new() } else { format!(" ({cause})") };
+        format!("{}{cause}", error.etype().as_str())
+    } else {
+        error.to_string()
+    };
+    let longest = text.floor_char_boundary(LONGEST_CAUSE);
+    text.truncate(longest);
+    text
+}
+
+/// Whether what was sent was not acknowledged in time (TCP_USER_TIMEOUT), whichever way that was noticed.
+fn unacknowledged(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.raw_os_error() == Some(libc::ETIMEDOUT))
 }
 
 fn connect_reason(error: &Error, ctx: &RequestCtx) -> Reason {
@@ -178,6 +207,9 @@ fn exchange_reason(error: &Error, ctx: &RequestCtx, fired: bool) -> Reason {
     }
     if error.esource() == &ErrorSource::Downstream {
         return downstream_reason(error);
+    }
+    if unacknowledged(error) {
+        return Reason::WriteTimeout;
     }
     match error.etype() {
         ErrorType::ReadTimedout if ctx.answered => Reason::ReadTimeout,

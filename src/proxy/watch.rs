@@ -160,7 +160,7 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
         let silence = ctx.member().map(|member| member.upstream.timeouts.websocket_idle);
         wait_for(ctx, Waiting::WebSocket, silence);
     } else if !answer.status.is_informational() {
-        ctx.answered = true;
+        (ctx.answered, ctx.relayed) = (true, true);
         judge::answered(ctx, answer.status);
         let timeouts = ctx.member().map(|member| member.upstream.timeouts);
         let ours = session.req_header().version != Version::HTTP_2;

@@ -75,6 +75,9 @@ enum State {
 /// What is done to the socket when the deadline passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
+    /// The connection ends both ways, and what the system holds for the peer is thrown away when it is closed: one that does not
+    /// take it would leave it there for minutes.
+    Abort,
     /// Nothing more is read: the reader sees the end of the stream and can still answer.
     Read,
     /// The connection ends both ways, at once.
@@ -299,15 +302,31 @@ impl Drop for Deadline {
     }
 }
 
+/// Has the connection end in a reset when it is closed: the peer learns that something is missing, and the system forgets what
+/// it held for it. `fd` must be open.
+pub fn abort_on_close(fd: RawFd) {
+    if fd < 0 {
+        return;
+    }
+    // SAFETY: `fd` is not -1, and the caller's connection is open.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    if let Err(error) = socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)) {
+        log::debug!("SO_LINGER: {error}");
+    }
+}
+
 fn shut_down(fd: RawFd, how: How) {
     if fd < 0 {
         return;
     }
     // SAFETY: `fd` is not -1, and its owner keeps it open while its guard is armed (see the module's text).
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    if how == How::Abort {
+        abort_on_close(fd);
+    }
     let done = socket2::SockRef::from(&socket).shutdown(match how {
         How::Read => Shutdown::Read,
-        How::Both => Shutdown::Both,
+        How::Abort | How::Both => Shutdown::Both,
     });
     if let Err(error) = done {
         log::debug!("shutting down a socket whose deadline passed: {error}");

@@ -217,3 +217,37 @@ async fn of_an_answer_with_a_length_and_a_coding_the_length_is_dropped() {
     let reply = proxy.get("/0").await;
     assert_eq!((reply.text().as_str(), reply.field("content-length")), ("hello", None));
 }
+
+/// The end of the connection would be the border of what an HTTP/1.0 client gets without chunks.
+#[tokio::test]
+async fn an_http10_client_sees_that_a_chunked_answer_broke_off() {
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
+    for engine in ["engine: exchange", "engine: pingora"] {
+        let origin = answering(vec![answer.to_owned()], false).await;
+        let proxy = Config::before(&[&origin], engine).start().await;
+        let mut client = proxy.client().await;
+        client.send("GET /0 HTTP/1.0\r\nHost: a.test\r\n\r\n").await;
+        let (mut io, _) = client.wire.into_parts();
+        let end = tokio::io::AsyncReadExt::read_to_end(&mut io, &mut Vec::new()).await;
+        assert_eq!(end.expect_err("an end that is none").kind(), std::io::ErrorKind::ConnectionReset, "{engine}");
+    }
+}
+
+#[tokio::test]
+async fn what_an_origin_says_is_not_in_the_log() {
+    for engine in ["engine: exchange", "engine: pingora"] {
+        let answers = vec![
+            "HTTP/1.1 200 OK\r\nSet-Cookie: session=secret\r\nX: a\0b\r\n\r\n".to_owned(),
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nsecret\r\n".to_owned(),
+        ];
+        let origin = answering(answers, false).await;
+        let proxy = Config::before(&[&origin], engine).start().await;
+        assert_eq!(proxy.get("/0").await.status(), 502);
+        let mut client = proxy.client().await;
+        client.send(get("/1")).await;
+        client.closed().await;
+        proxy.logged("bad_response").await;
+        proxy.access_log(2).await;
+        assert!(!proxy.stderr().contains("secret"), "{}", proxy.stderr());
+    }
+}

@@ -203,3 +203,32 @@ async fn defaults_are_inherited_field_by_field() {
     assert_eq!(proxy.get("/patient").await.status(), 504);
     assert_eq!(proxy.access_log(2).await[1]["reason"], "total_timeout");
 }
+
+#[tokio::test]
+async fn an_upload_that_a_backend_does_not_take_is_504() {
+    for engine in ["exchange", "pingora"] {
+        let origin = Origin::script("a", misbehave::deaf).await;
+        let yaml = "
+            engine: <engine>
+            upstreams:
+              app: { backends: [\"<a>\"], timeouts: { write: 300ms } }";
+        let proxy = Config::new(yaml).put("a", &origin.address).put("engine", engine).start().await;
+        let client = proxy.client().await;
+        let head = "PUT / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 16000000\r\n\r\n";
+        let (io, _) = client.wire.into_parts();
+        let (mut reader, mut writer) = tokio::io::split(io);
+        let sending = async {
+            let _ = writer.write_all(head.as_bytes()).await;
+            let _ = writer.write_all(&vec![0; 16_000_000]).await;
+        };
+        let receiving = async {
+            let mut answer = Vec::new();
+            let _ = reader.read_to_end(&mut answer).await;
+            answer
+        };
+        let (_, answer) = crate::support::within("the answer", async { tokio::join!(sending, receiving) }).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 504 "), "{engine}: {answer}");
+        assert_eq!(proxy.access_log(1).await.remove(0)["reason"], "write_timeout", "{engine}");
+    }
+}
