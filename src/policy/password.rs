@@ -143,6 +143,10 @@ impl Hash {
         }
         let hash = PasswordHash::new(text).map_err(|_| LineError::Malformed)?;
         let known = [argon2::ARGON2D_IDENT, argon2::ARGON2I_IDENT, argon2::ARGON2ID_IDENT].contains(&hash.algorithm);
+        // Before the crate multiplies it: more lanes than this it does not take either way.
+        if hash.params.get_decimal("p").is_some_and(|lanes| lanes > argon2::Params::MAX_P_COST) {
+            return Err(LineError::Malformed);
+        }
         let params = argon2::Params::try_from(&hash).map_err(|_| LineError::Malformed)?;
         if params.m_cost() > MOST_ARGON2_MEMORY || params.t_cost() > MOST_ARGON2_PASSES {
             return Err(LineError::TooCostly);
