@@ -8,7 +8,6 @@ Usage: scale.py [--binaries RRLB ORIGIN] [--seconds N]
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import re
 import socket
@@ -21,12 +20,12 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-spec = importlib.util.spec_from_file_location("compare", HERE / "compare.py")
-compare = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(compare)
+sys.path.insert(0, str(HERE / "compare"))
+import measure  # noqa: E402
+import run  # noqa: E402
 
 UPSTREAMS, EACH, ROUTES = 1000, 10, 10_000
-PORT, METRICS = 18_310, 18_390
+PORT, METRICS = 15_310, 15_390
 
 
 def config(folder, upstreams, each, routes, origin):
@@ -107,9 +106,9 @@ def ready(child):
 def wrk(child, seconds):
     """CPU microseconds per request, p50 and p99 in milliseconds."""
     command = ["wrk", "-t1", "-c8", f"-d{seconds}s", "--latency", f"http://127.0.0.1:{PORT}/"]
-    before = compare.cpu_seconds(child.pid)
+    before = measure.cpu_seconds(child.pid)
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    cpu = compare.cpu_seconds(child.pid) - before
+    cpu = measure.cpu_seconds(child.pid) - before
     requests = int(re.search(r"(\d+) requests in", out)[1])
     scale = {"us": 1e-3, "ms": 1.0, "s": 1e3}
     at = {}
@@ -122,12 +121,12 @@ def wrk(child, seconds):
     return cpu / requests * 1e6, at["50"], at["99"]
 
 
-def measure(bench, name, upstreams, each, routes, seconds):
-    folder = Path(tempfile.mkdtemp(dir=bench.folder))
+def scale(machine, rrlb, name, upstreams, each, routes, seconds):
+    folder = Path(tempfile.mkdtemp(dir=machine.folder))
     (folder / "up").mkdir(mode=0o700)
-    file = config(folder, upstreams, each, routes, compare.ORIGINS[0])
+    file = config(folder, upstreams, each, routes, machine.ports)
     began = time.monotonic()
-    child = bench.start([bench.rrlb, "-c", str(file)])
+    child = machine.spawn([rrlb, "-c", str(file)])
     ready(child)
     start = time.monotonic() - began
     api = Unix(folder / "admin.sock")
@@ -160,9 +159,9 @@ def measure(bench, name, upstreams, each, routes, seconds):
         f"change {statistics.median(changes):5.2f} ms (most {max(changes):.2f})\n"
         f"{'':28} request at rest {rest[0]:5.1f} us CPU, p50 {rest[1]:.2f} ms, p99 {rest[2]:.2f} ms; "
         f"with 50 changes a second {busy[0]:5.1f} us CPU, p50 {busy[1]:.2f} ms, p99 {busy[2]:.2f} ms; "
-        f"{compare.rss(child.pid) >> 20} MiB"
+        f"{measure.rss(child.pid) >> 20} MiB"
     )
-    bench.stop([child])
+    machine.stop([child])
     return rest[0]
 
 
@@ -171,11 +170,11 @@ def main():
     parser.add_argument("--binaries", nargs=2, metavar=("RRLB", "ORIGIN"), help="measure these, build nothing")
     parser.add_argument("--seconds", type=int, default=4, help="per load (default 4)")
     arguments = parser.parse_args()
-    rrlb, origin = arguments.binaries or [compare.build()[place] for place in (0, 2)]
-    with compare.Bench((rrlb, None, origin), False, False) as bench:
-        bench.start_origin()
-        few = measure(bench, "1 upstream, 3 backends", 1, 3, 1, arguments.seconds)
-        many = measure(bench, f"{UPSTREAMS} x {EACH}, {ROUTES} routes", UPSTREAMS, EACH, ROUTES, arguments.seconds)
+    rrlb, origin = arguments.binaries or (run.cargo(run.ROOT)["rrlb"], run.cargo(run.HERE / "tools")["origin"])
+    with measure.Machine(Path(origin).parent) as machine:
+        machine.start_origins(3, len(machine.cores))
+        few = scale(machine, rrlb, "1 upstream, 3 backends", 1, 3, 1, arguments.seconds)
+        many = scale(machine, rrlb, f"{UPSTREAMS} x {EACH}, {ROUTES} routes", UPSTREAMS, EACH, ROUTES, arguments.seconds)
         print(f"ratio of CPU per request, many over few: {many / few:.3f}")
 
 
