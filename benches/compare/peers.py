@@ -43,7 +43,7 @@ class Place:
 
 class Peer:
     name = ""
-    features = {"plain", "tls", "h2", "ws", "log"}
+    features = {"plain", "tls", "h2", "ws", "log", "idle"}
 
     def __init__(self, binary):
         self.binary = binary
@@ -330,7 +330,7 @@ class Go(Peer):
 
 
 class Floor(Peer):
-    """Relays bytes and reads none of them."""
+    """Relays bytes and reads none of them. It has two connections for each idle one, so it says nothing there."""
 
     name = "floor"
     features = {"plain", "ws"}

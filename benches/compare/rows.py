@@ -49,7 +49,7 @@ ROWS = [
     Row("latency", "open loop", options={"connections": 64}),
 ]
 IDLE = [
-    ("idle-plain", "plain", {}, "plain"),
+    ("idle-plain", "plain", {}, "idle"),
     ("idle-tls", "TLS", {"tls": True}, "tls"),
     ("idle-h2", "HTTP/2", {"streams": 2}, "h2"),
 ]
