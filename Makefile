@@ -1,4 +1,5 @@
-# What a fresh machine needs for all of this: Rust (rustup.rs) and a C compiler. `make bench` also needs wrk and Python 3.
+# What a fresh machine needs for all of this: Rust (rustup.rs) and a C compiler. `make bench` also needs Python 3, and takes what is
+# installed of nginx, HAProxy, Caddy, Envoy and Go.
 
 .PHONY: help demo test ci bench image
 
@@ -6,7 +7,7 @@ help:
 	@echo "make demo   three small origins and the proxy in front of them, on 127.0.0.1 (cargo run --release -- demo)"
 	@echo "make test   all tests; as root on Debian it installs dnsmasq-base first, a real DNS server for some of them"
 	@echo "make ci     tests, formatting, lints, documentation, every file in conf/ (.ci/run)"
-	@echo "make bench  CPU per request and bytes per idle connection, beside a bare Pingora proxy (benches/README.md)"
+	@echo "make bench  CPU per request, latency and memory beside other proxies (benches/compare/README.md)"
 	@echo "make image  a container image (docker build)"
 
 demo:
@@ -29,7 +30,7 @@ ci:
 	./.ci/run
 
 bench:
-	./benches/compare.py
+	./benches/compare/run.py --quick
 
 image:
 	docker build -t rrlb .

@@ -10,7 +10,6 @@ Usage: scale.py [--binaries RRLB ORIGIN] [--seconds N] [--changes RRLB …: only
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -24,13 +23,13 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-spec = importlib.util.spec_from_file_location("compare", HERE / "compare.py")
-compare = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(compare)
+sys.path.insert(0, str(HERE / "compare"))
+import measure  # noqa: E402
+import run  # noqa: E402
 
 UPSTREAMS, EACH, ROUTES = 1000, 10, 10_000
 OVERRIDES = 9_900
-PORT, METRICS = 18_310, 18_390
+PORT, METRICS = 15_310, 15_390
 
 
 def config(folder, upstreams, each, routes, origin):
@@ -111,9 +110,9 @@ def ready(child):
 def wrk(child, seconds):
     """CPU microseconds per request, p50 and p99 in milliseconds."""
     command = ["wrk", "-t1", "-c8", f"-d{seconds}s", "--latency", f"http://127.0.0.1:{PORT}/"]
-    before = compare.cpu_seconds(child.pid)
+    before = measure.cpu_seconds(child.pid)
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    cpu = compare.cpu_seconds(child.pid) - before
+    cpu = measure.cpu_seconds(child.pid) - before
     requests = int(re.search(r"(\d+) requests in", out)[1])
     scale = {"us": 1e-3, "ms": 1.0, "s": 1e3}
     at = {}
@@ -126,12 +125,12 @@ def wrk(child, seconds):
     return cpu / requests * 1e6, at["50"], at["99"]
 
 
-def measure(bench, name, upstreams, each, routes, seconds):
-    folder = Path(tempfile.mkdtemp(dir=bench.folder))
+def scale(machine, rrlb, name, upstreams, each, routes, seconds):
+    folder = Path(tempfile.mkdtemp(dir=machine.folder))
     (folder / "up").mkdir(mode=0o700)
-    file = config(folder, upstreams, each, routes, compare.ORIGINS[0])
+    file = config(folder, upstreams, each, routes, machine.ports)
     began = time.monotonic()
-    child = bench.start([bench.rrlb, "-c", str(file)])
+    child = machine.spawn([rrlb, "-c", str(file)])
     ready(child)
     start = time.monotonic() - began
     api = Unix(folder / "admin.sock")
@@ -164,9 +163,9 @@ def measure(bench, name, upstreams, each, routes, seconds):
         f"change {statistics.median(changes):5.2f} ms (most {max(changes):.2f})\n"
         f"{'':28} request at rest {rest[0]:5.1f} us CPU, p50 {rest[1]:.2f} ms, p99 {rest[2]:.2f} ms; "
         f"with 50 changes a second {busy[0]:5.1f} us CPU, p50 {busy[1]:.2f} ms, p99 {busy[2]:.2f} ms; "
-        f"{compare.rss(child.pid) >> 20} MiB"
+        f"{measure.rss(child.pid) >> 20} MiB"
     )
-    bench.stop([child])
+    machine.stop([child])
     return rest[0]
 
 
@@ -210,9 +209,9 @@ def disk(file, size):
     return statistics.median(timed(write) for _ in range(30))
 
 
-def changes(bench, binary, name, upstreams, each):
+def changes(machine, binary, name, upstreams, each):
     """A change with so many overrides there, and what a reader waits at rest and meanwhile."""
-    folder = Path(tempfile.mkdtemp(dir=bench.folder))
+    folder = Path(tempfile.mkdtemp(dir=machine.folder))
     (folder / "up").mkdir(mode=0o700)
     file = folder / "rrlb.yaml"
     one_only = upstreams == 1
@@ -227,7 +226,7 @@ def changes(bench, binary, name, upstreams, each):
         + "routes: [{ upstream: u0 }]\n"
     )
     (folder / "state.json").write_text(json.dumps(state(upstreams, each)))
-    child = bench.start([binary, "-c", str(file)])
+    child = machine.spawn([binary, "-c", str(file)])
     ready(child)
     api = Unix(folder / "admin.sock")
     last = f"/v1/upstreams/u{upstreams - 1}/backends"
@@ -259,13 +258,13 @@ def changes(bench, binary, name, upstreams, each):
         f"meanwhile {at(reads, 0.5):.2f} ms (p99 {at(reads, 0.99):.2f}); "
         f"state file {size / 1e6:.2f} MB, {disk(folder / 'state.json', size):.2f} ms for the disk alone"
     )
-    bench.stop([child])
+    machine.stop([child])
     return at(took, 0.5)
 
 
-def all_changes(bench, binary):
-    changes(bench, binary, f"{OVERRIDES} overrides, {OVERRIDES // EACH} upstreams", OVERRIDES // EACH, EACH)
-    changes(bench, binary, f"{OVERRIDES} overrides, 1 upstream", 1, OVERRIDES)
+def all_changes(machine, binary):
+    changes(machine, binary, f"{OVERRIDES} overrides, {OVERRIDES // EACH} upstreams", OVERRIDES // EACH, EACH)
+    changes(machine, binary, f"{OVERRIDES} overrides, 1 upstream", 1, OVERRIDES)
 
 
 def main():
@@ -275,18 +274,18 @@ def main():
     parser.add_argument("--changes", nargs="+", metavar="RRLB", help="measure only changes with many overrides, of these")
     arguments = parser.parse_args()
     if arguments.changes:
-        with compare.Bench((arguments.changes[0], None, None), False, False) as bench:
+        with measure.Machine(Path(arguments.changes[0]).parent) as machine:
             for binary in arguments.changes:
                 print(binary)
-                all_changes(bench, binary)
+                all_changes(machine, binary)
         return
-    rrlb, origin = arguments.binaries or [compare.build()[place] for place in (0, 2)]
-    with compare.Bench((rrlb, None, origin), False, False) as bench:
-        bench.start_origin()
-        few = measure(bench, "1 upstream, 3 backends", 1, 3, 1, arguments.seconds)
-        many = measure(bench, f"{UPSTREAMS} x {EACH}, {ROUTES} routes", UPSTREAMS, EACH, ROUTES, arguments.seconds)
+    rrlb, origin = arguments.binaries or (run.cargo(run.ROOT)["rrlb"], run.cargo(run.HERE / "tools")["origin"])
+    with measure.Machine(Path(origin).parent) as machine:
+        machine.start_origins(3, len(machine.cores))
+        few = scale(machine, rrlb, "1 upstream, 3 backends", 1, 3, 1, arguments.seconds)
+        many = scale(machine, rrlb, f"{UPSTREAMS} x {EACH}, {ROUTES} routes", UPSTREAMS, EACH, ROUTES, arguments.seconds)
         print(f"ratio of CPU per request, many over few: {many / few:.3f}")
-        all_changes(bench, rrlb)
+        all_changes(machine, rrlb)
 
 
 if __name__ == "__main__":
