@@ -247,6 +247,12 @@ impl From<Refusal> for Problem {
                 .hint("make another one ready first, or repeat it with force=true; requests get 503 then"),
             Refusal::NotLeasable { .. } => Self { field: Some("ttl".into()), ..Self::new(Kind::NotLeasable, detail) }
                 .hint("leave ttl out, or register under another id"),
+            Refusal::Leaving { other, within, .. } => {
+                let seconds = within.div_ceil(1000).max(1);
+                let hint =
+                    format!("it is gone within {seconds} s; repeat it then, or remove {other} with drain=0s first");
+                Self { field: Some("address".into()), ..Self::new(Kind::DuplicateAddress, detail) }.hint(hint)
+            }
             Refusal::NotFound(_) | Refusal::NoOverride(_) => Self::new(Kind::NotFound, detail),
             Refusal::TooMany => Self::new(Kind::TooMany, detail),
         }
