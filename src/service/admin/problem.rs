@@ -80,6 +80,8 @@ kinds! {
     NoSpace INSUFFICIENT_STORAGE "no-space" "No space left";
     /// No such path, upstream or backend.
     NotFound NOT_FOUND "not-found" "There is no such thing";
+    /// Not for whoever asks, or not from there.
+    NotAllowed FORBIDDEN "not-allowed" "Not allowed";
     /// The state file cannot be written.
     NotKept SERVICE_UNAVAILABLE "not-kept" "The change could not be kept";
     /// A lease on what others declare.

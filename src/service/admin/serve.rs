@@ -126,7 +126,7 @@ async fn decide(
     if head.headers.contains_key(header::ORIGIN) {
         return Err(Problem::new(Kind::CrossOrigin, "requests of web pages, which have an `Origin`, are not served"));
     }
-    let Caller { who, access } = {
+    let Caller { who, access, is_owner } = {
         let tokens = shared.tokens.as_ref().map(|tokens| tokens.load());
         auth::authenticate(peer, tokens.as_deref().map(AsRef::as_ref), &head.headers)?
     };
@@ -139,7 +139,7 @@ async fn decide(
     }
     let query = Query::parse(head.uri.query(), route.query)?;
     let body = read(shared, route, &head.headers, body).await?;
-    let call = Call { who, path, query, headers: head.headers, body };
+    let call = Call { who, is_owner, path, query, headers: head.headers, body };
     let known = (route.verb == Verb::Get).then(|| call.known());
     let failed = |error: tokio::task::JoinError| {
         log::error!("admin: {}: {error}", route.id);
