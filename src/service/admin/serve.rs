@@ -261,6 +261,7 @@ fn refuse(problem: Problem) -> Response<AdminBody> {
         set(&mut response, header::ETAG, &etag(version));
     }
     match problem.kind {
+        Kind::BeingReplaced => set(&mut response, header::RETRY_AFTER, "1"),
         Kind::Unauthorized => set(&mut response, header::WWW_AUTHENTICATE, "Bearer realm=\"rrlb\""),
         // The rest of the body is not read; the next request could not be told from it.
         Kind::TooLarge | Kind::TooSlow => set(&mut response, header::CONNECTION, "close"),
