@@ -1,12 +1,13 @@
 # What a fresh machine needs for all of this: Rust (rustup.rs) and a C compiler. `make bench` also needs wrk and Python 3.
 
-.PHONY: help demo test ci bench image
+.PHONY: help demo test ci bench scale image
 
 help:
 	@echo "make demo   three small origins and the proxy in front of them, on 127.0.0.1 (cargo run --release -- demo)"
 	@echo "make test   all tests; as root on Debian it installs dnsmasq-base first, a real DNS server for some of them"
 	@echo "make ci     tests, formatting, lints, documentation, every file in conf/ (.ci/run)"
 	@echo "make bench  CPU per request and bytes per idle connection, beside a bare Pingora proxy (benches/README.md)"
+	@echo "make scale  10,000 backends in 1,000 upstreams beside three in one (benches/README.md)"
 	@echo "make image  a container image (docker build)"
 
 demo:
@@ -30,6 +31,9 @@ ci:
 
 bench:
 	./benches/compare.py
+
+scale:
+	./benches/scale.py
 
 image:
 	docker build -t rrlb .
