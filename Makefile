@@ -1,13 +1,14 @@
 # What a fresh machine needs for all of this: Rust (rustup.rs) and a C compiler. `make bench` also needs Python 3, and takes what is
 # installed of nginx, HAProxy, Caddy, Envoy and Go.
 
-.PHONY: help demo test ci bench image
+.PHONY: help demo test ci bench scale image
 
 help:
 	@echo "make demo   three small origins and the proxy in front of them, on 127.0.0.1 (cargo run --release -- demo)"
 	@echo "make test   all tests; as root on Debian it installs dnsmasq-base first, a real DNS server for some of them"
 	@echo "make ci     tests, formatting, lints, documentation, every file in conf/ (.ci/run)"
 	@echo "make bench  CPU per request, latency and memory beside other proxies (benches/compare/README.md)"
+	@echo "make scale  10,000 backends in 1,000 upstreams beside three in one (benches/README.md)"
 	@echo "make image  a container image (docker build)"
 
 demo:
@@ -31,6 +32,9 @@ ci:
 
 bench:
 	./benches/compare/run.py --quick
+
+scale:
+	./benches/scale.py
 
 image:
 	docker build -t rrlb .

@@ -9,7 +9,7 @@ use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{failure::Failure, instance::Instance};
 
@@ -18,7 +18,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Tens of thousands of backends have a tenth of it.
 const LARGEST_ANSWER: usize = 256 << 20;
 
+/// How long a change is repeated that is refused because a successor takes over just then, and how often.
+const REPLACING: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// A request.
+#[derive(Clone)]
 pub(super) struct Call {
     method: Method,
     target: String,
@@ -129,11 +134,24 @@ impl Client {
         Self { instance }
     }
 
-    /// Asks, and reads the answer.
+    /// Asks, and reads the answer. A change that fell between two processes is asked for again: the old one has said that
+    /// it did nothing, and the new one is about to answer.
     ///
     /// # Errors
     /// Nobody is there; it refused; no answer came in time.
     pub(super) async fn call(&self, call: Call) -> Result<Answer, Failure> {
+        let until = Instant::now() + REPLACING;
+        loop {
+            match self.call_once(call.clone()).await {
+                Err(Failure::Refused(problem)) if problem.is_being_replaced() && Instant::now() < until => {
+                    sleep(AGAIN).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn call_once(&self, call: Call) -> Result<Answer, Failure> {
         let patience = call.patience;
         let whole = async {
             let (status, body) = self.send(call).await?;

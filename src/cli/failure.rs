@@ -37,6 +37,9 @@ pub(super) enum Failure {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Problem {
+    /// Ends with `#` and the word of its kind.
+    #[serde(rename = "type")]
+    pub(super) kind: String,
     pub(super) title: String,
     pub(super) status: u16,
     pub(super) detail: String,
@@ -47,6 +50,11 @@ pub(super) struct Problem {
 }
 
 impl Problem {
+    /// Whether it was refused only because another process answers in a moment.
+    pub(super) fn is_being_replaced(&self) -> bool {
+        self.kind.ends_with("#being-replaced")
+    }
+
     fn text(&self) -> String {
         match (self.title.is_empty(), self.detail.is_empty()) {
             (true, true) => format!("refused with status {}", self.status),

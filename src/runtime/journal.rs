@@ -185,6 +185,11 @@ impl Journal {
     }
 
     fn write(&self, text: &[u8]) -> io::Result<()> {
+        self.write_and(text, File::sync_all)
+    }
+
+    /// `settle` has the folder's new entry be on the disk.
+    fn write_and(&self, text: &[u8], settle: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
         // A link stays a link: what it points to is replaced.
         let target = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
         let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -202,11 +207,18 @@ impl Journal {
             let _ = fs::remove_file(&temporary);
             return Err(error);
         }
-        match folder.sync_all() {
+        match settle(&folder) {
             // Some file systems have no such thing for folders.
-            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => Err(error),
-            _ => Ok(()),
+            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => {
+                // The file has it, and so has the next start: to say that nothing was changed would be untrue.
+                let path = target.display();
+                log::warn!(
+                    "the state file {path} is written, but its folder could not be synced ({error}): should the machine lose power now, the last change may be gone"
+                );
+            }
+            _ => {}
         }
+        Ok(())
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {

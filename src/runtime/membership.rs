@@ -122,7 +122,7 @@ impl Membership {
         leasable(id, &put, declared, old)?;
         let rows = self.rows();
         if let Some(other) = rows.owner(&put.address).filter(|other| *other != id) {
-            return Err(Refusal::DuplicateAddress { address: put.address, other: other.clone() });
+            return Err(self.taken(put.address, other.clone(), now));
         }
         let adds = |over: &Override| over.base.is_none() && over.leaving.is_none();
         if declared.is_none()
@@ -228,7 +228,7 @@ impl Membership {
             leasable(&id, &put, declared, old)?;
             let owner = owners.entry(put.address.clone()).or_insert_with(|| id.clone());
             if *owner != id {
-                return Err(Refusal::DuplicateAddress { address: put.address, other: owner.clone() });
+                return Err(self.taken(put.address, owner.clone(), now));
             }
             let (over, _) = put_over(before.get(&id), declared, old, put, note.clone(), now);
             if over.says_nothing() {
@@ -338,6 +338,14 @@ impl Membership {
     pub(super) fn take_back(&mut self, id: &Name, before: &Override, after: Option<&Override>) {
         if self.overrides.get(id) == after {
             Arc::make_mut(&mut self.overrides).insert(id.clone(), before.clone());
+        }
+    }
+
+    /// The address is another's; for how long yet, where that one is leaving.
+    fn taken(&self, address: BackendAddress, other: Name, now: u64) -> Refusal {
+        match self.overrides.get(&other).and_then(|over| over.leaving) {
+            Some(due) => Refusal::Leaving { address, other, within: due.saturating_sub(now) },
+            None => Refusal::DuplicateAddress { address, other },
         }
     }
 

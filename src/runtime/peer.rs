@@ -155,6 +155,8 @@ fn group_key(upstream: &model::Upstream, profile: &TlsProfile, sni: &str) -> u64
     alpn(upstream).hash(&mut hasher);
     std::mem::discriminant(&upstream.protocol).hash(&mut hasher);
     upstream.timeouts.idle.hash(&mut hasher);
+    // The system has it of each socket from its beginning on.
+    upstream.timeouts.write.hash(&mut hasher);
     upstream.proxy_protocol.hash(&mut hasher);
     hasher.finish()
 }
@@ -200,6 +202,13 @@ mod tests {
         let hashes: std::collections::BTreeSet<u64> =
             variants.iter().map(|upstream| peer(upstream).reuse_hash()).collect();
         assert_eq!(hashes.len(), variants.len());
+    }
+
+    #[test]
+    fn what_a_socket_has_from_its_beginning_is_not_shared_with_what_it_should_have_now() {
+        let mut other = tls_upstream();
+        other.timeouts.write += Duration::from_secs(1);
+        assert_ne!(peer(&tls_upstream()).reuse_hash(), peer(&other).reuse_hash());
     }
 
     #[test]

@@ -137,14 +137,18 @@ impl Running {
         self.is_unconfirmed().then_some(OperatorError::Unconfirmed)
     }
 
-    /// Keeps a reload that waits.
+    /// Keeps a reload that waits, or the file that this process was started with though nobody had confirmed it.
     ///
     /// # Errors
     /// None waits.
     pub(super) fn confirm(&self, who: &str) -> Result<(), OperatorError> {
         let generation = {
             let mut ledger = self.ledger();
-            ledger.pending.take().ok_or(OperatorError::NothingToConfirm)?;
+            match ledger.pending.take() {
+                Some(_) => self.unconfirmed.settle(),
+                None if self.unconfirmed.settle_found() => ledger.last_error.clear(),
+                None => return Err(OperatorError::NothingToConfirm),
+            }
             ledger.generation
         };
         notify::status(&format!("serving configuration {generation}"));

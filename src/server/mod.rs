@@ -17,6 +17,7 @@ mod running;
 mod signals;
 mod stapling;
 mod successor;
+mod unconfirmed;
 mod upgrade;
 mod upkeep;
 
@@ -46,6 +47,7 @@ use running::{Ledger, NextTools, Running};
 use signals::Command;
 use successor::Successors;
 use tokio::sync::{mpsc, watch};
+use unconfirmed::Unconfirmed;
 use upgrade::{Inherited, UpgradeSocket};
 use upkeep::{Seen, Upkeep};
 
@@ -245,6 +247,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         predecessor: inherited.map(Inherited::into_successor),
     }));
     let file = config_file(start, daemon);
+    let unconfirmed = Unconfirmed::beside(model.state_file.as_deref(), &upgrade_sock);
     server.add_service(background_service("OCSP", Fetching::new(certificates.clone())));
     let running = Arc::new(Running {
         seen: Mutex::new(Seen::now(&file)),
@@ -268,7 +271,9 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         successors: successors.clone(),
         wanted: AtomicBool::new(false),
         ledger: Mutex::new(Ledger::new()),
+        unconfirmed,
     });
+    running.tell_unconfirmed();
     let (to_control, commands) = mpsc::channel::<Command>(4);
     let operator: Arc<dyn Operator> = Arc::new(Desk::new(running.clone(), to_control));
 

@@ -182,6 +182,10 @@ impl Running {
             });
             ledger.pending = Some(Pending { before, proxies, within, due: Instant::now() + within, abort });
         }
+        match how.confirm {
+            Some(within) => self.unconfirmed.note(&self.file, who, within),
+            None => self.unconfirmed.settle(),
+        }
         let what = match (changes.len(), how.confirm) {
             (count, None) => format!("configuration {generation}: {count} changes"),
             (count, Some(within)) => {

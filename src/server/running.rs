@@ -20,6 +20,7 @@ use super::{
     handover::Farewell,
     observer::Observer,
     successor::Successors,
+    unconfirmed::Unconfirmed,
     upkeep::Seen,
 };
 use crate::{
@@ -69,6 +70,8 @@ pub(super) struct Running {
     /// A reload was asked for that could not be at that time.
     pub(super) wanted: AtomicBool,
     pub(super) ledger: Mutex<Ledger>,
+    /// For the next start, where nobody confirms.
+    pub(super) unconfirmed: Unconfirmed,
     /// The file as it was read last.
     pub(super) seen: Mutex<Option<Seen>>,
 }
@@ -125,6 +128,14 @@ impl Running {
         ledger.last_error = String::new();
         self.metrics.config_generation.set(i64::try_from(ledger.generation).unwrap_or(i64::MAX));
         ledger.generation
+    }
+
+    /// Says where this start runs with a file that was to be confirmed and never was.
+    pub(super) fn tell_unconfirmed(&self) {
+        if let Some(text) = self.unconfirmed.find(&self.file) {
+            self.tell("config.unconfirmed", "rrlb", text.clone(), String::new());
+            self.ledger().last_error = text;
+        }
     }
 
     /// Tells of a change of the process as a whole.

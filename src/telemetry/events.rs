@@ -75,7 +75,7 @@ impl Events {
             (false, false) => format!(" {upstream}/{backend}"),
         };
         let because = if why.is_empty() { String::new() } else { format!(" ({why:?})") };
-        let bad = ["failed", "reverted", "ejected"].iter().any(|end| kind.ends_with(end));
+        let bad = ["failed", "reverted", "ejected", "unconfirmed"].iter().any(|end| kind.ends_with(end));
         let level = if bad { log::Level::Warn } else { log::Level::Info };
         log::log!(level, "{kind}{place}: {what}, by {who}{because}");
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

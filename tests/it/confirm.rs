@@ -60,3 +60,29 @@ async fn a_reload_that_brings_errors_goes_back_before_its_time() {
         assert_eq!(proxy.get("/").await.origin(), "good");
     }
 }
+
+#[tokio::test]
+async fn a_start_with_a_file_that_nobody_confirmed_says_so_until_somebody_does() {
+    let (one, two) = (Origin::echo("one").await, Origin::echo("two").await);
+    let mut proxy = Config::new(&yaml(&one)).start().await;
+    let socket = proxy.config.dir().join("admin.sock");
+    let socket = socket.to_str().expect("text");
+    proxy.config.instead(&yaml(&two)).write();
+    run::rrlb(&["--socket", socket, "reload", "--confirm", "600s"]).await.ended_with(0);
+    for _ in 0..2 {
+        proxy.signal(libc::SIGKILL);
+        proxy.ended().await;
+        proxy = proxy.config.instead(&yaml(&two)).start().await;
+        proxy.logged("nobody has confirmed it").await;
+        let status = Api::of(&proxy).get("/v1/status").await;
+        let told = status["config"]["last_error"].as_str().unwrap_or_default();
+        assert!(told.contains("nobody has confirmed it") && told.contains("600 s"), "{status}");
+    }
+    run::rrlb(&["--socket", socket, "confirm"]).await.ended_with(0);
+    proxy.signal(libc::SIGKILL);
+    proxy.ended().await;
+    let proxy = proxy.config.instead(&yaml(&two)).start().await;
+    let status = Api::of(&proxy).get("/v1/status").await;
+    assert_eq!(status["config"].get("last_error"), None, "{status}");
+    assert!(!proxy.stderr().contains("nobody has confirmed it"), "{}", proxy.stderr());
+}

@@ -223,3 +223,23 @@ fn waiting_ends_when_somebody_makes_the_backend_ready_again() {
     assert_eq!(done.exit, Exit::Refused);
     assert!(done.err.contains("ready again") && done.err.contains("uid 7"), "{}", done.err);
 }
+
+#[test]
+fn a_change_that_falls_between_two_processes_is_repeated() {
+    let refused = || {
+        let kind = json!({ "type": "about:blank#being-replaced" });
+        Reply::problem(503, "A successor takes over", "nothing was changed", kind)
+    };
+    let fake = Fake::new(vec![refused(), refused(), Reply::json(200, backend("a", "ready", "up", 0))]);
+    let done = fake.run(&["backend", "weight", "app", "a", "2"]);
+    assert_eq!((done.exit, fake.lines().len(), done.err.as_str()), (Exit::Ok, 3, ""));
+    assert_eq!(done.out, "app/a: weight 2, ready (up)\n");
+}
+
+#[test]
+fn another_503_is_not_repeated() {
+    let kind = json!({ "type": "about:blank#not-kept" });
+    let fake = Fake::new(vec![Reply::problem(503, "The change could not be kept", "read-only", kind)]);
+    let done = fake.run(&["backend", "weight", "app", "a", "2"]);
+    assert_eq!((done.exit, fake.lines().len()), (Exit::Refused, 1), "{}", done.err);
+}

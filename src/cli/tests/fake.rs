@@ -49,6 +49,12 @@ impl Reply {
         Self { status, kind: "text/plain", ..Self::default() }
     }
 
+    /// The connection ends instead.
+    pub(super) fn dies() -> Self {
+        // No status, so that no answer can be written.
+        Self::empty(0)
+    }
+
     pub(super) fn problem(status: u16, title: &str, detail: &str, more: serde_json::Value) -> Self {
         let mut body = serde_json::json!({ "type": "about:blank", "title": title, "status": status, "detail": detail });
         for (name, value) in more.as_object().expect("an object") {

@@ -145,6 +145,24 @@ fn upgrade_shows_that_it_waits_and_names_the_successor() {
 }
 
 #[test]
+fn an_upgrade_whose_instance_dies_reports_who_serves() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+    let (mut starting, mut serving) = (status(77), status(77));
+    (starting["started"], serving["started"]) = (json!(now as u64 + 1), json!(now as u64 + 1));
+    starting["state"] = json!("starting");
+    let fake = Fake::new(vec![Reply::dies(), Reply::dies(), Reply::json(200, starting), Reply::json(200, serving)]);
+    let done = fake.run(&["upgrade"]);
+    assert_eq!(done.exit, Exit::Ok, "{}", done.err);
+    assert_eq!(done.out, "upgraded: process 77 serves; the one before it ended before it could say so\n");
+    assert_eq!(fake.lines().len(), 4, "the upgrade is asked for once, and who serves until somebody does");
+    // The one that was asked goes on.
+    let fake = Fake::new(vec![Reply::dies(), Reply::json(200, status(7))]);
+    let done = fake.run(&["upgrade"]);
+    assert_eq!(done.exit, Exit::Internal);
+    assert!(done.err.contains("process 7, which was there before, goes on"), "{}", done.err);
+}
+
+#[test]
 fn an_upgrade_that_failed_ends_with_4_and_the_reason() {
     let detail = "the successor left with code 6: port used";
     let fake = Fake::new(vec![Reply::problem(409, "upgrade failed", detail, json!({ "report": "last line" }))]);

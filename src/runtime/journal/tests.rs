@@ -177,6 +177,15 @@ fn a_failed_save_leaves_the_file_as_it_was() {
 }
 
 #[test]
+fn what_is_in_the_file_counts_as_kept_though_the_folder_cannot_be_synced() {
+    let (folder, journal) = journal();
+    save(&journal, &all(1, 1), 0).expect("saves");
+    let next = encode(&Overrides::new(), 0);
+    journal.write_and(&next, |_| Err(io::Error::from_raw_os_error(libc::EIO))).expect("it is kept");
+    assert_eq!((fs::read(journal.path()).expect("a file"), names(folder.path()).len()), (next, 1));
+}
+
+#[test]
 fn a_full_disk_has_an_error_of_its_own() {
     let full = OpenOptions::new().write(true).open("/dev/full").and_then(|mut file| file.write_all(b"x"));
     let error = save_error(Path::new("/state.json"), full.expect_err("always full"));

@@ -59,6 +59,16 @@ pub enum Refusal {
         /// Whose it is.
         other: Name,
     },
+    /// As [`Refusal::DuplicateAddress`], of one that finishes its requests and is gone then.
+    #[error("{address} is still the address of backend {other}, which is leaving")]
+    Leaving {
+        /// The address.
+        address: BackendAddress,
+        /// Whose it is.
+        other: Name,
+        /// Milliseconds until it is gone at the latest.
+        within: u64,
+    },
     /// It was to be a new one.
     #[error("there is a backend {0} already")]
     Exists(Name),

@@ -191,6 +191,18 @@ fn replace_knows_the_end_and_not_the_way() {
 }
 
 #[test]
+fn the_address_of_what_is_leaving_is_refused_with_the_time_that_it_takes() {
+    let mut all = declared(&[("a", 1, 1)]);
+    all.put(&"old".into(), put(5), note("me"), 0).expect("adds");
+    let refused = |all: &Membership| all.clone().put(&"new".into(), put(5), note("me"), 10).expect_err("taken");
+    assert_eq!(refused(&all), Refusal::DuplicateAddress { address: at(5), other: "old".into() });
+    all.remove(&"old".into(), 30, false, note("me"), 5).expect("leaves");
+    assert_eq!(refused(&all), Refusal::Leaving { address: at(5), other: "old".into(), within: 25 });
+    all.sweep(40, 30, |_| 1);
+    assert_eq!(all.put(&"new".into(), put(5), note("me"), 40), Ok(Outcome::Created));
+}
+
+#[test]
 fn forgetting_restores_the_declaration_or_refuses() {
     let mut all = declared(&[("a", 1, 1), ("b", 2, 1)]);
     all.put(&"a".into(), put(5), note("me"), 0).expect("a moves");

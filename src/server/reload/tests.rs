@@ -28,6 +28,7 @@ use crate::{
         observer::Observer,
         running::{Ledger, NextTools, publish},
         successor::Successors,
+        unconfirmed::Unconfirmed,
         upkeep::Seen,
     },
     service::{admin::operator::AbortIf, operations::Readiness},
@@ -115,6 +116,7 @@ impl Process {
             successors: Successors::new(Path::new("/rrlb.yaml")),
             wanted: AtomicBool::new(false),
             ledger: Mutex::new(Ledger::new()),
+            unconfirmed: Unconfirmed::beside(None, &folder.path().join("upgrade.sock")),
         };
         Self { running, folder, _workers: workers }
     }

@@ -38,6 +38,8 @@ pub(super) struct Caller {
     pub(super) who: String,
     /// What they may do.
     pub(super) access: Access,
+    /// On this host, and the user that the process runs as or root: whoever may have it run another program.
+    pub(super) is_owner: bool,
 }
 
 /// The tokens of the TCP listener, as digests: comparing those takes the same time whatever is sent, its length too.
@@ -82,15 +84,16 @@ pub(super) fn authenticate(peer: Peer, tokens: Option<&Tokens>, headers: &Header
     match peer {
         Peer::Local(uid) => {
             let who = uid.map_or_else(|| "local".to_owned(), |uid| format!("uid {uid}"));
-            Ok(Caller { who, access: Access::Change })
+            let is_owner = uid.is_some_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw());
+            Ok(Caller { who, access: Access::Change, is_owner })
         }
         Peer::Remote => {
             let hint = "send the text of `token_file` as `Authorization: Bearer …`";
             let token = bearer(headers)
                 .ok_or_else(|| Problem::new(Kind::Unauthorized, "the request has no token").hint(hint))?;
             match tokens.and_then(|tokens| tokens.access(token)) {
-                Some(Access::Change) => Ok(Caller { who: "token".into(), access: Access::Change }),
-                Some(Access::Read) => Ok(Caller { who: "read-token".into(), access: Access::Read }),
+                Some(access @ Access::Change) => Ok(Caller { who: "token".into(), access, is_owner: false }),
+                Some(access @ Access::Read) => Ok(Caller { who: "read-token".into(), access, is_owner: false }),
                 None => Err(Problem::new(Kind::Unauthorized, "the token is not known").hint(hint)),
             }
         }
@@ -133,6 +136,18 @@ mod tests {
         }
         assert!(authenticate(Peer::Remote, Some(&tokens), &HeaderMap::new()).is_err());
         assert!(authenticate(Peer::Remote, None, &HeaderMap::new()).is_err());
+    }
+
+    #[test]
+    fn only_root_and_the_user_of_the_process_own_it() {
+        let me = nix::unistd::geteuid().as_raw();
+        let owns = |uid| authenticate(Peer::Local(uid), None, &HeaderMap::new()).is_ok_and(|caller| caller.is_owner);
+        assert!(owns(Some(0)) && owns(Some(me)));
+        assert!(!owns(Some(me + 1)) && !owns(None), "whoever is only in the socket's group");
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer a"));
+        let remote = authenticate(Peer::Remote, Some(&Tokens::new(&token("a"), None)), &headers).expect("a caller");
+        assert!(remote.access == Access::Change && !remote.is_owner);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub(super) struct Shared {
 pub(super) struct Call {
     /// `uid 1000`, `token`, `read-token`
     pub(super) who: String,
+    /// As [`super::auth::Caller::is_owner`].
+    pub(super) is_owner: bool,
     /// What stands for `{…}` in the route's path, decoded.
     pub(super) path: Vec<(&'static str, String)>,
     pub(super) query: Query,
@@ -229,7 +231,7 @@ mod tests {
         for value in values {
             headers.append(&name, HeaderValue::from_static(value));
         }
-        Call { who: String::new(), path: Vec::new(), query: Query::default(), headers, body: None }
+        Call { who: String::new(), is_owner: false, path: Vec::new(), query: Query::default(), headers, body: None }
     }
 
     fn if_match(values: &[&'static str]) -> Result<IfMatch, Problem> {

@@ -8,7 +8,7 @@ use http::StatusCode;
 use super::{
     call::{Answer, Call, Shared},
     operator::{Reload, Upgrade, parse_abort_if},
-    problem::Problem,
+    problem::{Kind, Problem},
     query::{ABORT_IF, CONFIRM, DRY_RUN, NOW},
 };
 use crate::types::parse_duration;
@@ -55,6 +55,14 @@ pub(super) async fn upgrade(shared: Arc<Shared>, call: Call) -> Result<Answer, P
         if let Some(path) = fields.text("binary")? {
             if !path.starts_with('/') || path.contains('\0') {
                 return Err(Problem::value("binary", "the path of a binary has to be absolute"));
+            }
+            if !call.is_owner {
+                let detail =
+                    "which program is run may be said only over the unix socket, by the user that rrlb runs as or root";
+                let problem = Problem { field: Some("binary".into()), ..Problem::new(Kind::NotAllowed, detail) };
+                return Err(
+                    problem.hint("leave it out: the binary that runs is started anew from its place on the disk")
+                );
             }
             how.binary = Some(PathBuf::from(path));
         }

@@ -54,6 +54,8 @@ kinds! {
     BadQuery BAD_REQUEST "bad-query" "The query is wrong";
     /// Something else about the request.
     BadRequest BAD_REQUEST "bad-request" "The request is wrong";
+    /// A successor is about to answer; soon it does.
+    BeingReplaced SERVICE_UNAVAILABLE "being-replaced" "A successor takes over";
     /// Another is under way.
     Busy CONFLICT "busy" "Another one is under way";
     /// From a web page.
@@ -78,6 +80,8 @@ kinds! {
     MethodNotAllowed METHOD_NOT_ALLOWED "method-not-allowed" "The method is not for this path";
     /// The disk is full.
     NoSpace INSUFFICIENT_STORAGE "no-space" "No space left";
+    /// Not for whoever asks, or not from there.
+    NotAllowed FORBIDDEN "not-allowed" "Not allowed";
     /// No such path, upstream or backend.
     NotFound NOT_FOUND "not-found" "There is no such thing";
     /// The state file cannot be written.
@@ -220,9 +224,10 @@ impl From<ChangeError> for Problem {
             ChangeError::NotKept(SaveError::Unread(_)) => {
                 Self::new(Kind::NotKept, format!("{detail}; nothing was changed"))
             }
+            // Which of the two it was says nothing to who asks.
             ChangeError::GivenUp | ChangeError::NotKept(SaveError::Sealed(_)) => {
-                Self::new(Kind::NotKept, format!("{detail}; nothing was changed"))
-                    .hint("ask again: a new process answers then")
+                Self::new(Kind::BeingReplaced, format!("{}; nothing was changed", ChangeError::GivenUp))
+                    .hint("repeat it in a second: a new process answers then")
             }
             ChangeError::Refused(refusal) => refusal.into(),
             ChangeError::Stale { current } => Self { version: Some(current), ..Self::new(Kind::Stale, detail) }
@@ -247,6 +252,12 @@ impl From<Refusal> for Problem {
                 .hint("make another one ready first, or repeat it with force=true; requests get 503 then"),
             Refusal::NotLeasable { .. } => Self { field: Some("ttl".into()), ..Self::new(Kind::NotLeasable, detail) }
                 .hint("leave ttl out, or register under another id"),
+            Refusal::Leaving { other, within, .. } => {
+                let seconds = within.div_ceil(1000).max(1);
+                let hint =
+                    format!("it is gone within {seconds} s; repeat it then, or remove {other} with drain=0s first");
+                Self { field: Some("address".into()), ..Self::new(Kind::DuplicateAddress, detail) }.hint(hint)
+            }
             Refusal::NotFound(_) | Refusal::NoOverride(_) => Self::new(Kind::NotFound, detail),
             Refusal::TooMany => Self::new(Kind::TooMany, detail),
         }

@@ -126,7 +126,7 @@ async fn decide(
     if head.headers.contains_key(header::ORIGIN) {
         return Err(Problem::new(Kind::CrossOrigin, "requests of web pages, which have an `Origin`, are not served"));
     }
-    let Caller { who, access } = {
+    let Caller { who, access, is_owner } = {
         let tokens = shared.tokens.as_ref().map(|tokens| tokens.load());
         auth::authenticate(peer, tokens.as_deref().map(AsRef::as_ref), &head.headers)?
     };
@@ -139,7 +139,7 @@ async fn decide(
     }
     let query = Query::parse(head.uri.query(), route.query)?;
     let body = read(shared, route, &head.headers, body).await?;
-    let call = Call { who, path, query, headers: head.headers, body };
+    let call = Call { who, is_owner, path, query, headers: head.headers, body };
     let known = (route.verb == Verb::Get).then(|| call.known());
     let failed = |error: tokio::task::JoinError| {
         log::error!("admin: {}: {error}", route.id);
@@ -261,6 +261,7 @@ fn refuse(problem: Problem) -> Response<AdminBody> {
         set(&mut response, header::ETAG, &etag(version));
     }
     match problem.kind {
+        Kind::BeingReplaced => set(&mut response, header::RETRY_AFTER, "1"),
         Kind::Unauthorized => set(&mut response, header::WWW_AUTHENTICATE, "Bearer realm=\"rrlb\""),
         // The rest of the body is not read; the next request could not be told from it.
         Kind::TooLarge | Kind::TooSlow => set(&mut response, header::CONNECTION, "close"),

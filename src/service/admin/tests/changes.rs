@@ -267,6 +267,30 @@ fn a_disk_that_is_full_or_read_only_has_its_own_status() {
     assert_eq!((sni.kind.status().as_u16(), sni.field.as_deref()), (422, Some("address")));
 }
 
+#[tokio::test]
+async fn a_change_between_two_processes_has_one_text_and_says_when_to_repeat_it() {
+    let bench = Bench::start().await;
+    bench.store.give_up();
+    let put = bench.ask("PUT", NEW, r#"{"address":"127.0.0.1:9003"}"#).await;
+    assert_eq!((put.status, put.problem().0.as_str()), (503, "being-replaced"));
+    assert_eq!(put.header("retry-after"), Some("1"));
+    let sealed = Problem::from(ChangeError::NotKept(SaveError::Sealed("/state".into())));
+    assert_eq!(put.json()["detail"], sealed.detail);
+    assert_eq!(put.json()["title"], "A successor takes over");
+}
+
+#[tokio::test]
+async fn an_address_that_is_being_left_is_refused_with_when_to_come_again() {
+    let bench = Bench::start().await;
+    let body = r#"{"address":"127.0.0.1:9003"}"#;
+    bench.expect(201, "PUT", NEW, body).await;
+    bench.ask("DELETE", &format!("{NEW}?drain=1h"), "").await;
+    let again = bench.ask("PUT", "/v1/upstreams/app/backends/newer", body).await;
+    assert_eq!((again.status, again.problem()), (409, ("duplicate-address".to_owned(), Some("address".to_owned()))));
+    let (detail, hint) = (again.json()["detail"].to_string(), again.json()["hint"].to_string());
+    assert!(detail.contains("is leaving") && hint.contains("gone within 3600 s"), "{detail} {hint}");
+}
+
 #[test]
 fn words_of_problems_are_distinct_and_plain() {
     let words: std::collections::BTreeSet<_> = Kind::ALL.iter().map(|kind| kind.code()).collect();

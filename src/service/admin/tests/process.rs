@@ -57,6 +57,18 @@ async fn what_makes_no_sense_does_not_reach_the_process() {
 }
 
 #[tokio::test]
+async fn nobody_on_tcp_says_which_program_is_run() {
+    let bench = Bench::start().await;
+    let fields = "Authorization: Bearer secret\r\nContent-Type: application/json\r\n";
+    let reply = bench.ask_tcp("POST", "/v1/upgrade", fields, r#"{"binary":"/bin/sh"}"#).await;
+    assert_eq!((reply.status, reply.problem()), (403, ("not-allowed".to_owned(), Some("binary".to_owned()))));
+    assert_eq!(bench.operator.last_call(), "");
+    let reply = bench.ask_tcp("POST", "/v1/upgrade", fields, r#"{"timeout":"90s"}"#).await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(bench.operator.last_call(), "Upgrade { binary: None, timeout: Some(90s) } by token");
+}
+
+#[tokio::test]
 async fn refusals_of_the_process_are_answered_and_kept() {
     let bench = Bench::start().await;
     let invalid = OperatorError::Invalid {

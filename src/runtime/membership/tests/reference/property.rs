@@ -60,7 +60,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn refusal<T>(result: Result<T, Refusal>) -> Result<T, No> {
     result.map_err(|refusal| match refusal {
-        Refusal::DuplicateAddress { .. } => No::Duplicate,
+        Refusal::DuplicateAddress { .. } | Refusal::Leaving { .. } => No::Duplicate,
         Refusal::Exists(_) => unreachable!("only the API asks for what is new"),
         Refusal::LastReady(_) => No::LastReady,
         Refusal::NoOverride(_) => No::Unsaid,
