@@ -222,6 +222,43 @@ async fn a_retry_may_go_to_one_that_is_out() {
     assert_eq!(statuses(&proxy, 20).await, [200; 20], "none of them saw that b is dead");
 }
 
+/// Answers 200 so much later.
+async fn late(name: &str, by: Duration) -> Origin {
+    let script = move |mut peer: Peer| async move {
+        while peer.request().await.is_some() {
+            tokio::time::sleep(by).await;
+            peer.reply(200, "", "").await;
+        }
+    };
+    Origin::script(name, script).await
+}
+
+/// `app`, where each request waits for an auth service that takes so long.
+async fn guarded(backends: &[&String], service: &Origin, timeouts: &str) -> Proxy {
+    let route = format!(
+        "    timeouts: {timeouts}\nroutes: [{{ upstream: app, forward_auth: {{ url: \"http://{}/\", timeout: 5s }} }}]\n",
+        service.address
+    );
+    app(backends, &format!("{{ consecutive_failures: 1, base: {LONG} }}"), &route).start().await
+}
+
+#[tokio::test]
+async fn the_time_that_a_guard_takes_is_not_the_backends() {
+    let auth = late("auth", Duration::from_millis(900)).await;
+    let (a, b) = (late("a", Duration::from_millis(600)).await, late("b", Duration::from_millis(600)).await);
+    let proxy = guarded(&[&a.address], &auth, "{ first_byte: 1200ms }").await;
+    // The second and third on a pooled connection.
+    assert_eq!(statuses(&proxy, 3).await, [200; 3]);
+    let proxy = guarded(&[&a.address, &b.address], &auth, "{ total: 1200ms }").await;
+    assert_eq!(statuses(&proxy, 4).await, [504; 4]);
+    assert_eq!(out(&proxy).await, 0, "they had a quarter of the time");
+    let auth = late("auth", Duration::ZERO).await;
+    let proxy = guarded(&[&a.address, &b.address], &auth, "{ total: 500ms }").await;
+    assert_eq!(statuses(&proxy, 4).await, [504; 4]);
+    proxy.logged("total_timeout").await;
+    assert!(proxy.stderr().contains("backend.ejected"), "they had all of it: {}", proxy.stderr());
+}
+
 #[tokio::test]
 async fn every_way_of_failing_counts() {
     let good = Origin::echo("b").await;
