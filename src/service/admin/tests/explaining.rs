@@ -97,6 +97,10 @@ async fn one_that_is_ejected_is_shown_as_such_with_its_reason() {
         (409, "last-ready"),
         "an ejected one takes nobody's place"
     );
+    let text = |key: &str| refused.json()[key].as_str().unwrap_or_default().to_owned();
+    assert_eq!(text("detail"), "app-2 is the last backend that requests go to; app-1 is ready, but ejected");
+    let hint = text("hint");
+    assert!(hint.contains("force=true") && hint.contains("--force") && !hint.contains("503"), "{hint}");
     bench.expect(200, "PATCH", "/v1/upstreams/app/backends/app-1", r#"{"admin":"maint"}"#).await;
     let ready = bench.expect(200, "PATCH", "/v1/upstreams/app/backends/app-1", r#"{"admin":"ready"}"#).await;
     assert_eq!(ready["effective"], "up", "maintenance forgets it");
