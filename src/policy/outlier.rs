@@ -21,7 +21,7 @@ pub struct EjectPolicy {
     /// that a backend stays in makes the next ejection one `base` shorter. Default 10 s, 100 ms or more.
     pub base: Duration,
     /// The most of an upstream's backends that may be out at once; default 50 %, 1 % or more. One may always be out, and
-    /// one is always left.
+    /// one that does not fail itself is always left.
     pub max_percent: Percent,
 }
 
@@ -36,6 +36,11 @@ impl EjectPolicy {
     /// Whether this failure is one to eject for. Where that may not be done, it is asked again after as many failures more.
     pub fn calls_for(&self, failures_in_a_row: u32) -> bool {
         failures_in_a_row > 0 && failures_in_a_row.is_multiple_of(self.consecutive_failures)
+    }
+
+    /// Whether so many failures in a row, with no success since, are enough to eject for.
+    pub fn is_failing(&self, failures_in_a_row: u32) -> bool {
+        failures_in_a_row >= self.consecutive_failures
     }
 
     /// How long the ejection of this number in a row lasts.
@@ -194,6 +199,16 @@ impl Record {
     /// Whether its time out is over.
     pub fn is_due(&self, now: Instant) -> bool {
         matches!(self, Self::Out { until, .. } if *until <= now)
+    }
+
+    /// How long it has been out; `None` where it is not.
+    pub fn out_for(&self, policy: &EjectPolicy, now: Instant) -> Option<Duration> {
+        match self {
+            Self::In { .. } => None,
+            Self::Out { times, until } => {
+                Some(policy.term(*times).saturating_sub(until.saturating_duration_since(now)))
+            }
+        }
     }
 
     /// Lets it in again, however long it was out.

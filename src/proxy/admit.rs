@@ -1,6 +1,6 @@
 //! The way in: who is asking, under which id, by which route; and the answers that need no backend.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Version, header, uri::PathAndQuery};
@@ -65,7 +65,7 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
         session.set_ignore_info_resp(true);
     }
     let Some(start) = &ctx.start else { return };
-    ctx.started = start.began;
+    (ctx.started, ctx.asked) = (start.began, start.began);
     let keep_alive = start.info.limits().idle_timeout.as_secs().max(1);
     if session.get_keepalive().is_some() {
         session.set_keepalive(Some(keep_alive));
@@ -118,10 +118,11 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
     ctx.route = Some(index);
     ctx.target = target;
     let route = current.route(index);
-    if let Some(guards) = &route.guards
-        && Box::pin(guard::admit(kit, session, ctx, guards)).await?
-    {
-        return Ok(true);
+    if let Some(guards) = &route.guards {
+        if Box::pin(guard::admit(kit, session, ctx, guards)).await? {
+            return Ok(true);
+        }
+        ctx.asked = Instant::now();
     }
     match &route.action {
         Action::Proxy { upstreams, .. } => {

@@ -373,6 +373,8 @@ pub(super) enum Fresh {
 /// A request while it is served. Small: everything that is the same for all requests is in [`Current`].
 pub struct RequestCtx {
     pub(super) started: Instant,
+    /// When the first attempt could begin: guards have let the request pass. Later where its body came slowly.
+    pub(super) asked: Instant,
     pub(super) start: Option<RequestStart>,
     pub(super) route: Option<usize>,
     pub(super) upstream: Option<usize>,
@@ -431,6 +433,7 @@ impl RequestCtx {
     pub(super) fn new(started: Instant) -> Self {
         Self {
             started,
+            asked: started,
             start: None,
             route: None,
             upstream: None,

@@ -16,6 +16,9 @@ use crate::{
     types::{AttemptFailure, Reason},
 };
 
+/// The part of a request's time that may have passed before its backend was asked, for the backend to have had all of it.
+const SLIGHT: u32 = 10;
+
 /// The head of the answer has come.
 pub(super) fn answered(ctx: &mut RequestCtx, status: StatusCode) {
     if let Some(fault) = by_status(status.as_u16()) {
@@ -31,7 +34,7 @@ pub(super) fn unconnected(ctx: &mut RequestCtx, reason: Reason, error: &Error) {
     if !watched(ctx) || connect::is_ours(error) {
         return;
     }
-    let verdict = by_failure(Failed { reason, answered: false, waited: ctx.attempts == 1 });
+    let verdict = by_failure(Failed { reason, answered: false, waited: had_its_time(ctx) });
     tell(ctx, verdict);
 }
 
@@ -41,8 +44,7 @@ pub(super) fn broken(ctx: &mut RequestCtx, reason: Reason, kind: AttemptFailure)
         ctx.judged = true;
         return;
     }
-    // Of what earlier attempts have left of the time no backend is to blame for using it up.
-    let waited = ctx.attempts == 1 && ctx.waiting == Waiting::FirstByte;
+    let waited = ctx.waiting == Waiting::FirstByte && had_its_time(ctx);
     let verdict = by_failure(Failed { reason, answered: ctx.answered, waited });
     tell(ctx, verdict);
 }
@@ -66,6 +68,14 @@ impl Drop for RequestCtx {
             broken(self, reason, AttemptFailure::Other);
         }
     }
+}
+
+/// Whether the attempt had nearly all the time of the request. Of what earlier attempts, guards and a slow client have left
+/// of it no backend is to blame for using it up.
+fn had_its_time(ctx: &RequestCtx) -> bool {
+    let Some(due) = ctx.total_due else { return false };
+    let total = due.saturating_duration_since(ctx.started);
+    ctx.attempts == 1 && ctx.asked.saturating_duration_since(ctx.started) <= total / SLIGHT
 }
 
 fn watched(ctx: &RequestCtx) -> bool {

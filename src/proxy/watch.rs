@@ -260,9 +260,13 @@ fn wait_for(ctx: &mut RequestCtx, waiting: Waiting, mut patience: Option<Duratio
         deadline.disarm();
         return;
     }
-    // On a pooled connection a first attempt begins with the request; no need to ask the clock again.
+    // On a pooled connection a first attempt begins with the request, or when its guards let it pass; no need to ask the
+    // clock again.
     let first = ctx.attempts == 1 && ctx.reused && waiting == Waiting::FirstByte && !ctx.body_sent;
-    let now = if first { ctx.started } else { Instant::now() };
+    let now = if first { ctx.asked } else { Instant::now() };
+    if ctx.body_sent && waiting == Waiting::FirstByte {
+        ctx.asked = now;
+    }
     deadline.arm(ctx.upstream_fd, Wait::Work, now, until(ctx, now, patience).saturating_add(grace));
 }
 

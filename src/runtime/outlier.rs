@@ -3,9 +3,10 @@
 //! in maintenance and `eject` is on.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeSet,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -154,6 +155,13 @@ impl Outliers {
     }
 }
 
+fn give_back(backend: &BackendState, now: Instant) {
+    backend.ejection().kept().record.give_back(now);
+    backend.begin_slow_start();
+    backend.ejection().out.store(false, Ordering::Release);
+    backend.usability_changed();
+}
+
 impl Upstream {
     /// An attempt at one of the backends went well.
     pub fn went_well(&self, backend: &BackendState) {
@@ -191,6 +199,10 @@ impl Upstream {
             log::debug!("upstream {upstream}, backend {id}: {failures} failures in a row, but {out} of {fit} are out");
             return;
         }
+        if !self.has_well(policy) {
+            log::debug!("upstream {upstream}, backend {id}: {failures} failures in a row, but all that are left fail");
+            return;
+        }
         let ejection = backend.ejection();
         let why = match failures {
             1 => format!("a failure: {fault}"),
@@ -208,8 +220,15 @@ impl Upstream {
         self.outliers.busy.store(true, Ordering::Release);
     }
 
-    /// Gives back the backends whose time is over, and all of them where none is left without. Returns what has changed
-    /// since the last time.
+    /// Whether one of those that are in does not fail, for all that is known.
+    fn has_well(&self, policy: &EjectPolicy) -> bool {
+        let well = |one: &Arc<BackendState>| !policy.is_failing(one.ejection().failures.load(Ordering::Relaxed));
+        self.backends().iter().any(|one| one.usable() && well(one))
+    }
+
+    /// Gives back the backends whose time is over; all of them where none is left without; and those that have been out
+    /// longest while more are out than may be, or while all that are left fail. So an ejection is never why nobody
+    /// answers. Returns what has changed since the last time.
     pub fn sweep_ejected(&self, now: Instant) -> Vec<(Name, Change)> {
         const TIME: &str = "its time is over";
         const ALONE: &str = "no other backend is left";
@@ -224,32 +243,50 @@ impl Upstream {
         news.out.extend(changes.iter().map(|(id, _)| id.clone()));
         let back = |backend: &BackendState| !backend.is_ejected() || backend.ejection().kept().record.is_due(now);
         let alone = !self.backends().iter().any(|backend| backend.usable_but_for_ejection() && back(backend));
-        let mut still = BTreeSet::new();
-        for backend in self.backends().iter() {
-            let mut why = FORGOTTEN;
-            if backend.is_ejected() {
-                let mut kept = backend.ejection().kept();
-                if kept.record.is_due(now) {
-                    why = TIME;
-                } else if alone && backend.usable_but_for_ejection() {
-                    why = ALONE;
-                } else {
-                    still.insert(backend.id.clone());
-                    continue;
-                }
-                kept.record.give_back(now);
-                drop(kept);
-                backend.begin_slow_start();
-                backend.ejection().out.store(false, Ordering::Release);
-                backend.usability_changed();
-            }
-            if news.out.contains(&backend.id) {
-                changes.push((backend.id.clone(), Change::Returned { why }));
-            }
+        let mut returned = Vec::new();
+        for backend in self.backends().iter().filter(|backend| backend.is_ejected()) {
+            let due = backend.ejection().kept().record.is_due(now);
+            let why = if due {
+                TIME
+            } else if alone && backend.usable_but_for_ejection() {
+                ALONE
+            } else {
+                continue;
+            };
+            give_back(backend, now);
+            returned.push((backend.id.clone(), why));
+        }
+        while let Some((backend, why)) = self.out_in_vain(now) {
+            give_back(backend, now);
+            returned.push((backend.id.clone(), why));
+        }
+        let out = self.backends().iter().filter(|backend| backend.is_ejected());
+        let still: BTreeSet<Name> = out.map(|backend| backend.id.clone()).collect();
+        for backend in self.backends().iter().filter(|one| news.out.contains(&one.id) && !still.contains(&one.id)) {
+            let why = returned.iter().find(|(id, _)| *id == backend.id).map_or(FORGOTTEN, |(_, why)| why);
+            changes.push((backend.id.clone(), Change::Returned { why }));
         }
         self.outliers.busy.store(!still.is_empty(), Ordering::Release);
         news.out = still;
         changes
+    }
+
+    /// The backend that has been out longest, where one is to be given back before its time, and why.
+    fn out_in_vain(&self, now: Instant) -> Option<(&BackendState, &'static str)> {
+        const FAILING: &str = "those that are left fail too";
+        const TOO_MANY: &str = "more than `max_percent` were out";
+        let policy = self.eject.as_ref()?;
+        let fit = || self.backends().iter().filter(|one| one.usable_but_for_ejection());
+        let out = || fit().filter(|one| one.is_ejected());
+        let why = if out().count() > policy.most(fit().count()) {
+            TOO_MANY
+        } else if self.has_well(policy) {
+            return None;
+        } else {
+            FAILING
+        };
+        let longest = out().min_by_key(|one| Reverse(one.ejection().kept().record.out_for(policy, now)))?;
+        Some((longest, why))
     }
 
     /// Goes on with what another process knew of one of the backends.

@@ -155,7 +155,7 @@ fn group_key(upstream: &model::Upstream, profile: &TlsProfile, sni: &str) -> u64
     alpn(upstream).hash(&mut hasher);
     std::mem::discriminant(&upstream.protocol).hash(&mut hasher);
     upstream.timeouts.idle.hash(&mut hasher);
-    // The system has it of each socket from its beginning on.
+    // A socket has it from its beginning (`connect.rs`).
     upstream.timeouts.write.hash(&mut hasher);
     upstream.proxy_protocol.hash(&mut hasher);
     hasher.finish()
@@ -216,6 +216,19 @@ mod tests {
         let mut other = tls_upstream();
         other.name = "other".into();
         assert_eq!(peer(&tls_upstream()).reuse_hash(), peer(&other).reuse_hash());
+    }
+
+    #[test]
+    fn a_connection_that_was_opened_with_another_deadline_is_not_taken() {
+        // `write` is set on the socket, `idle` when it goes to the pool.
+        let base = fixtures::upstream("app", &[("a", 1)]);
+        let edits: [fn(&mut model::Timeouts); 2] =
+            [|timeouts| timeouts.write += Duration::from_secs(1), |timeouts| timeouts.idle += Duration::from_secs(1)];
+        for edit in edits {
+            let mut changed = base.clone();
+            edit(&mut changed.timeouts);
+            assert_ne!(peer(&base).reuse_hash(), peer(&changed).reuse_hash());
+        }
     }
 
     #[test]

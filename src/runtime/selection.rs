@@ -116,7 +116,9 @@ struct Schedule {
     generation: u64,
     /// Positions of the usable members, with the weights that count now.
     usable: Box<[(u32, u16)]>,
-    /// One of them is in slow start.
+    /// The same of those that only an ejection keeps out: they get what no usable one is left for.
+    spare: Box<[(u32, u16)]>,
+    /// One of the usable is in slow start.
     ramping: bool,
     /// One cycle of them by weight.
     rotation: Rotation,
@@ -146,16 +148,18 @@ impl Pool {
         (self.balance == Balance::IpHash && !client.is_empty()).then(|| balance::hash_bytes(client))
     }
 
-    /// A usable backend that is not among `tried`. Only a request's first choice takes a turn of the round robin; a
-    /// repeated one is by chance and weight, so that what a failing backend leaves is spread evenly.
+    /// A usable backend that is not among `tried`; where none is left, one that is ejected. Only a request's first choice
+    /// takes a turn of the round robin; a repeated one is by chance and weight, so that what a failing backend leaves is
+    /// spread evenly.
     pub fn choose(&self, key: Option<u64>, tried: &[usize]) -> Option<&Arc<BackendState>> {
         let schedule = self.schedule();
         let position = match (self.balance, key) {
-            (Balance::IpHash, Some(key)) => self.by_hash(&schedule, key, tried)?,
-            (Balance::LeastRequests, _) => self.least_requests(&schedule, tried)?,
-            (Balance::IpHash | Balance::RoundRobin, _) if tried.is_empty() => schedule.rotation.next()?,
-            (Balance::IpHash | Balance::Random | Balance::RoundRobin, _) => schedule.by_chance(tried)?,
+            (Balance::IpHash, Some(key)) => self.by_hash(&schedule, key, tried),
+            (Balance::LeastRequests, _) => self.least_requests(&schedule, tried),
+            (Balance::IpHash | Balance::RoundRobin, _) if tried.is_empty() => schedule.rotation.next(),
+            (Balance::IpHash | Balance::Random | Balance::RoundRobin, _) => schedule.by_chance(tried),
         };
+        let position = position.or_else(|| self.second_choice(&schedule, tried))?;
         self.members.get(position as usize).map(|member| &member.backend)
     }
 
@@ -209,8 +213,16 @@ impl Pool {
     }
 
     fn by_hash(&self, schedule: &Schedule, key: u64, tried: &[usize]) -> Option<u32> {
-        let members = self.usable(schedule, tried).map(|(member, weight)| (member.hash, weight));
+        let members = self.untried(&schedule.usable, tried).map(|(member, weight)| (member.hash, weight));
         schedule.usable.get(balance::rendezvous(key, members)?).map(|(position, _)| *position)
+    }
+
+    #[cold]
+    fn second_choice(&self, schedule: &Schedule, tried: &[usize]) -> Option<u32> {
+        let loads =
+            self.untried(&schedule.spare, tried).map(|(one, weight)| (one.backend.in_flight() as usize, weight));
+        let least = balance::least_loaded(loads, self.turn.fetch_add(1, Ordering::Relaxed))?;
+        schedule.spare.get(least).map(|(position, _)| *position)
     }
 
     fn least_requests(&self, schedule: &Schedule, tried: &[usize]) -> Option<u32> {
@@ -223,21 +235,22 @@ impl Pool {
             }
         }
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
-        let loads = self.usable(schedule, tried).map(|(member, weight)| (member.backend.in_flight() as usize, weight));
+        let loads = self.untried(&schedule.usable, tried);
+        let loads = loads.map(|(member, weight)| (member.backend.in_flight() as usize, weight));
         schedule.usable.get(balance::least_loaded(loads, start)?).map(|(position, _)| *position)
     }
 
-    /// Those that are usable with their weights, 0 for what was tried.
-    fn usable<'a>(
+    /// These members with their weights, 0 for what was tried.
+    fn untried<'a>(
         &'a self,
-        schedule: &'a Schedule,
+        members: &'a [(u32, u16)],
         tried: &'a [usize],
     ) -> impl Iterator<Item = (&'a Member, u16)> + Clone {
         let open = |(position, weight): &(u32, u16)| {
             let member = self.members.get(*position as usize)?;
             Some((member, if tried.contains(&(*position as usize)) { 0 } else { *weight }))
         };
-        schedule.usable.iter().filter_map(open)
+        members.iter().filter_map(open)
     }
 }
 
@@ -252,9 +265,14 @@ impl Schedule {
         let shares: Vec<(u16, Part)> = members.iter().map(share).collect();
         let weights = slow_start::effective(&shares);
         let usable = weights.iter().zip(0u32..).filter(|(weight, _)| **weight > 0);
+        let spare = members.iter().zip(0u32..).filter(|(one, _)| {
+            let backend = &one.backend;
+            backend.is_ejected() && backend.usable_but_for_ejection() && !alone
+        });
         Self {
             generation,
             usable: usable.map(|(weight, position)| (position, *weight)).collect(),
+            spare: spare.map(|(one, position)| (position, one.backend.weight.value())).collect(),
             ramping: slow_start::any_ramping(&shares),
             rotation: Rotation::new(balance::smooth_order(&weights), start),
         }

@@ -149,13 +149,13 @@ async fn a_success_breaks_the_row() {
 #[tokio::test]
 async fn no_more_than_max_percent_are_out() {
     let mut origins = Vec::new();
-    for name in ["a", "b", "c", "d"] {
-        origins.push(with_status(name, 503).await.0);
+    for (name, status) in [("a", 503), ("b", 503), ("c", 503), ("d", 200)] {
+        origins.push(with_status(name, status).await.0);
     }
     let addresses: Vec<&String> = origins.iter().map(|origin| &origin.address).collect();
     let eject = format!("{{ consecutive_failures: 1, base: {LONG}, max_percent: 50% }}");
     let proxy = app(&addresses, &eject, "").start().await;
-    assert_eq!(statuses(&proxy, 40).await, [503; 40]);
+    statuses(&proxy, 40).await;
     assert_eq!(out(&proxy).await, 2);
     proxy.metric("rrlb_backend_ejections_total", &[], |n| n == 2.0).await;
     let mut totals: Vec<usize> = origins.iter().map(Origin::total).collect();
@@ -170,7 +170,12 @@ async fn the_last_one_is_never_ejected() {
     let proxy = app(&[&a.address, &b.address], &eject, "").start().await;
     // Their own answer, and not one of rrlb's.
     assert_eq!(statuses(&proxy, 20).await, [500; 20]);
-    assert_eq!((a.total() + b.total(), out(&proxy).await), (20, 1));
+    assert_eq!(a.total() + b.total(), 20);
+    eventually("both in, as neither is better", async || {
+        proxy.get("/").await;
+        out(&proxy).await == 0
+    })
+    .await;
     let alone = app(&[&a.address], &eject, "").start().await;
     assert_eq!(statuses(&alone, 10).await, [500; 10]);
     assert_eq!(out(&alone).await, 0);
@@ -189,6 +194,69 @@ async fn one_that_is_out_takes_over_at_once_when_no_other_is_left() {
     api.settles(&["a:up", "b:down"]).await;
     assert_eq!(statuses(&proxy, 5).await, [200; 5]);
     proxy.logged("no other backend is left").await;
+}
+
+#[tokio::test]
+async fn one_that_is_out_takes_over_when_the_last_one_dies_and_nothing_is_probed() {
+    let ((a, status), mut b) = (with_status("a", 500).await, Origin::echo("b").await);
+    let eject = format!("{{ consecutive_failures: 3, base: {LONG} }}");
+    let proxy = app(&[&a.address, &b.address], &eject, "    retry: { attempts: 1 }\n").start().await;
+    let api = Api::of(&proxy);
+    asked_until(&proxy, &api, &["a:ejected", "b:up"]).await;
+    status.store(200, Ordering::SeqCst);
+    b.stop().await;
+    asked_until(&proxy, &api, &["a:up", "b:ejected"]).await;
+    assert_eq!(statuses(&proxy, 10).await, [200; 10]);
+    proxy.logged("those that are left fail too").await;
+}
+
+#[tokio::test]
+async fn a_retry_may_go_to_one_that_is_out() {
+    let ((a, status), mut b) = (with_status("a", 500).await, Origin::echo("b").await);
+    let eject = format!("{{ consecutive_failures: 3, base: {LONG} }}");
+    let proxy = app(&[&a.address, &b.address], &eject, "").start().await;
+    let api = Api::of(&proxy);
+    asked_until(&proxy, &api, &["a:ejected", "b:up"]).await;
+    status.store(200, Ordering::SeqCst);
+    b.stop().await;
+    assert_eq!(statuses(&proxy, 20).await, [200; 20], "none of them saw that b is dead");
+}
+
+/// Answers 200 so much later.
+async fn late(name: &str, by: Duration) -> Origin {
+    let script = move |mut peer: Peer| async move {
+        while peer.request().await.is_some() {
+            tokio::time::sleep(by).await;
+            peer.reply(200, "", "").await;
+        }
+    };
+    Origin::script(name, script).await
+}
+
+/// `app`, where each request waits for an auth service that takes so long.
+async fn guarded(backends: &[&String], service: &Origin, timeouts: &str) -> Proxy {
+    let route = format!(
+        "    timeouts: {timeouts}\nroutes: [{{ upstream: app, forward_auth: {{ url: \"http://{}/\", timeout: 5s }} }}]\n",
+        service.address
+    );
+    app(backends, &format!("{{ consecutive_failures: 1, base: {LONG} }}"), &route).start().await
+}
+
+#[tokio::test]
+async fn the_time_that_a_guard_takes_is_not_the_backends() {
+    let auth = late("auth", Duration::from_millis(900)).await;
+    let (a, b) = (late("a", Duration::from_millis(600)).await, late("b", Duration::from_millis(600)).await);
+    let proxy = guarded(&[&a.address], &auth, "{ first_byte: 1200ms }").await;
+    // The second and third on a pooled connection.
+    assert_eq!(statuses(&proxy, 3).await, [200; 3]);
+    let proxy = guarded(&[&a.address, &b.address], &auth, "{ total: 1200ms }").await;
+    assert_eq!(statuses(&proxy, 4).await, [504; 4]);
+    assert_eq!(out(&proxy).await, 0, "they had a quarter of the time");
+    let auth = late("auth", Duration::ZERO).await;
+    let proxy = guarded(&[&a.address, &b.address], &auth, "{ total: 500ms }").await;
+    assert_eq!(statuses(&proxy, 4).await, [504; 4]);
+    proxy.logged("total_timeout").await;
+    assert!(proxy.stderr().contains("backend.ejected"), "they had all of it: {}", proxy.stderr());
 }
 
 #[tokio::test]

@@ -73,8 +73,16 @@ pub enum Refusal {
     #[error("there is a backend {0} already")]
     Exists(Name),
     /// Nobody would be left.
-    #[error("{0} is the last backend that is ready")]
+    #[error("{0} is the last backend that requests can go to")]
     LastReady(Name),
+    /// Nobody would be left but those that are ejected.
+    #[error("{last} is the last backend that requests go to; {ejected} is ready, but ejected")]
+    OthersEjected {
+        /// Whom it is about.
+        last: Name,
+        /// The first of those that are out.
+        ejected: Name,
+    },
     /// A lease is for what only it registers.
     #[error("{id} belongs to {source_name}; a lease can hold only what it registers itself")]
     NotLeasable {

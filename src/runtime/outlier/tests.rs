@@ -7,8 +7,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     config::model,
-    policy::health::{Health, InitialHealth, Thresholds},
-    runtime::upstream::fixtures,
+    policy::{
+        balance::Balance,
+        health::{Health, InitialHealth, Thresholds},
+    },
+    runtime::upstream::{NoBackend, fixtures},
     types::{AdminState, BackendAddress, Percent, Reason},
 };
 
@@ -107,6 +110,65 @@ fn an_ejection_is_never_why_nobody_is_left() {
     let changes: Vec<Change> = second.sweep_ejected(now).into_iter().map(|(_, change)| change).collect();
     assert!(matches!(&changes[..], [Change::Ejected { .. }, Change::Returned { why: "no other backend is left" }]));
     assert!(!second.backends()[0].is_ejected());
+}
+
+#[test]
+fn when_those_that_are_left_fail_too_the_one_that_is_out_longest_is_given_back() {
+    let (upstream, now) = (upstream(3, policy(3, 100)), Instant::now());
+    let why = "those that are left fail too";
+    let back = |id: &str| [(id.into(), Change::Returned { why })];
+    fail(&upstream, 0, 3, now);
+    fail(&upstream, 1, 3, seconds(now, 1));
+    fail(&upstream, 2, 2, seconds(now, 2));
+    assert_eq!(upstream.sweep_ejected(seconds(now, 2)).len(), 2);
+    assert_eq!(upstream.sweep_ejected(seconds(now, 2)), [], "c has not failed often enough");
+    fail(&upstream, 2, 1, seconds(now, 2));
+    assert_eq!(picked(&upstream), set(&["c"]));
+    assert_eq!(upstream.sweep_ejected(seconds(now, 2)), back("a"));
+    assert_eq!(picked(&upstream), set(&["a", "c"]));
+    assert_eq!(upstream.sweep_ejected(seconds(now, 2)), [], "of a nothing bad is known yet");
+    fail(&upstream, 0, 3, seconds(now, 3));
+    assert_eq!(picked(&upstream), set(&["a", "c"]), "nobody else is any better");
+    assert_eq!(upstream.sweep_ejected(seconds(now, 3)), back("b"));
+    upstream.went_well(&upstream.backends()[1]);
+    fail(&upstream, 2, 3, seconds(now, 4));
+    fail(&upstream, 0, 3, seconds(now, 4));
+    assert_eq!(picked(&upstream), set(&["b"]));
+}
+
+#[test]
+fn one_that_is_out_is_a_second_choice() {
+    for balance in [Balance::RoundRobin, Balance::LeastRequests, Balance::IpHash, Balance::Random] {
+        let mut model = model(3, policy(1, 100));
+        model.balance = balance;
+        let (upstream, client) = (built(&model, None), Some([192, 0, 2, 1].into()));
+        fail(&upstream, 0, 1, Instant::now());
+        let pick = |tried: &[usize]| upstream.pick(client, tried).map(|picked| picked.backend().index);
+        assert_eq!((pick(&[1]), pick(&[2])), (Ok(2), Ok(1)), "those that are in come first");
+        assert_eq!(pick(&[1, 2]), Ok(0), "{balance:?}");
+        assert_eq!(pick(&[2, 1, 0]), Err(NoBackend::AllTried), "{balance:?}");
+    }
+}
+
+#[test]
+fn max_percent_is_kept_when_others_leave() {
+    let mut model = model(6, policy(1, 50));
+    let (first, now) = (built(&model, None), Instant::now());
+    for (backend, at) in [(1, 0), (0, 1), (2, 2)] {
+        fail(&first, backend, 1, seconds(now, at));
+    }
+    assert_eq!(first.sweep_ejected(seconds(now, 2)).len(), 3);
+    model.backends[3].admin = AdminState::Drain;
+    let second = built(&model, Some(&first));
+    let back = |id: &str| [(id.into(), Change::Returned { why: "more than `max_percent` were out" })];
+    assert_eq!(second.sweep_ejected(seconds(now, 3)), back("b"), "three of five");
+    model.backends[4].admin = AdminState::Maint;
+    let third = built(&model, Some(&second));
+    assert_eq!(third.sweep_ejected(seconds(now, 3)), [], "two of four");
+    model.backends.truncate(3);
+    let fourth = built(&model, Some(&third));
+    assert_eq!(fourth.sweep_ejected(seconds(now, 3)), back("a"), "two of three");
+    assert_eq!(picked(&fourth), set(&["a", "b"]));
 }
 
 #[test]
@@ -231,18 +293,27 @@ struct Reference {
 }
 
 impl Reference {
+    fn allowed(&self, fit: usize) -> usize {
+        (fit * self.percent / 100).max(1).min(fit.saturating_sub(1))
+    }
+
+    fn somebody_is_well(&self) -> bool {
+        self.backends.iter().any(|one| !one.down && one.until.is_none() && one.failures < self.needed)
+    }
+
     fn fail(&mut self, at: usize) {
         let fit = self.backends.iter().filter(|one| !one.down).count();
         let out = self.backends.iter().filter(|one| !one.down && one.until.is_some()).count();
-        let allowed = (fit * self.percent / 100).max(1).min(fit.saturating_sub(1));
         let backend = &mut self.backends[at];
         if backend.until.is_some() {
             return;
         }
         backend.failures += 1;
-        if !backend.failures.is_multiple_of(self.needed) || backend.down || out >= allowed {
+        let asked = backend.failures.is_multiple_of(self.needed) && !backend.down;
+        if !asked || out >= self.allowed(fit) || !self.somebody_is_well() {
             return;
         }
+        let backend = &mut self.backends[at];
         let times = backend.times.saturating_sub((self.now - backend.back) / 10) + 1;
         let until = Some(self.now + (10 * times).min(300));
         *backend = Plain { failures: 0, times, until, ..*backend };
@@ -256,6 +327,21 @@ impl Reference {
             if due(one) || (alone && !one.down) {
                 (one.until, one.back) = (None, now);
             }
+        }
+        loop {
+            let fit = self.backends.iter().filter(|one| !one.down).count();
+            let out: Vec<usize> = (0..self.backends.len())
+                .filter(|at| !self.backends[*at].down && self.backends[*at].until.is_some())
+                .collect();
+            if out.is_empty() || (out.len() <= self.allowed(fit) && self.somebody_is_well()) {
+                return;
+            }
+            let since = |at: &usize| {
+                let one = &self.backends[*at];
+                one.until.unwrap_or_default() as i64 - (10 * one.times).min(300) as i64
+            };
+            let longest = out.iter().copied().min_by_key(since).unwrap_or_default();
+            (self.backends[longest].until, self.backends[longest].back) = (None, now);
         }
     }
 

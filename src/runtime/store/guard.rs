@@ -27,19 +27,26 @@ pub(super) fn leaves_one_usable(
         running.backends().iter().map(|backend| (&backend.id, backend)).collect();
     // One that is new counts as what it is until its first probe.
     let starts_up = config.health_check.as_ref().is_none_or(|check| check.thresholds.initial == InitialHealth::Up);
-    let usable = |entry: &Entry| {
+    // One that is ejected gets no requests, but begins anew at another address.
+    let ejected = |entry: &Entry| {
+        states.get(&entry.id).is_some_and(|state| state.address == entry.spec.address && state.is_ejected())
+    };
+    let fit = |entry: &Entry| {
         let state = states.get(&entry.id);
         let up = state.map_or(starts_up, |state| state.is_up());
         let resolved = match state.filter(|state| state.address == entry.spec.address) {
             Some(state) => state.has_target(),
             None => !matches!(entry.spec.address, BackendAddress::Host(_)),
         };
-        // One that is ejected gets no requests, but begins anew at another address.
-        let ejected = state.is_some_and(|state| state.address == entry.spec.address && state.is_ejected());
-        entry.admin == AdminState::Ready && entry.spec.weight.value() > 0 && up && resolved && !ejected
+        entry.admin == AdminState::Ready && entry.spec.weight.value() > 0 && up && resolved
     };
+    let usable = |entry: &Entry| fit(entry) && !ejected(entry);
+    let left = after.entries();
     match before.entries().into_iter().find(usable) {
-        Some(last) if !after.entries().iter().any(usable) => Err(Refusal::LastReady(last.id)),
+        Some(last) if !left.iter().any(usable) => Err(match left.into_iter().find(fit) {
+            Some(other) => Refusal::OthersEjected { last: last.id, ejected: other.id },
+            None => Refusal::LastReady(last.id),
+        }),
         _ => Ok(()),
     }
 }

@@ -249,7 +249,10 @@ impl From<Refusal> for Problem {
             }
             Refusal::Exists(_) => Self::new(Kind::Exists, detail).hint("leave If-None-Match out to change it"),
             Refusal::LastReady(_) => Self::new(Kind::LastReady, detail)
-                .hint("make another one ready first, or repeat it with force=true; requests get 503 then"),
+                .hint("make another one ready first, or repeat it with force=true (rrlb: --force); requests get 503 then"),
+            Refusal::OthersEjected { .. } => Self::new(Kind::LastReady, detail).hint(
+                "wait until one is back, or repeat it with force=true (rrlb: --force); the ejected get the requests then",
+            ),
             Refusal::NotLeasable { .. } => Self { field: Some("ttl".into()), ..Self::new(Kind::NotLeasable, detail) }
                 .hint("leave ttl out, or register under another id"),
             Refusal::Leaving { other, within, .. } => {

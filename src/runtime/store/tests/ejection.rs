@@ -11,7 +11,8 @@ fn one_that_is_ejected_is_nobody_to_be_left_with_but_may_be_taken_away() {
     let upstream = store.view(&app()).expect("app").upstream;
     upstream.went_wrong(&upstream.backends()[0], Fault::Status(500), Instant::now());
     let refused = set(&store, "b", AdminState::Drain);
-    assert!(matches!(&refused, Err(ChangeError::Refused(Refusal::LastReady(id))) if id.as_str() == "b"), "{refused:?}");
+    let ejected = Refusal::OthersEjected { last: "b".into(), ejected: "a".into() };
+    assert!(matches!(&refused, Err(ChangeError::Refused(refusal)) if *refusal == ejected), "{refused:?}");
     set(&store, "a", AdminState::Drain).expect("no request goes there");
     set(&store, "a", AdminState::Ready).expect("a backend");
     store.sweep_ejected(Instant::now());

@@ -65,6 +65,17 @@ async fn shares_and_the_reasons_against_a_backend_are_told() {
 }
 
 #[tokio::test]
+async fn one_in_slow_start_is_shown_as_such() {
+    let bench = Bench::start().await;
+    let upstream = bench.store.view(&"app".into()).expect("app").upstream;
+    upstream.backends()[1].begin_slow_start();
+    upstream.advance_slow_starts(Instant::now());
+    let answer = explain(&bench, json!({ "url": "http://split.test/" })).await;
+    let of = |key: &str| answer["upstreams"][0]["backends"][1][key].clone();
+    assert_eq!((of("eligible"), of("why")), (true.into(), "up, in slow start".into()));
+}
+
+#[tokio::test]
 async fn one_that_is_ejected_is_shown_as_such_with_its_reason() {
     let bench = Bench::start().await;
     let upstream = bench.store.view(&"app".into()).expect("app").upstream;
@@ -86,6 +97,10 @@ async fn one_that_is_ejected_is_shown_as_such_with_its_reason() {
         (409, "last-ready"),
         "an ejected one takes nobody's place"
     );
+    let text = |key: &str| refused.json()[key].as_str().unwrap_or_default().to_owned();
+    assert_eq!(text("detail"), "app-2 is the last backend that requests go to; app-1 is ready, but ejected");
+    let hint = text("hint");
+    assert!(hint.contains("force=true") && hint.contains("--force") && !hint.contains("503"), "{hint}");
     bench.expect(200, "PATCH", "/v1/upstreams/app/backends/app-1", r#"{"admin":"maint"}"#).await;
     let ready = bench.expect(200, "PATCH", "/v1/upstreams/app/backends/app-1", r#"{"admin":"ready"}"#).await;
     assert_eq!(ready["effective"], "up", "maintenance forgets it");

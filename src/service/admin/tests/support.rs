@@ -48,6 +48,7 @@ listeners:
 upstreams:
   app:
     eject: { consecutive_failures: 1 }
+    slow_start: 10m
     backends:
       - { id: app-1, address: 127.0.0.1:9001, weight: 2 }
       - { id: app-2, address: 127.0.0.1:9002 }

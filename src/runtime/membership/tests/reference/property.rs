@@ -62,7 +62,7 @@ fn refusal<T>(result: Result<T, Refusal>) -> Result<T, No> {
     result.map_err(|refusal| match refusal {
         Refusal::DuplicateAddress { .. } | Refusal::Leaving { .. } => No::Duplicate,
         Refusal::Exists(_) => unreachable!("only the API asks for what is new"),
-        Refusal::LastReady(_) => No::LastReady,
+        Refusal::LastReady(_) | Refusal::OthersEjected { .. } => No::LastReady,
         Refusal::NoOverride(_) => No::Unsaid,
         Refusal::NotFound(_) => No::NotFound,
         Refusal::NotLeasable { .. } => No::NotLeasable,
