@@ -19,7 +19,7 @@ use crate::{
     policy::{
         forwarded::{ClientIdentity, is_client_cert_field},
         headers::{RequestId, is_websocket, valid_host, valid_request_id},
-        path::{Ambiguous, split_target},
+        path::{Ambiguous, canonical, split_target},
         route::{RequestView, without_port},
     },
     runtime::snapshot::{Action, Snapshot, choose},
@@ -211,11 +211,7 @@ fn list_size(request: &RequestHeader) -> u64 {
 
 /// The position of a request's route, and what its backend is asked for where that is not the target as it came.
 fn decide(snapshot: &Snapshot, request: &RequestHeader) -> Result<Option<(usize, Option<PathAndQuery>)>, Ambiguous> {
-    let mut target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    if request.raw_path().len() != target.len() {
-        // Of an absolute form Pingora keeps only a part in the URI.
-        target = std::str::from_utf8(request.raw_path()).map_err(|_| Ambiguous)?;
-    }
+    let target = target(request)?;
     let (path, query) = split_target(&request.method, target);
     let host = host(request).unwrap_or_default();
     let found = snapshot.find(&RequestView { host, path, method: &request.method, headers: &request.headers })?;
@@ -230,6 +226,22 @@ fn decide(snapshot: &Snapshot, request: &RequestHeader) -> Result<Option<(usize,
     let sent = Bytes::from([sent, query].concat());
     let sent = PathAndQuery::from_maybe_shared(sent).map_err(|_| Ambiguous)?;
     Ok(Some((index, Some(sent))))
+}
+
+/// The target as it came.
+fn target(request: &RequestHeader) -> Result<&str, Ambiguous> {
+    let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    if request.raw_path().len() == target.len() {
+        return Ok(target);
+    }
+    // Of an absolute form Pingora keeps only a part in the URI.
+    std::str::from_utf8(request.raw_path()).map_err(|_| Ambiguous)
+}
+
+/// What was decided of: the path in canonical form, and the query as it came.
+pub(super) fn canonical_target(request: &RequestHeader) -> Result<String, Ambiguous> {
+    let (path, query) = split_target(&request.method, target(request)?);
+    Ok([&*canonical(path)?.path, query].concat())
 }
 
 async fn redirect_https(session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
