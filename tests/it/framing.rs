@@ -1,6 +1,7 @@
 //! Ambiguous or broken requests: refused with 400 before an origin hears of them, and the connection does not go on.
 
 use crate::support::{
+    http2::Client2,
     origin::{Origin, Peer},
     proxy::{Config, Proxy},
 };
@@ -220,4 +221,38 @@ async fn trailers_over_http1_go_neither_way_and_harm_nothing() {
     let seen = origin.requests();
     assert!(seen.iter().all(|request| request.length == 2 && request.field("x-sum").is_none()), "{seen:?}");
     assert_eq!(seen.len(), 2);
+}
+
+#[tokio::test]
+async fn a_host_that_is_none_takes_no_route_of_another() {
+    let origin = Origin::echo("a").await;
+    let yaml = "
+        listeners: [{ address: <listen>, h2c: true }]
+        routes:
+          - { match: { host: secret.test }, respond: { status: 403 } }
+          - { upstream: app }";
+    let proxy = Config::before(&[&origin], yaml).start().await;
+    for (host, status) in [
+        ("secret.test", 403),
+        ("SECRET.test.", 403),
+        ("secret.test.:80", 403),
+        ("secret.test..", 400),
+        ("secret.test..:80", 400),
+        ("secret..test", 400),
+        (".secret.test", 400),
+        ("..", 400),
+        (".", 400),
+        ("*", 400),
+        ("$(x)", 400),
+        ("a;b", 400),
+        ("a'b", 400),
+    ] {
+        let reply = proxy.client().await.ask(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(reply.status(), status, "{host}");
+        if let Ok(request) = http::Request::get(format!("http://{host}/")).body(()) {
+            let reply = Client2::prior(proxy.listen).await.send(request, vec![], None).await;
+            assert_eq!(reply.status, status, "{host} over HTTP/2");
+        }
+    }
+    assert_eq!(origin.total(), 0);
 }
