@@ -187,13 +187,11 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
 
 /// Whether services take a field for what the question is about; from a client it would be a lie. Some take `_` for `-`.
 fn says_what_is_asked(name: &HeaderName) -> bool {
-    const ORIGINAL: &str = "x-original-";
     if !name.as_str().contains('_') {
-        return is_forwarding_field(name) || name.as_str().starts_with(ORIGINAL);
+        return is_forwarding_field(name);
     }
     let dashed = name.as_str().replace('_', "-");
-    dashed.starts_with(ORIGINAL)
-        || HeaderName::from_bytes(dashed.as_bytes()).is_ok_and(|name| is_forwarding_field(&name))
+    HeaderName::from_bytes(dashed.as_bytes()).is_ok_and(|name| is_forwarding_field(&name))
 }
 
 /// Whether a backend may take one name for the other: CGI and its heirs make `_` of `-`.
