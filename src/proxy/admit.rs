@@ -160,7 +160,7 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
 }
 
 /// What the front sees to for HTTP/1, of an HTTP/2 request: one host that is one, one length, an ASCII target, a scheme that
-/// can have come to us (RFC 9113 §8.3.1).
+/// can have come to us (RFC 9113 §8.3.1), and values without white space around them (§8.2.1).
 fn well_formed(request: &RequestHeader) -> bool {
     if request.version != Version::HTTP_2 {
         return true;
@@ -181,6 +181,7 @@ fn well_formed(request: &RequestHeader) -> bool {
     host && request.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_none()
         && request.uri.path_and_query().is_none_or(|target| target.as_str().is_ascii())
         && matches!(request.uri.scheme_str(), None | Some("http" | "https"))
+        && !request.headers.values().any(|value| matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t']))
 }
 
 /// The listener's limits on a head of HTTP/2, as decoded; those of HTTP/1 the front has kept.

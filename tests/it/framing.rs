@@ -1,7 +1,7 @@
 //! Ambiguous or broken requests: refused with 400 before an origin hears of them, and the connection does not go on.
 
 use crate::support::{
-    http2::Client2,
+    http2::{Client2, request},
     origin::{Origin, Peer},
     proxy::{Config, Proxy},
 };
@@ -255,4 +255,17 @@ async fn a_host_that_is_none_takes_no_route_of_another() {
         }
     }
     assert_eq!(origin.total(), 0);
+}
+
+#[tokio::test]
+async fn a_field_of_http2_with_white_space_around_its_value_is_malformed() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]").start().await;
+    let client = Client2::prior(proxy.listen).await;
+    for (value, status) in [(" a", 400), ("a ", 400), ("\ta", 400), ("a\t", 400), (" ", 400), ("a b", 200), ("", 200)] {
+        let mut asked = request("GET", "/");
+        asked.headers_mut().insert("x-a", http::HeaderValue::from_static(value));
+        assert_eq!(client.send(asked, vec![], None).await.status, status, "{value:?}");
+    }
+    assert_eq!(origin.total(), 2);
 }
