@@ -10,6 +10,7 @@ use crate::{
     policy::{
         framing::{Border, is_token},
         headers::valid_host,
+        path::is_uri_path,
     },
     types::Reason,
 };
@@ -233,6 +234,9 @@ fn valid_target(method: &str, target: &str, host: &[u8]) -> bool {
     }
     if target.bytes().any(|byte| byte == b'#' || !byte.is_ascii_graphic()) {
         // A fragment is the client's own, and a URI is ASCII (RFC 3986 §3.5, §2); the parser would drop the one silently.
+        return false;
+    }
+    if !target.split('?').next().is_some_and(is_uri_path) {
         return false;
     }
     if first == b'/' {

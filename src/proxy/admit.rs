@@ -19,7 +19,7 @@ use crate::{
     policy::{
         forwarded::{ClientIdentity, is_client_cert_field},
         headers::{RequestId, is_websocket, valid_host, valid_request_id},
-        path::{Ambiguous, canonical, split_target},
+        path::{Ambiguous, canonical, is_uri_path, split_target},
         route::{RequestView, without_port},
     },
     runtime::snapshot::{Action, Snapshot, choose},
@@ -179,7 +179,7 @@ fn well_formed(request: &RequestHeader) -> bool {
         (None, None) => false,
     };
     host && request.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_none()
-        && request.uri.path_and_query().is_none_or(|target| target.as_str().is_ascii())
+        && request.uri.path_and_query().is_none_or(|target| target.as_str().is_ascii() && is_uri_path(target.path()))
         && matches!(request.uri.scheme_str(), None | Some("http" | "https"))
         && !request.headers.values().any(|value| matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t']))
 }

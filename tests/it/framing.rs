@@ -258,6 +258,27 @@ async fn a_host_that_is_none_takes_no_route_of_another() {
 }
 
 #[tokio::test]
+async fn a_path_with_what_no_uri_has_is_refused_and_a_query_goes_on_as_browsers_send_it() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]").start().await;
+    for target in ["/\"", "/a\\b", "/a^b", "/`", "/<", "/a>", "/{a", "/a}?b", "/?\"", "/?<", "/?>"] {
+        assert_eq!(proxy.get(target).await.status(), 400, "{target}");
+        let absolute = format!("GET http://a.test{target} HTTP/1.1\r\nHost: a.test\r\n\r\n");
+        assert_eq!(proxy.client().await.ask(absolute).await.status(), 400, "{target} in absolute form");
+        if let Ok(request) = http::Request::get(format!("http://a.test{target}")).body(()) {
+            let reply = Client2::prior(proxy.listen).await.send(request, vec![], None).await;
+            assert_eq!(reply.status, 400, "{target} over HTTP/2");
+        }
+    }
+    assert_eq!(origin.total(), 0);
+    for target in ["/a[1]|b", "/?{a}|[b]^\\`", "/?100%", "/?%zz"] {
+        assert_eq!(proxy.get(target).await.status(), 200, "{target}");
+        assert_eq!(origin.requests().last().map(|request| request.target().to_owned()).as_deref(), Some(target));
+        assert_eq!(Client2::prior(proxy.listen).await.get(target).await.status, 200, "{target} over HTTP/2");
+    }
+}
+
+#[tokio::test]
 async fn a_field_of_http2_with_white_space_around_its_value_is_malformed() {
     let origin = Origin::echo("a").await;
     let proxy = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]").start().await;
