@@ -460,6 +460,29 @@ async fn the_service_is_asked_about_the_very_path_that_the_origin_gets() {
     assert_eq!(asked.as_deref(), Some("/n/open?a=%6F//b"));
 }
 
+#[tokio::test]
+async fn who_is_not_authenticated_takes_no_place() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let guards = format!(
+        "concurrency: {{ limit: 1, key: route }}, basic_auth: {{ file: users }}, \
+         forward_auth: {{ url: \"http://{}/\", timeout: 30s }}",
+        service.address
+    );
+    let config = configured(&origin, &guards, "");
+    htpasswd(&config);
+    let proxy = config.start().await;
+    let mut stranger = proxy.client().await;
+    stranger.send(format!("GET /slow HTTP/1.1\r\nHost: a.test\r\nX-Want: slow\r\n{SECRET}\r\n")).await;
+    wait_until("the question about the stranger", || service.total() == 1).await;
+    assert_eq!(get_with(proxy.listen, "/", SECRET).await.status(), 200, "while the service thinks about another");
+    let mut one = proxy.client().await;
+    one.send(format!("GET /hold HTTP/1.1\r\nHost: a.test\r\n{SECRET}\r\n")).await;
+    wait_until("the request at the origin", || origin.count("/hold") == 1).await;
+    let reply = get_with(proxy.listen, "/", SECRET).await;
+    refused_for(&proxy, &reply, 429, "too_many_concurrent").await;
+    assert_eq!(get_with(proxy.listen, "/", WRONG).await.status(), 401, "a stranger does not hear of places");
+}
+
 /// Asks a service at this URL, whose certificate must be from `ca`, or from the system's roots.
 fn asking_over_tls(origin: &Origin, url: &str, ca: Option<&Path>) -> Config {
     let ca = ca.map_or_else(String::new, |ca| format!(", ca: {}", ca.display()));
