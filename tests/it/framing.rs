@@ -290,3 +290,35 @@ async fn a_field_of_http2_with_white_space_around_its_value_is_malformed() {
     }
     assert_eq!(origin.total(), 2);
 }
+
+#[tokio::test]
+async fn an_absolute_target_needs_no_host_in_http10_and_its_default_port_is_no_other_host() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    for (head, host) in [
+        ("GET http://a.test:80/x HTTP/1.1\r\nHost: a.test\r\n", "a.test:80"),
+        ("GET http://a.test/x HTTP/1.1\r\nX: y\r\nHost: A.test:80\r\nY: z\r\n", "a.test"),
+        ("GET http://[::1]:80/x HTTP/1.1\r\nHost: [::1]\r\n", "[::1]:80"),
+        ("GET https://a.test:443/x HTTP/1.1\r\nHost: a.test\r\n", "a.test:443"),
+        ("GET http://a.test/x HTTP/1.0\r\n", "a.test"),
+        ("GET http://a.test:81/x HTTP/1.0\r\nX: y\r\n", "a.test:81"),
+    ] {
+        let reply = proxy.client().await.ask(format!("{head}Content-Length: 4\r\n\r\nbody")).await;
+        assert_eq!((reply.status(), reply.text().as_str()), (200, "body"), "{head}");
+        let requests = origin.requests();
+        let request = requests.last().expect("a request");
+        assert_eq!((request.target(), request.fields("host")), ("/x", vec![host]), "{head}");
+    }
+    for head in [
+        "GET http://a.test:443/ HTTP/1.1\r\nHost: a.test\r\n",
+        "GET https://a.test:80/ HTTP/1.1\r\nHost: a.test\r\n",
+        "GET http://a.test:8080/ HTTP/1.1\r\nHost: a.test:80\r\n",
+        "GET http://a.test/ HTTP/1.1\r\n",
+        "GET http://a..test/ HTTP/1.0\r\n",
+        "GET http://u@a.test/ HTTP/1.0\r\n",
+        "GET http:///x HTTP/1.0\r\n",
+    ] {
+        assert_eq!(proxy.client().await.ask(format!("{head}\r\n")).await.status(), 400, "{head}");
+    }
+    assert_eq!(origin.total(), 6);
+}
