@@ -1,8 +1,9 @@
 //! Reads the head of each HTTP/1 request before Pingora does: whole or not at all, within the listener's limits, and
 //! with one way only to understand where the request ends (RFC 9112 §3.2, §6.3).
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, ops::Range};
 
+use bytes::BytesMut;
 use http::Method;
 
 use crate::{
@@ -10,6 +11,7 @@ use crate::{
     policy::{
         framing::{Border, is_token},
         headers::valid_host,
+        path::is_uri_path,
     },
     types::Reason,
 };
@@ -101,26 +103,39 @@ pub(super) fn parse(bytes: &[u8], limits: &ListenerLimits, h2c: bool) -> Parsed 
     }
 }
 
-/// Makes `Host` of an accepted head say what a target in absolute form says (RFC 9112 §3.2.2). They differ in the case of
-/// letters at most, but Pingora compares their bytes.
-pub(super) fn one_spelling(head: &mut [u8]) {
-    if !head.iter().skip_while(|byte| **byte != b' ').nth(1).is_some_and(u8::is_ascii_alphabetic) {
-        return;
+/// Makes `Host` of an accepted head say what a target in absolute form says (RFC 9112 §3.2.2), and says how long the head
+/// is then. They differ in the case of letters and the default port at most, but Pingora compares their bytes; in HTTP/1.0
+/// there may be no `Host` yet.
+pub(super) fn one_spelling(request: &mut BytesMut, length: usize) -> usize {
+    if !request.iter().skip_while(|byte| **byte != b' ').nth(1).is_some_and(u8::is_ascii_alphabetic) {
+        return length;
     }
-    let start = head.as_ptr().addr();
+    let Some((place, text)) = request.get(..length).and_then(host_of_target) else { return length };
+    let (before, after) = (place.len(), text.len());
+    let rest = request.split_off(place.end);
+    request.truncate(place.start);
+    request.extend_from_slice(text.as_bytes());
+    request.extend_from_slice(&rest);
+    length - before + after
+}
+
+/// What must stand in a head of absolute form, and in place of which bytes, that `Host` is the target's; `None` where it is.
+fn host_of_target(head: &[u8]) -> Option<(Range<usize>, String)> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
-    if request.parse_with_uninit_headers(head, &mut fields).is_err() {
-        return;
-    }
-    let place = |bytes: &[u8]| bytes.as_ptr().addr().wrapping_sub(start);
-    let host =
-        request.headers.iter().find(|field| is(field, "host")).map(|field| (place(field.value), field.value.len()));
-    let authority = request.path.and_then(|target| target.split_once("://")).map(|(_, rest)| place(rest.as_bytes()));
-    if let (Some((host, length)), Some(authority)) = (host, authority)
-        && authority.max(host) + length <= head.len()
-    {
-        head.copy_within(authority..authority + length, host);
+    request.parse_with_uninit_headers(head, &mut fields).ok()?;
+    let uri = request.path?.parse::<http::Uri>().ok()?;
+    let authority = uri.authority()?.as_str();
+    match request.headers.iter().find(|field| is(field, "host")) {
+        Some(field) if field.value == authority.as_bytes() => None,
+        Some(field) => {
+            let at = field.value.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
+            Some((at..at + field.value.len(), authority.to_owned()))
+        }
+        None => {
+            let at = head.windows(2).position(|end| end == b"\r\n")? + 2;
+            Some((at..at, format!("Host: {authority}\r\n")))
+        }
     }
 }
 
@@ -209,7 +224,7 @@ fn inspect(request: &httparse::Request<'_, '_>, limits: &ListenerLimits) -> Resu
     if request.method == Some(Method::CONNECT.as_str()) {
         return Err(Reason::MethodNotAllowed);
     }
-    if !valid_target(request.method.unwrap_or_default(), request.path.unwrap_or_default(), host.unwrap_or_default()) {
+    if !valid_target(request.method.unwrap_or_default(), request.path.unwrap_or_default(), host) {
         return Err(Reason::BadRequest);
     }
     if length.is_some_and(|length| limits.max_body_size.is_some_and(|most| length > most.0)) && !chunked {
@@ -224,8 +239,9 @@ fn inspect(request: &httparse::Request<'_, '_>, limits: &ListenerLimits) -> Resu
     Ok((border, expects))
 }
 
-/// Whether the target is in origin form, in absolute form for the same host, or `*` of OPTIONS (RFC 9112 §3.2).
-fn valid_target(method: &str, target: &str, host: &[u8]) -> bool {
+/// Whether the target is in origin form, in absolute form for the same host (or, in HTTP/1.0, for any, where no other is
+/// said), or `*` of OPTIONS (RFC 9112 §3.2).
+fn valid_target(method: &str, target: &str, host: Option<&[u8]>) -> bool {
     let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~?=&%+,:;@!$'()*|".contains(&byte);
     let Some(first) = target.bytes().next() else { return false };
     if first == b'/' && target.bytes().all(usual) {
@@ -233,6 +249,9 @@ fn valid_target(method: &str, target: &str, host: &[u8]) -> bool {
     }
     if target.bytes().any(|byte| byte == b'#' || !byte.is_ascii_graphic()) {
         // A fragment is the client's own, and a URI is ASCII (RFC 3986 §3.5, §2); the parser would drop the one silently.
+        return false;
+    }
+    if !target.split('?').next().is_some_and(is_uri_path) {
         return false;
     }
     if first == b'/' {
@@ -243,8 +262,17 @@ fn valid_target(method: &str, target: &str, host: &[u8]) -> bool {
         return method == Method::OPTIONS.as_str();
     }
     let Ok(uri) = target.parse::<http::Uri>() else { return false };
-    let same_host = uri.authority().is_some_and(|authority| authority.as_str().as_bytes().eq_ignore_ascii_case(host));
-    matches!(uri.scheme_str(), Some("http" | "https")) && same_host
+    let default = match uri.scheme_str() {
+        Some("http") => ":80",
+        Some("https") => ":443",
+        _ => return false,
+    };
+    let named = |host: &'_ [u8]| host.strip_suffix(default.as_bytes()).unwrap_or(host).to_ascii_lowercase();
+    let Some(authority) = uri.authority().map(|authority| authority.as_str()) else { return false };
+    match host {
+        Some(host) => named(authority.as_bytes()) == named(host),
+        None => !authority.contains(',') && valid_host(authority),
+    }
 }
 
 fn tokens(list: &[u8]) -> impl Iterator<Item = &[u8]> {

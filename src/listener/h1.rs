@@ -160,12 +160,12 @@ fn exchange<'a>(
     let seed = post.kit.random();
     conn.begin(head.border, head.expects);
     let mut bytes = conn.ahead().split_to(head.request);
-    front::one_spelling(&mut bytes[..head.head]);
+    let length = front::one_spelling(&mut bytes, head.head);
     if conn.ahead().is_empty() {
         // The bytes are the request's alone then, and are freed with it.
         *conn.ahead() = bytes::BytesMut::new();
     }
-    let proxy = current.for_head(&bytes[..head.head], seed);
+    let proxy = current.for_head(&bytes[..length], seed);
     info.begin_request();
     conn.keep(info, kept);
     let start =

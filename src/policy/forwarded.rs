@@ -233,17 +233,35 @@ fn is_port(text: &str) -> bool {
     (1..=5).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Whether a field tells of clients and hops, and so must not be believed from just anyone: `Forwarded`, `X-Real-IP`
-/// and all of `X-Forwarded-*`; nor `Proxy`, which some an application takes for its own setting (CVE-2016-5385). A `_` counts
+/// Names beside `X-Forwarded-*` by which applications learn where a request comes from, or where it was to go: frameworks
+/// that obey `X-Original-URL` or `X-Rewrite-URL` serve another path than the one that was decided of.
+const CLAIMS: [&str; 11] = [
+    "cf-connecting-ip",
+    "client-ip",
+    "fastly-client-ip",
+    "front-end-https",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-forwarded",
+    "x-real-ip",
+    "x-rewrite-url",
+    "x-url-scheme",
+];
+
+/// Whether a field tells of clients and hops, and so must not be believed from just anyone: `Forwarded`, all of
+/// `X-Forwarded-*` and `X-Original-*`, `X-Real-IP` and others like it; nor `Proxy`, which some an application takes for its own setting (CVE-2016-5385). A `_` counts
 /// as a `-`, as many an application sees both alike; fields of framing with a `_` are nobody's.
 pub fn is_forwarding_field(name: &HeaderName) -> bool {
     let name = name.as_str();
     let alike = |own: &str| same_but_for_underscores(name.as_bytes(), own.as_bytes());
-    let prefix = b"x-forwarded-";
-    let forwarded = name.as_bytes().get(..prefix.len()).is_some_and(|start| same_but_for_underscores(start, prefix));
-    forwarded
+    let begins = |prefix: &[u8]| {
+        name.as_bytes().get(..prefix.len()).is_some_and(|start| same_but_for_underscores(start, prefix))
+    };
+    begins(b"x-forwarded-")
+        || begins(b"x-original-")
         || matches!(name, "forwarded" | "proxy" | "content_length" | "transfer_encoding")
-        || alike("x-real-ip")
+        || CLAIMS.iter().any(|claim| alike(claim))
         || (name != "x-request-id" && alike("x-request-id"))
 }
 

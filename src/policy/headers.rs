@@ -88,8 +88,9 @@ impl RequestId {
     }
 }
 
-/// Whether `text` is `host[:port]` of RFC 3986 §3.2: a registered name, an IPv4 address or a bracketed IPv6 address,
-/// not empty, without user information.
+/// Whether `text` is `host[:port]` of RFC 3986 §3.2: a name, an IPv4 address or a bracketed IPv6 address, not empty,
+/// without user information. Of a name every label has a character (one dot may end it), and none but those that names
+/// have: what a registered name may have beside them no host has, and a backend may understand it as something else.
 pub fn valid_host(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, tail)) => {
@@ -111,14 +112,16 @@ fn valid_port(port: &str) -> bool {
     port.is_empty() || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
 }
 
-/// `*( unreserved / pct-encoded / sub-delims )`
+/// Labels of letters, digits, `-` and `_`, with dots between them; encoded parts are left to the router, which refuses them.
 fn valid_name(name: &[u8]) -> bool {
     let mut rest = name;
+    let mut empty = true;
     loop {
-        rest = match rest {
+        (rest, empty) = match rest {
             [] => return true,
-            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
-            [byte, rest @ ..] if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(byte) => rest,
+            [b'.', rest @ ..] if !empty => (rest, true),
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => (rest, false),
+            [byte, rest @ ..] if byte.is_ascii_alphanumeric() || b"-_".contains(byte) => (rest, false),
             _ => return false,
         }
     }
@@ -168,6 +171,8 @@ mod tests {
             "[2001:db8::1]:443",
             "a%20b",
             "a_b",
+            "a-b.",
+            "a.:80",
             "a:",
         ] {
             assert!(valid_host(good), "{good}");
@@ -196,6 +201,22 @@ mod tests {
             "a\r\nb",
             "[]",
             "a:80:80",
+            ".",
+            "..",
+            ".:80",
+            "a..",
+            "a..:80",
+            ".a",
+            "a..b",
+            "*",
+            "*.a",
+            "$(x)",
+            "a;b",
+            "a'b",
+            "a,b",
+            "a~b",
+            "a=b",
+            "a!",
         ] {
             assert!(!valid_host(bad), "{bad:?}");
         }

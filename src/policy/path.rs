@@ -35,6 +35,12 @@ pub struct Canonical<'a> {
 #[error("the host or path can be understood in more than one way")]
 pub struct Ambiguous;
 
+/// Whether a path has only what paths of URIs have, or what browsers leave in them as it is (`[`, `]`, `|`; the path
+/// percent-encode set of the WHATWG URL standard). No client sends anything else plain, and backends do not agree on it.
+pub fn is_uri_path(path: &str) -> bool {
+    !path.bytes().any(|byte| matches!(byte, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'}'))
+}
+
 /// Path and query (with its `?`) of a request's target: origin form, absolute form or `*`. A fragment is no part of it.
 pub fn split_target<'a>(method: &Method, target: &'a str) -> (&'a str, &'a str) {
     let target = target.split_once('#').map_or(target, |(target, _)| target);

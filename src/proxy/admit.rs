@@ -19,7 +19,7 @@ use crate::{
     policy::{
         forwarded::{ClientIdentity, is_client_cert_field},
         headers::{RequestId, is_websocket, valid_host, valid_request_id},
-        path::{Ambiguous, split_target},
+        path::{Ambiguous, canonical, is_uri_path, split_target},
         route::{RequestView, without_port},
     },
     runtime::snapshot::{Action, Snapshot, choose},
@@ -161,7 +161,7 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
 }
 
 /// What the front sees to for HTTP/1, of an HTTP/2 request: one host that is one, one length, an ASCII target, a scheme that
-/// can have come to us (RFC 9113 §8.3.1).
+/// can have come to us (RFC 9113 §8.3.1), and values without white space around them (§8.2.1).
 fn well_formed(request: &RequestHeader) -> bool {
     if request.version != Version::HTTP_2 {
         return true;
@@ -180,8 +180,9 @@ fn well_formed(request: &RequestHeader) -> bool {
         (None, None) => false,
     };
     host && request.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_none()
-        && request.uri.path_and_query().is_none_or(|target| target.as_str().is_ascii())
+        && request.uri.path_and_query().is_none_or(|target| target.as_str().is_ascii() && is_uri_path(target.path()))
         && matches!(request.uri.scheme_str(), None | Some("http" | "https"))
+        && !request.headers.values().any(|value| matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t']))
 }
 
 /// The listener's limits on a head of HTTP/2, as decoded; those of HTTP/1 the front has kept.
@@ -212,11 +213,7 @@ fn list_size(request: &RequestHeader) -> u64 {
 
 /// The position of a request's route, and what its backend is asked for where that is not the target as it came.
 fn decide(snapshot: &Snapshot, request: &RequestHeader) -> Result<Option<(usize, Option<PathAndQuery>)>, Ambiguous> {
-    let mut target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    if request.raw_path().len() != target.len() {
-        // Of an absolute form Pingora keeps only a part in the URI.
-        target = std::str::from_utf8(request.raw_path()).map_err(|_| Ambiguous)?;
-    }
+    let target = target(request)?;
     let (path, query) = split_target(&request.method, target);
     let host = host(request).unwrap_or_default();
     let found = snapshot.find(&RequestView { host, path, method: &request.method, headers: &request.headers })?;
@@ -231,6 +228,22 @@ fn decide(snapshot: &Snapshot, request: &RequestHeader) -> Result<Option<(usize,
     let sent = Bytes::from([sent, query].concat());
     let sent = PathAndQuery::from_maybe_shared(sent).map_err(|_| Ambiguous)?;
     Ok(Some((index, Some(sent))))
+}
+
+/// The target as it came.
+fn target(request: &RequestHeader) -> Result<&str, Ambiguous> {
+    let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    if request.raw_path().len() == target.len() {
+        return Ok(target);
+    }
+    // Of an absolute form Pingora keeps only a part in the URI.
+    std::str::from_utf8(request.raw_path()).map_err(|_| Ambiguous)
+}
+
+/// What was decided of: the path in canonical form, and the query as it came.
+pub(super) fn canonical_target(request: &RequestHeader) -> Result<String, Ambiguous> {
+    let (path, query) = split_target(&request.method, target(request)?);
+    Ok([&*canonical(path)?.path, query].concat())
 }
 
 async fn redirect_https(session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {

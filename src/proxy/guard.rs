@@ -1,5 +1,5 @@
-//! What a request must pass before its route does anything with it, in this order: addresses, rates, concurrency, a
-//! password, another service's word. Who is refused is decided in `policy/`; here it is asked and answered.
+//! What a request must pass before its route does anything with it, in this order: addresses, rates, a
+//! password, another service's word, concurrency. Who is refused is decided in `policy/`; here it is asked and answered.
 
 mod basic;
 mod forward;
@@ -64,14 +64,6 @@ pub(super) async fn admit(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
             return refuse(session, ctx, Reason::RateLimited, Some(retry_after)).await;
         }
     }
-    if let Some(limit) = &guards.concurrency {
-        admitted.permit = limit.enter(ctx.client, headers);
-        if admitted.permit.is_none() {
-            ctx.admitted = Some(admitted);
-            let retry_after = (header::RETRY_AFTER, TOO_MANY_RETRY_AFTER);
-            return refuse(session, ctx, Reason::TooManyConcurrent, Some(retry_after)).await;
-        }
-    }
     ctx.admitted = Some(admitted);
     if let Some(basic) = &guards.basic {
         match kit.asking().passwords.ask(basic, ctx.client, headers).await {
@@ -83,10 +75,21 @@ pub(super) async fn admit(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
             Asked::Unavailable => return refuse(session, ctx, Reason::AuthUnavailable, None).await,
         }
     }
-    match &guards.forward {
-        Some(forward) => forward::ask(kit, session, ctx, forward).await,
-        None => Ok(false),
+    if let Some(forward) = &guards.forward
+        && forward::ask(kit, session, ctx, forward).await?
+    {
+        return Ok(true);
     }
+    // Last: who is not let in must not take the place of somebody who is.
+    if let Some(limit) = &guards.concurrency {
+        let permit = limit.enter(ctx.client, &session.req_header().headers);
+        if permit.is_none() {
+            let retry_after = (header::RETRY_AFTER, TOO_MANY_RETRY_AFTER);
+            return refuse(session, ctx, Reason::TooManyConcurrent, Some(retry_after)).await;
+        }
+        ctx.admitted.get_or_insert_default().permit = permit;
+    }
+    Ok(false)
 }
 
 /// Rate limits of an answer (draft-ietf-httpapi-ratelimit-headers-10), to be added to those that a backend may have.

@@ -273,7 +273,8 @@ impl Route {
                     .filter_map(|(name, weight)| Some((*places.get(name)?, *weight)))
                     .collect(),
                 strip_prefix: proxy.strip_prefix.clone(),
-                path: proxy.path,
+                // A service that is asked about one path must not let in another one.
+                path: if route.guards.forward_auth.is_some() { SentPath::Normalized } else { proxy.path },
             },
             model::RouteAction::Redirect(redirect) => Action::Redirect(redirect.clone()),
             model::RouteAction::Respond(respond) => Action::Respond(respond.clone()),

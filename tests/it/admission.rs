@@ -418,6 +418,71 @@ async fn the_service_is_told_what_is_asked_and_tells_the_origin_who_it_is() {
     assert_eq!(service.connections(), 1, "its connection is kept");
 }
 
+/// Asked about anything below `/n/secret` it says no; else yes.
+async fn keeper() -> Origin {
+    Origin::script("keeper", |mut peer: Peer| async move {
+        while let Some(request) = peer.request().await {
+            let secret = request.field("x-forwarded-uri").is_some_and(|uri| uri.starts_with("/n/secret"));
+            peer.reply(if secret { 403 } else { 200 }, "", "").await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_service_is_asked_about_the_very_path_that_the_origin_gets() {
+    const SPELLINGS: [&str; 7] = [
+        "/n/secret",
+        "/n/%73ecret",
+        "//n/secret",
+        "/n//secret",
+        "/n/x/../secret",
+        "/n/./secret?a=1",
+        "http://a.test/n/%73ecret",
+    ];
+    let (origin, service) = (Origin::echo("a").await, keeper().await);
+    for more in ["path: raw", "path: normalized", "path: raw, strip_prefix: /n", "match: { path: /n }"] {
+        let guards = format!("forward_auth: {{ url: \"http://{}/\" }}, {more}", service.address);
+        let proxy = guarded(&origin, &guards, "").await;
+        for target in SPELLINGS {
+            assert_eq!(proxy.get(target).await.status(), 403, "{target} with {more}");
+            if target.starts_with('/') {
+                assert_eq!(Client2::prior(proxy.listen).await.get(target).await.status, 403, "{target} with {more}");
+            }
+        }
+        assert_eq!(origin.total(), 0, "{more}");
+    }
+    let guards = format!("forward_auth: {{ url: \"http://{}/\" }}", service.address);
+    let proxy = guarded(&origin, &guards, "").await;
+    assert_eq!(proxy.get("//n/x/../%6Fpen?a=%6F//b").await.status(), 200);
+    assert_eq!(origin.only_request().target(), "/n/open?a=%6F//b");
+    let asked = service.requests().last().and_then(|question| question.field("x-forwarded-uri").map(str::to_owned));
+    assert_eq!(asked.as_deref(), Some("/n/open?a=%6F//b"));
+}
+
+#[tokio::test]
+async fn who_is_not_authenticated_takes_no_place() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let guards = format!(
+        "concurrency: {{ limit: 1, key: route }}, basic_auth: {{ file: users }}, \
+         forward_auth: {{ url: \"http://{}/\", timeout: 30s }}",
+        service.address
+    );
+    let config = configured(&origin, &guards, "");
+    htpasswd(&config);
+    let proxy = config.start().await;
+    let mut stranger = proxy.client().await;
+    stranger.send(format!("GET /slow HTTP/1.1\r\nHost: a.test\r\nX-Want: slow\r\n{SECRET}\r\n")).await;
+    wait_until("the question about the stranger", || service.total() == 1).await;
+    assert_eq!(get_with(proxy.listen, "/", SECRET).await.status(), 200, "while the service thinks about another");
+    let mut one = proxy.client().await;
+    one.send(format!("GET /hold HTTP/1.1\r\nHost: a.test\r\n{SECRET}\r\n")).await;
+    wait_until("the request at the origin", || origin.count("/hold") == 1).await;
+    let reply = get_with(proxy.listen, "/", SECRET).await;
+    refused_for(&proxy, &reply, 429, "too_many_concurrent").await;
+    assert_eq!(get_with(proxy.listen, "/", WRONG).await.status(), 401, "a stranger does not hear of places");
+}
+
 /// Asks a service at this URL, whose certificate must be from `ca`, or from the system's roots.
 fn asking_over_tls(origin: &Origin, url: &str, ca: Option<&Path>) -> Config {
     let ca = ca.map_or_else(String::new, |ca| format!(", ca: {}", ca.display()));

@@ -1,6 +1,7 @@
 //! Ambiguous or broken requests: refused with 400 before an origin hears of them, and the connection does not go on.
 
 use crate::support::{
+    http2::{Client2, request},
     origin::{Origin, Peer},
     proxy::{Config, Proxy},
 };
@@ -220,4 +221,104 @@ async fn trailers_over_http1_go_neither_way_and_harm_nothing() {
     let seen = origin.requests();
     assert!(seen.iter().all(|request| request.length == 2 && request.field("x-sum").is_none()), "{seen:?}");
     assert_eq!(seen.len(), 2);
+}
+
+#[tokio::test]
+async fn a_host_that_is_none_takes_no_route_of_another() {
+    let origin = Origin::echo("a").await;
+    let yaml = "
+        listeners: [{ address: <listen>, h2c: true }]
+        routes:
+          - { match: { host: secret.test }, respond: { status: 403 } }
+          - { upstream: app }";
+    let proxy = Config::before(&[&origin], yaml).start().await;
+    for (host, status) in [
+        ("secret.test", 403),
+        ("SECRET.test.", 403),
+        ("secret.test.:80", 403),
+        ("secret.test..", 400),
+        ("secret.test..:80", 400),
+        ("secret..test", 400),
+        (".secret.test", 400),
+        ("..", 400),
+        (".", 400),
+        ("*", 400),
+        ("$(x)", 400),
+        ("a;b", 400),
+        ("a'b", 400),
+    ] {
+        let reply = proxy.client().await.ask(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(reply.status(), status, "{host}");
+        if let Ok(request) = http::Request::get(format!("http://{host}/")).body(()) {
+            let reply = Client2::prior(proxy.listen).await.send(request, vec![], None).await;
+            assert_eq!(reply.status, status, "{host} over HTTP/2");
+        }
+    }
+    assert_eq!(origin.total(), 0);
+}
+
+#[tokio::test]
+async fn a_path_with_what_no_uri_has_is_refused_and_a_query_goes_on_as_browsers_send_it() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]").start().await;
+    for target in ["/\"", "/a\\b", "/a^b", "/`", "/<", "/a>", "/{a", "/a}?b", "/?\"", "/?<", "/?>"] {
+        assert_eq!(proxy.get(target).await.status(), 400, "{target}");
+        let absolute = format!("GET http://a.test{target} HTTP/1.1\r\nHost: a.test\r\n\r\n");
+        assert_eq!(proxy.client().await.ask(absolute).await.status(), 400, "{target} in absolute form");
+        if let Ok(request) = http::Request::get(format!("http://a.test{target}")).body(()) {
+            let reply = Client2::prior(proxy.listen).await.send(request, vec![], None).await;
+            assert_eq!(reply.status, 400, "{target} over HTTP/2");
+        }
+    }
+    assert_eq!(origin.total(), 0);
+    for target in ["/a[1]|b", "/?{a}|[b]^\\`", "/?100%", "/?%zz"] {
+        assert_eq!(proxy.get(target).await.status(), 200, "{target}");
+        assert_eq!(origin.requests().last().map(|request| request.target().to_owned()).as_deref(), Some(target));
+        assert_eq!(Client2::prior(proxy.listen).await.get(target).await.status, 200, "{target} over HTTP/2");
+    }
+}
+
+#[tokio::test]
+async fn a_field_of_http2_with_white_space_around_its_value_is_malformed() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]").start().await;
+    let client = Client2::prior(proxy.listen).await;
+    for (value, status) in [(" a", 400), ("a ", 400), ("\ta", 400), ("a\t", 400), (" ", 400), ("a b", 200), ("", 200)] {
+        let mut asked = request("GET", "/");
+        asked.headers_mut().insert("x-a", http::HeaderValue::from_static(value));
+        assert_eq!(client.send(asked, vec![], None).await.status, status, "{value:?}");
+    }
+    assert_eq!(origin.total(), 2);
+}
+
+#[tokio::test]
+async fn an_absolute_target_needs_no_host_in_http10_and_its_default_port_is_no_other_host() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    for (head, host) in [
+        ("GET http://a.test:80/x HTTP/1.1\r\nHost: a.test\r\n", "a.test:80"),
+        ("GET http://a.test/x HTTP/1.1\r\nX: y\r\nHost: A.test:80\r\nY: z\r\n", "a.test"),
+        ("GET http://[::1]:80/x HTTP/1.1\r\nHost: [::1]\r\n", "[::1]:80"),
+        ("GET https://a.test:443/x HTTP/1.1\r\nHost: a.test\r\n", "a.test:443"),
+        ("GET http://a.test/x HTTP/1.0\r\n", "a.test"),
+        ("GET http://a.test:81/x HTTP/1.0\r\nX: y\r\n", "a.test:81"),
+    ] {
+        let reply = proxy.client().await.ask(format!("{head}Content-Length: 4\r\n\r\nbody")).await;
+        assert_eq!((reply.status(), reply.text().as_str()), (200, "body"), "{head}");
+        let requests = origin.requests();
+        let request = requests.last().expect("a request");
+        assert_eq!((request.target(), request.fields("host")), ("/x", vec![host]), "{head}");
+    }
+    for head in [
+        "GET http://a.test:443/ HTTP/1.1\r\nHost: a.test\r\n",
+        "GET https://a.test:80/ HTTP/1.1\r\nHost: a.test\r\n",
+        "GET http://a.test:8080/ HTTP/1.1\r\nHost: a.test:80\r\n",
+        "GET http://a.test/ HTTP/1.1\r\n",
+        "GET http://a..test/ HTTP/1.0\r\n",
+        "GET http://u@a.test/ HTTP/1.0\r\n",
+        "GET http:///x HTTP/1.0\r\n",
+    ] {
+        assert_eq!(proxy.client().await.ask(format!("{head}\r\n")).await.status(), 400, "{head}");
+    }
+    assert_eq!(origin.total(), 6);
 }

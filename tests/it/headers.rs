@@ -42,6 +42,34 @@ async fn spoofed_values_are_replaced() {
 }
 
 #[tokio::test]
+async fn where_a_request_goes_or_comes_from_no_stranger_says() {
+    const CLAIMS: [&str; 11] = [
+        "X-Original-URL",
+        "X_Original_Url",
+        "X-Original-Host",
+        "X-Rewrite-URL",
+        "X_Rewrite-Url",
+        "X-Url-Scheme",
+        "Front-End-Https",
+        "True-Client-IP",
+        "X-Client-IP",
+        "CF-Connecting-IP",
+        "Client-IP",
+    ];
+    let fields: String = CLAIMS.iter().map(|name| format!("{name}: /claimed\r\n")).collect();
+    let fields = format!("{fields}X-HTTP-Method-Override: PUT\r\n");
+    let request = seen_with(&fields, "").await;
+    let left: Vec<_> = request.fields.iter().filter(|(_, value)| value == "/claimed").collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(request.field("x-http-method-override"), Some("PUT"), "an application's own");
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "trusted_proxies: [127.0.9.0/24]").start().await;
+    let mut client = Client::connect_from([127, 0, 9, 1].into(), proxy.listen).await;
+    assert_eq!(client.ask(format!("GET / HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n")).await.status(), 200);
+    assert_eq!(origin.only_request().field("x-original-url"), Some("/claimed"), "a trusted proxy's word");
+}
+
+#[tokio::test]
 async fn loopback_is_not_trusted_by_itself_and_others_never_are() {
     let origin = Origin::echo("a").await;
     let proxy = Config::before(&[&origin], "trusted_proxies: [127.0.9.0/24]").start().await;

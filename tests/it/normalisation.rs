@@ -79,7 +79,8 @@ const SPELLINGS: &[(&str, Is, Is)] = &[
     ("/admin\\x", Refused, Refused),
     ("/x\\..\\admin", Refused, Refused),
     ("/x/..%5Cadmin", Refused, Refused),
-    ("/x\\y", Same, Sent("/x%5Cy")),
+    ("/x\\y", Refused, Refused),
+    ("/x%5Cy", Same, Same),
     // Parameters.
     ("/admin;x", Refused, Refused),
     ("/admin;x/y", Refused, Refused),

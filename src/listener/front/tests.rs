@@ -121,6 +121,8 @@ fn a_bad_head_is_refused() {
         "GET /\u{e4} HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET /\x7f HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET http://a:443/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET http://a..b/ HTTP/1.0\r\n\r\n",
         "GET http://a/#b HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -154,6 +156,9 @@ fn what_is_unusual_and_right_is_served() {
         "purge /a HTTP/1.1\r\nHost: a\r\n\r\n",
         "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET http://a/ HTTP/1.1\r\nHost: A\r\n\r\n",
+        "GET http://a:80/ HTTP/1.1\r\nHost: A\r\n\r\n",
+        "GET https://a/ HTTP/1.1\r\nHost: a:443\r\n\r\n",
+        "GET http://a/ HTTP/1.0\r\n\r\n",
         "GET / HTTP/1.0\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: [::1]:80\r\nX: \t a \u{e4} \t\r\nY:\r\n\r\n",
         "GET /?[]={} HTTP/1.1\r\nHost: a\r\nConnection: , keep-alive,\r\n\r\n",
@@ -165,13 +170,21 @@ fn what_is_unusual_and_right_is_served() {
 #[test]
 fn an_absolute_target_and_host_are_given_on_in_one_spelling() {
     let target = "GET http://A.example:80/X?http://B/ HTTP/1.1\r\nY: 1\r\n";
-    let mut head = format!("{target}host:  a.EXAMPLE:80 \r\n\r\n").into_bytes();
-    one_spelling(&mut head);
-    assert_eq!(String::from_utf8_lossy(&head), format!("{target}host:  A.example:80 \r\n\r\n"));
+    let spelled = |head: &str| {
+        let mut bytes = BytesMut::from(format!("{head}body").as_bytes());
+        let length = one_spelling(&mut bytes, head.len());
+        assert_eq!(&bytes[length..], b"body");
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    };
+    let right = format!("{target}host:  A.example:80 \r\n\r\n");
+    for host in ["a.EXAMPLE:80", "A.example:80", "a.example"] {
+        assert_eq!(spelled(&format!("{target}host:  {host} \r\n\r\n")), right);
+    }
+    let old = "GET http://a/ HTTP/1.0\r\n";
+    assert_eq!(spelled(&format!("{old}\r\n")), format!("{old}Host: a\r\n\r\n"));
+    assert_eq!(spelled(&format!("{old}X: y\r\n\r\n")), format!("{old}Host: a\r\nX: y\r\n\r\n"));
     for other in ["GET /http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"] {
-        let mut head = other.as_bytes().to_vec();
-        one_spelling(&mut head);
-        assert_eq!(String::from_utf8_lossy(&head), other);
+        assert_eq!(spelled(other), other);
     }
 }
 

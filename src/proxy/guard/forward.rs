@@ -166,8 +166,9 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
     fields.insert(ASKING, HeaderValue::from_static("1"));
     fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(ctx.scheme.as_str()));
     let method = HeaderValue::from_str(client.method.as_str());
-    let target = HeaderValue::from_str(client.uri.path_and_query().map_or("/", |target| target.as_str()));
-    let (Ok(method), Ok(target)) = (method, target) else {
+    // As the route was found by, and as the backend will get it: a service that looks at paths cannot know all spellings.
+    let target = admit::canonical_target(client).ok().and_then(|target| HeaderValue::try_from(target).ok());
+    let (Ok(method), Some(target)) = (method, target) else {
         return Err("a method or target that is no field value".to_owned());
     };
     fields.insert(X_FORWARDED_METHOD, method);
@@ -186,13 +187,11 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
 
 /// Whether services take a field for what the question is about; from a client it would be a lie. Some take `_` for `-`.
 fn says_what_is_asked(name: &HeaderName) -> bool {
-    const ORIGINAL: &str = "x-original-";
     if !name.as_str().contains('_') {
-        return is_forwarding_field(name) || name.as_str().starts_with(ORIGINAL);
+        return is_forwarding_field(name);
     }
     let dashed = name.as_str().replace('_', "-");
-    dashed.starts_with(ORIGINAL)
-        || HeaderName::from_bytes(dashed.as_bytes()).is_ok_and(|name| is_forwarding_field(&name))
+    HeaderName::from_bytes(dashed.as_bytes()).is_ok_and(|name| is_forwarding_field(&name))
 }
 
 /// Whether a backend may take one name for the other: CGI and its heirs make `_` of `-`.
