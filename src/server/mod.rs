@@ -33,7 +33,7 @@ use std::{
 use access_log::{Logs, Open};
 use admin::AdminSockets;
 use control::{Control, Held, Hooks};
-use handover::{Farewell, HandedOver};
+use handover::HandedOver;
 use observer::Observer;
 use operator::Desk;
 use pingora_core::{
@@ -237,6 +237,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let logs = Arc::new(Logs::new(log));
     let sockets =
         listeners.drain(..).map(|listening| (listening.endpoint().model.address.clone(), listening)).collect();
+    let awaiting = AtomicBool::new(inherited.is_some());
     let held = Arc::new(Mutex::new(Held {
         listeners: sockets,
         grace: process.grace_period,
@@ -267,6 +268,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         turn: Mutex::new(()),
         successors: successors.clone(),
         wanted: AtomicBool::new(false),
+        awaiting,
         ledger: Mutex::new(Ledger::new()),
     });
     let (to_control, commands) = mpsc::channel::<Command>(4);
@@ -292,7 +294,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let hooks = Hooks {
         refusal: Arc::new(move || refusing.holds_up_upgrade()),
         reload_later: Arc::new(move || waiting.wanted.store(true, Ordering::Release)),
-        on_upgraded: Arc::new(move || Farewell::new(giving.store.give_up(), giving.wanted.load(Ordering::Acquire))),
+        on_upgraded: Arc::new(move || giving.farewell()),
         on_taken_over: Arc::new(move |farewell| taking.taken_over(&farewell)),
         answering: Arc::new(move || answering.any()),
     };

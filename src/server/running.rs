@@ -69,6 +69,8 @@ pub(super) struct Running {
     /// A reload was asked for that could not be at that time.
     pub(super) wanted: AtomicBool,
     pub(super) ledger: Mutex<Ledger>,
+    /// The process before this one has not said its last: what is due is its to see to.
+    pub(super) awaiting: AtomicBool,
     /// The file as it was read last.
     pub(super) seen: Mutex<Option<Seen>>,
 }
@@ -132,16 +134,29 @@ impl Running {
         self.store.events().tell(kind, News { who: who.to_owned(), what, why, ..News::default() });
     }
 
+    /// What the process that serves from now on is told at last; nothing is changed here any more.
+    pub(super) fn farewell(&self) -> Farewell {
+        // What was not told yet is told while others still hear of it.
+        self.store.sweep_ejected(Instant::now());
+        let overrides = self.store.give_up();
+        Farewell::new(overrides, self.wanted.load(Ordering::Acquire)).with_backends_of(&self.store.snapshot())
+    }
+
     /// The process before this one has said its last.
     pub(super) fn taken_over(&self, farewell: &Farewell) {
         // Its own first rounds are finished: what was added meanwhile joins others.
         self.store.advance_slow_starts(true);
         self.store.take_over(farewell.overrides(self.store.now()));
+        farewell.apply(&self.store.snapshot());
+        self.awaiting.store(false, Ordering::Release);
         self.wanted.store(farewell.reload, Ordering::Release);
     }
 
     /// What upkeep does in each of its rounds; `second` in the first of a second.
     pub(super) fn keep_up(&self, second: bool) {
+        if self.awaiting.load(Ordering::Acquire) {
+            return;
+        }
         let now = Instant::now();
         self.store.sweep();
         self.store.sweep_ejected(now);

@@ -114,6 +114,7 @@ impl Process {
             turn: Mutex::new(()),
             successors: Successors::new(Path::new("/rrlb.yaml")),
             wanted: AtomicBool::new(false),
+            awaiting: AtomicBool::new(false),
             ledger: Mutex::new(Ledger::new()),
         };
         Self { running, folder, _workers: workers }
