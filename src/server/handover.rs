@@ -3,6 +3,7 @@
 //! side does not know is left out or ignored, so a release may add parts (more keys of an
 //! upstream or a backend) and leave the number alone; that changes only with the meaning of a part.
 
+mod history;
 mod limits;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(super) use history::History;
 use limits::HandedLimits;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -63,6 +65,8 @@ pub(super) struct Farewell {
     pub(super) reload: bool,
     /// Ejections and slow starts, which may have begun since [`HandedOver`] was made.
     upstreams: BTreeMap<String, HandedUpstream>,
+    /// What was told, and what failed.
+    pub(super) history: History,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -143,7 +147,8 @@ impl Farewell {
         let now = Instant::now();
         let of = |upstream: &Upstream| {
             let all = upstream.backends().iter().map(|one| (one.id.to_string(), backend(one, now)));
-            let told: BTreeMap<_, _> = all.filter(|(_, one)| one.ejection.is_some() || one.slow_start.is_some()).collect();
+            let told: BTreeMap<_, _> =
+                all.filter(|(_, one)| one.ejection.is_some() || one.slow_start.is_some()).collect();
             (!told.is_empty()).then(|| HandedUpstream { backends: told, ..HandedUpstream::default() })
         };
         let members = snapshot.members().iter().map(|member| &member.upstream);

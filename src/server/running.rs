@@ -17,7 +17,7 @@ use super::{
     admin::Keys,
     confirm::{Pending, Samples},
     control::Held,
-    handover::Farewell,
+    handover::{Farewell, History},
     observer::Observer,
     successor::Successors,
     upkeep::Seen,
@@ -139,11 +139,18 @@ impl Running {
         // What was not told yet is told while others still hear of it.
         self.store.sweep_ejected(Instant::now());
         let overrides = self.store.give_up();
-        Farewell::new(overrides, self.wanted.load(Ordering::Acquire)).with_backends_of(&self.store.snapshot())
+        let history = History::collect(self.store.events(), &self.metrics);
+        let mut farewell =
+            Farewell::new(overrides, self.wanted.load(Ordering::Acquire)).with_backends_of(&self.store.snapshot());
+        farewell.history = history;
+        farewell
     }
 
     /// The process before this one has said its last.
     pub(super) fn taken_over(&self, farewell: &Farewell) {
+        let who = farewell.history.apply(self.store.events(), &self.metrics);
+        let what = format!("process {} serves in place of the one before", std::process::id());
+        self.tell("process.took_over", &who, what, String::new());
         // Its own first rounds are finished: what was added meanwhile joins others.
         self.store.advance_slow_starts(true);
         self.store.take_over(farewell.overrides(self.store.now()));
