@@ -170,7 +170,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let mut bound = BoundFiles::default();
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), process.threads));
     let tickets = HandedOver::tickets(inherited.as_ref().and_then(Inherited::state))?;
-    let events = Arc::new(Events::default());
+    let events = Arc::new(if inherited.is_some() { Events::held() } else { Events::default() });
     let certificates = Arc::new(Certificates::new(tickets.clone(), metrics.clone(), events.clone()));
     certificates.follow(&model.certificates);
     let mut listeners = Vec::with_capacity(model.listeners.len());
@@ -238,12 +238,15 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let sockets =
         listeners.drain(..).map(|listening| (listening.endpoint().model.address.clone(), listening)).collect();
     let awaiting = AtomicBool::new(inherited.is_some());
+    let predecessors = inherited.as_mut().map(Inherited::predecessors).unwrap_or_default();
     let held = Arc::new(Mutex::new(Held {
         listeners: sockets,
         grace: process.grace_period,
         operations,
         admin: admin.hold().map_err(|error| StartError::Io { what: "admin sockets".into(), error })?,
         predecessor: inherited.map(Inherited::into_successor),
+        predecessors,
+        handed_over: None,
     }));
     let file = config_file(start, daemon);
     server.add_service(background_service("OCSP", Fetching::new(certificates.clone())));

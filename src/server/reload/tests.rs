@@ -92,6 +92,8 @@ impl Process {
             operations: None,
             admin: HeldAdmin::default(),
             predecessor: None,
+            predecessors: Vec::new(),
+            handed_over: None,
         };
         let running = Running {
             seen: Mutex::new(Seen::now(&file)),
