@@ -96,7 +96,7 @@ fn ejections_go_on_at_the_successor_at_the_same_address() {
 #[test]
 fn what_began_after_the_state_was_taken_comes_with_the_farewell() {
     let build = || {
-        let mut model = model("eject: { max_percent: 100 }\n    backends: [10.0.0.1:1, 10.0.0.2:1, 10.0.0.3:1]");
+        let mut model = model("eject: { max_percent: 100% }\n    backends: [10.0.0.1:1, 10.0.0.2:1, 10.0.0.3:1]");
         model.upstreams.values_mut().for_each(|upstream| upstream.slow_start = Some(Duration::from_secs(100)));
         Snapshot::build(&model, |upstream| upstream.backends.clone(), None, &Metrics::new("0", 1))
     };
