@@ -13,7 +13,7 @@ use super::{
     screen::Screen,
     sse::{Frame, Reader},
     table::{clean_line, count, moment},
-    wire::{Errors, Event, Failed, Status},
+    wire::{Errors, Event, Failed},
 };
 
 /// What is kept comes at once; after this silence it was all.
@@ -59,14 +59,9 @@ pub(super) async fn follow(after: u64, json: bool, client: &Client, screen: &mut
 }
 
 async fn follow_on(after: u64, json: bool, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
-    let (mut last, mut process, mut seen) = (after, None, Instant::now());
+    let (mut last, mut seen) = (after, Instant::now());
     loop {
         let again = async {
-            let now = client.call(Call::get(&["status"])).await?.read::<Status>()?.pid;
-            if process.replace(now).is_some_and(|before| before != now) {
-                // Each process counts its own.
-                last = 0;
-            }
             let body = client.stream(Call::get(&["events"]).last_event(last)).await?;
             seen = Instant::now();
             print(body, SILENT, &mut last, json, screen).await

@@ -90,6 +90,9 @@ fn render(status: &Status, upstreams: Vec<Upstream>, now: Duration, colour: bool
     let mut text = format!("rrlb {}  {state}{not_ready}\n", clean_line(&status.version));
     let mut line = |name: &str, value: String| text += &format!("{name:<14}{}\n", clean_line(&value));
     line("process", format!("{}, started {} UTC ({} ago)", status.pid, moment_of(status.started), ago(status.started)));
+    if status.predecessor_draining {
+        line("", "the process before this one still has requests".to_owned());
+    }
     line("workers", status.workers.to_string());
     line("connections", status.connections.to_string());
     line("listeners", status.listeners.join(", "));

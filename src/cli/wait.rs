@@ -11,7 +11,7 @@ use super::{
     failure::Failure,
     screen::Screen,
     table::{clean_line, count, span},
-    wire::Backend,
+    wire::{Backend, Status},
 };
 
 const POLL: Duration = Duration::from_millis(200);
@@ -45,9 +45,15 @@ pub(super) async fn wait(
     let mut left: Vec<(&str, u64)> = targets.ids.iter().map(|id| (id.as_str(), 0)).collect();
     loop {
         let mut next = Vec::new();
+        let mut elsewhere = false;
         for (id, before) in left {
             match look(&targets.upstream, id, until, client).await {
                 Ok(Some(in_flight)) => next.push((id, in_flight)),
+                // What it has in flight itself is not all.
+                Ok(None) if elsewhere || predecessor_drains(client).await => {
+                    elsewhere = true;
+                    next.push((id, 0));
+                }
                 Ok(None) => {
                     let how = if until == Until::Gone { "gone" } else { "no request in flight" };
                     if !quiet {
@@ -68,7 +74,7 @@ pub(super) async fn wait(
         left = next;
         let waited = begun.elapsed();
         if limit.is_some_and(|limit| waited >= limit) {
-            let what = flights(&left);
+            let what = flights(&left, elsewhere);
             return Err(Failure::Deadline(format!(
                 "still {what} after {}; it goes on without this command",
                 span(waited.as_secs())
@@ -76,17 +82,27 @@ pub(super) async fn wait(
         }
         if shown.elapsed() >= screen.pace {
             shown = Instant::now();
-            screen.progress(&clean_line(&format!("{}, {}", flights(&left), span(waited.as_secs()))));
+            screen.progress(&clean_line(&format!("{}, {}", flights(&left, elsewhere), span(waited.as_secs()))));
         }
         sleep(limit.map_or(POLL, |limit| POLL.min(limit.saturating_sub(waited)))).await;
     }
 }
 
-/// `app-1: 3 requests in flight; app-2: …`
-fn flights(left: &[(&str, u64)]) -> String {
-    let each: Vec<String> =
+/// `app-1: 3 requests in flight; app-2: …`; `elsewhere`: and perhaps more in the process before.
+fn flights(left: &[(&str, u64)], elsewhere: bool) -> String {
+    let mut each: Vec<String> =
         left.iter().map(|(id, in_flight)| format!("{id}: {} in flight", count(*in_flight, "request"))).collect();
+    if elsewhere {
+        each.push("the process before still has requests".to_owned());
+    }
     each.join("; ")
+}
+
+/// Whether requests may be in flight in a process before the one that answers.
+async fn predecessor_drains(client: &Client) -> bool {
+    let answer = client.call(Call::get(&["status"])).await;
+    // Where nothing is known the next look tells.
+    answer.and_then(|answer| answer.read::<Status>()).map_or(true, |status| status.predecessor_draining)
 }
 
 /// Requests in flight; `None` where the waiting for it is over.

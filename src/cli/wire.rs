@@ -15,6 +15,7 @@ pub(super) struct Status {
     pub(super) started: u64,
     pub(super) state: String,
     pub(super) not_ready: String,
+    pub(super) predecessor_draining: bool,
     pub(super) workers: u64,
     pub(super) connections: u64,
     pub(super) config: ConfigStatus,

@@ -29,7 +29,7 @@ use super::{
     process::{self, OwnLog, PidFile},
     signals::{Command, Signals},
     successor::{self, Successors},
-    upgrade::{Estate, HandOver, HandOverError, Successor, UpgradeSocket},
+    upgrade::{DRAINING_KEY, Estate, HandOver, HandOverError, Successor, UpgradeSocket, is_there},
 };
 use crate::{
     config::model::Process,
@@ -111,9 +111,19 @@ pub(super) struct Held {
     pub(super) admin: HeldAdmin,
     /// The process to tell that this one serves.
     pub(super) predecessor: Option<Successor>,
+    /// Of processes before this one; each is closed by the end of its process.
+    pub(super) predecessors: Vec<OwnedFd>,
+    /// Open until the end of this process, for the one that comes after it.
+    pub(super) handed_over: Option<HandOver>,
 }
 
 impl Held {
+    /// Whether a process before this one may still have requests.
+    pub(super) fn predecessor_draining(&mut self) -> bool {
+        self.predecessors.retain(is_there);
+        !self.predecessors.is_empty()
+    }
+
     /// Descriptors of their own for a successor, by address.
     fn copies(&self) -> io::Result<Vec<(String, OwnedFd)>> {
         let listeners = self
@@ -124,7 +134,10 @@ impl Held {
             .operations
             .iter()
             .map(|(address, socket)| Ok((operations_key(address), socket.as_fd().try_clone_to_owned()?)));
-        listeners.chain(operations).chain(self.admin.copies()).collect()
+        let draining = self.predecessors.iter().filter(|connection| is_there(connection)).enumerate();
+        let draining =
+            draining.map(|(number, connection)| Ok((format!("{DRAINING_KEY}{number}"), connection.try_clone()?)));
+        listeners.chain(operations).chain(self.admin.copies()).chain(draining).collect()
     }
 }
 
@@ -377,7 +390,10 @@ impl Control {
         // A thread and not a task: it waits for as long as the new process likes, and must not keep this one from ending.
         std::thread::spawn(move || {
             let outcome = match hand_over.run(&house, &claimed) {
-                Ok(()) => Ok(()),
+                Ok(()) => {
+                    house.held.lock().unwrap_or_else(PoisonError::into_inner).handed_over = Some(hand_over);
+                    Ok(())
+                }
                 Err(HandOverError::Failed(error)) => Err(error),
                 Err(HandOverError::NotAsked(error)) => return log::debug!("upgrade socket: {error}"),
             };

@@ -3,6 +3,7 @@
 //! side does not know is left out or ignored, so a release may add parts (more keys of an
 //! upstream or a backend) and leave the number alone; that changes only with the meaning of a part.
 
+mod history;
 mod limits;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(super) use history::History;
 use limits::HandedLimits;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -61,6 +63,10 @@ pub(super) struct Farewell {
     overrides: Option<String>,
     /// A reload was asked for and has not been done.
     pub(super) reload: bool,
+    /// Ejections and slow starts, which may have begun since [`HandedOver`] was made.
+    upstreams: BTreeMap<String, HandedUpstream>,
+    /// What was told, and what failed.
+    pub(super) history: History,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -133,7 +139,42 @@ impl Farewell {
     ///
     /// [`Store::give_up`]: crate::runtime::store::Store::give_up
     pub(super) fn new(overrides: String, reload: bool) -> Self {
-        Self { overrides: bounded(overrides), reload }
+        Self { overrides: bounded(overrides), reload, ..Self::default() }
+    }
+
+    /// With the ejections and slow starts of `snapshot`.
+    pub(super) fn with_backends_of(self, snapshot: &Snapshot) -> Self {
+        let now = Instant::now();
+        let of = |upstream: &Upstream| {
+            let all = upstream.backends().iter().map(|one| (one.id.to_string(), backend(one, now)));
+            let told: BTreeMap<_, _> =
+                all.filter(|(_, one)| one.ejection.is_some() || one.slow_start.is_some()).collect();
+            (!told.is_empty()).then(|| HandedUpstream { backends: told, ..HandedUpstream::default() })
+        };
+        let members = snapshot.members().iter().map(|member| &member.upstream);
+        let upstreams = members.filter_map(|upstream| Some((upstream.name.to_string(), of(upstream)?))).collect();
+        Self { upstreams, ..self }
+    }
+
+    /// Goes on with the ejections and slow starts that the process before this one had at its end; where this process has
+    /// found more by itself, that holds.
+    pub(super) fn apply(&self, snapshot: &Snapshot) {
+        let now = Instant::now();
+        for upstream in snapshot.members().iter().map(|member| &member.upstream) {
+            let Some(handed) = self.upstreams.get(upstream.name.as_str()) else { continue };
+            for state in upstream.backends() {
+                let Some(handed) = handed.backends.get(state.id.as_str()) else { continue };
+                let ejection = handed.ejection.as_ref().filter(|_| handed.address == state.label);
+                if let Some(ejection) = ejection.filter(|ejection| ejection.left.is_some() || !state.is_ejected()) {
+                    upstream.take_over_ejection(state, ejection.outlier(), now);
+                }
+                if let Some(elapsed) = handed.slow_start.map(Duration::from_millis)
+                    && state.slow_start_elapsed(now).is_none_or(|own| own > elapsed)
+                {
+                    state.resume_slow_start(elapsed, now);
+                }
+            }
+        }
     }
 
     /// What was said at run time; `None` where it is not known.

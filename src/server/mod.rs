@@ -34,7 +34,7 @@ use std::{
 use access_log::{Logs, Open};
 use admin::AdminSockets;
 use control::{Control, Held, Hooks};
-use handover::{Farewell, HandedOver};
+use handover::HandedOver;
 use observer::Observer;
 use operator::Desk;
 use pingora_core::{
@@ -172,7 +172,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let mut bound = BoundFiles::default();
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), process.threads));
     let tickets = HandedOver::tickets(inherited.as_ref().and_then(Inherited::state))?;
-    let events = Arc::new(Events::default());
+    let events = Arc::new(if inherited.is_some() { Events::held() } else { Events::default() });
     let certificates = Arc::new(Certificates::new(tickets.clone(), metrics.clone(), events.clone()));
     certificates.follow(&model.certificates);
     let mut listeners = Vec::with_capacity(model.listeners.len());
@@ -239,12 +239,16 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let logs = Arc::new(Logs::new(log));
     let sockets =
         listeners.drain(..).map(|listening| (listening.endpoint().model.address.clone(), listening)).collect();
+    let awaiting = AtomicBool::new(inherited.is_some());
+    let predecessors = inherited.as_mut().map(Inherited::predecessors).unwrap_or_default();
     let held = Arc::new(Mutex::new(Held {
         listeners: sockets,
         grace: process.grace_period,
         operations,
         admin: admin.hold().map_err(|error| StartError::Io { what: "admin sockets".into(), error })?,
         predecessor: inherited.map(Inherited::into_successor),
+        predecessors,
+        handed_over: None,
     }));
     let file = config_file(start, daemon);
     let unconfirmed = Unconfirmed::beside(model.state_file.as_deref(), &upgrade_sock);
@@ -270,6 +274,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         turn: Mutex::new(()),
         successors: successors.clone(),
         wanted: AtomicBool::new(false),
+        awaiting,
         ledger: Mutex::new(Ledger::new()),
         unconfirmed,
     });
@@ -297,7 +302,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     let hooks = Hooks {
         refusal: Arc::new(move || refusing.holds_up_upgrade()),
         reload_later: Arc::new(move || waiting.wanted.store(true, Ordering::Release)),
-        on_upgraded: Arc::new(move || Farewell::new(giving.store.give_up(), giving.wanted.load(Ordering::Acquire))),
+        on_upgraded: Arc::new(move || giving.farewell()),
         on_taken_over: Arc::new(move |farewell| taking.taken_over(&farewell)),
         answering: Arc::new(move || answering.any()),
     };

@@ -66,7 +66,10 @@ impl Operator for Desk {
 
     fn status(&self) -> Status {
         let running = &self.running;
-        let listeners = running.held().listeners.iter().map(|(address, _)| address.to_string()).collect();
+        let mut held = running.held();
+        let listeners = held.listeners.iter().map(|(address, _)| address.to_string()).collect();
+        let predecessor_draining = held.predecessor_draining();
+        drop(held);
         let ledger = running.ledger();
         let now = Instant::now();
         Status {
@@ -75,6 +78,7 @@ impl Operator for Desk {
             started: millis(running.began),
             state: running.readiness.phase(),
             not_ready: running.readiness.not_ready().to_owned(),
+            predecessor_draining,
             workers: running.kits.len(),
             connections: running.crew.open(),
             config: ConfigStatus {

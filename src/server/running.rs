@@ -17,7 +17,7 @@ use super::{
     admin::Keys,
     confirm::{Pending, Samples},
     control::Held,
-    handover::Farewell,
+    handover::{Farewell, History},
     observer::Observer,
     successor::Successors,
     unconfirmed::Unconfirmed,
@@ -72,6 +72,8 @@ pub(super) struct Running {
     pub(super) ledger: Mutex<Ledger>,
     /// For the next start, where nobody confirms.
     pub(super) unconfirmed: Unconfirmed,
+    /// The process before this one has not said its last: what is due is its to see to.
+    pub(super) awaiting: AtomicBool,
     /// The file as it was read last.
     pub(super) seen: Mutex<Option<Seen>>,
 }
@@ -143,16 +145,36 @@ impl Running {
         self.store.events().tell(kind, News { who: who.to_owned(), what, why, ..News::default() });
     }
 
+    /// What the process that serves from now on is told at last; nothing is changed here any more.
+    pub(super) fn farewell(&self) -> Farewell {
+        // What was not told yet is told while others still hear of it.
+        self.store.sweep_ejected(Instant::now());
+        let overrides = self.store.give_up();
+        let history = History::collect(self.store.events(), &self.metrics);
+        let mut farewell =
+            Farewell::new(overrides, self.wanted.load(Ordering::Acquire)).with_backends_of(&self.store.snapshot());
+        farewell.history = history;
+        farewell
+    }
+
     /// The process before this one has said its last.
     pub(super) fn taken_over(&self, farewell: &Farewell) {
+        let who = farewell.history.apply(self.store.events(), &self.metrics);
+        let what = format!("process {} serves in place of the one before", std::process::id());
+        self.tell("process.took_over", &who, what, String::new());
         // Its own first rounds are finished: what was added meanwhile joins others.
         self.store.advance_slow_starts(true);
         self.store.take_over(farewell.overrides(self.store.now()));
+        farewell.apply(&self.store.snapshot());
+        self.awaiting.store(false, Ordering::Release);
         self.wanted.store(farewell.reload, Ordering::Release);
     }
 
     /// What upkeep does in each of its rounds; `second` in the first of a second.
     pub(super) fn keep_up(&self, second: bool) {
+        if self.awaiting.load(Ordering::Acquire) {
+            return;
+        }
         let now = Instant::now();
         self.store.sweep();
         self.store.sweep_ejected(now);

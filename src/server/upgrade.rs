@@ -5,7 +5,7 @@
 //! connects and says [`HELLO_2`]; it gets one message per listening socket, the address as text with the descriptor, an
 //! empty address after the last, and [`STATE`] with a descriptor of what the old one knows (see `handover`). When it
 //! serves it says [`SERVING`] and is answered [`DRAINING`], with a descriptor of what was changed at run time until then; only then does it take the names of the old one (upgrade
-//! socket, pid file). Closing the connection before that calls it off. In version 1 no state was handed over; a process
+//! socket, pid file). The old one closes the connection by its end: until then it still has requests. Closing the connection before that calls it off. In version 1 no state was handed over; a process
 //! of that version is served as it was, and hangs up on [`HELLO_2`], and so is asked again in its own way.
 
 use std::{
@@ -22,7 +22,7 @@ use std::{
 };
 
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, getsockopt, recvmsg, sendmsg, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, getsockopt, recv, recvmsg, sendmsg, sockopt,
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -36,6 +36,8 @@ const HELLO_2: &[u8] = b"rrlb-upgrade 2";
 const STATE: &[u8] = b"state";
 const SERVING: &[u8] = b"serving";
 const DRAINING: &[u8] = b"draining";
+/// Among the sockets, the connection to a process before the one that hands over, which still drains; a number follows.
+pub(super) const DRAINING_KEY: &str = "draining ";
 const BUSY: &[u8] = b"busy";
 /// A message is an address; unix paths are the longest.
 const LONGEST_MESSAGE: usize = 512;
@@ -98,6 +100,17 @@ impl Inherited {
         self.sockets.remove(address)
     }
 
+    /// Connections to the processes before this one, each of which ends with its process: the one that hands over, and
+    /// those before it that still drain.
+    pub(super) fn predecessors(&mut self) -> Vec<OwnedFd> {
+        let (draining, sockets) =
+            std::mem::take(&mut self.sockets).into_iter().partition(|(key, _)| key.starts_with(DRAINING_KEY));
+        self.sockets = sockets;
+        let mut draining: Vec<OwnedFd> = HashMap::<String, OwnedFd>::into_values(draining).collect();
+        draining.extend(self.connection.try_clone().map(OwnedFd::from));
+        draining
+    }
+
     /// What the running process knows; `None` where it said nothing of use.
     pub(super) fn state(&self) -> Option<&HandedOver> {
         self.state.as_ref()
@@ -120,6 +133,15 @@ fn read(state: OwnedFd) -> Option<HandedOver> {
     let state =
         state.inspect_err(|error| log::warn!("starting without what the process before this one knows: {error}"));
     state.ok()
+}
+
+/// Whether the process at the other end of a hand-over is still there.
+pub(super) fn is_there(connection: &OwnedFd) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    match recv(connection.as_raw_fd(), &mut [0], flags) {
+        Ok(length) => length > 0,
+        Err(error) => matches!(error, nix::Error::EAGAIN | nix::Error::EINTR),
+    }
 }
 
 /// The news that this process serves, to be told to the one before it.

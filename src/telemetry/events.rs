@@ -16,7 +16,7 @@ pub const KEPT: usize = 1024;
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Event {
-    /// Counted from 1 in this process.
+    /// Counted from 1, over upgrades.
     pub id: u64,
     /// Milliseconds since 1970.
     pub time: u64,
@@ -57,11 +57,13 @@ pub struct News {
 pub struct Events {
     kept: Mutex<VecDeque<Event>>,
     last: watch::Sender<u64>,
+    /// The process before this one still counts; see [`Events::held`].
+    held: watch::Sender<bool>,
 }
 
 impl Default for Events {
     fn default() -> Self {
-        Self { kept: Mutex::default(), last: watch::Sender::new(0) }
+        Self { kept: Mutex::default(), last: watch::Sender::new(0), held: watch::Sender::new(false) }
     }
 }
 
@@ -87,7 +89,36 @@ impl Events {
         }
         kept.push_back(Event { id, time, kind, upstream, backend, who, what, why });
         drop(kept);
-        self.last.send_replace(id);
+        if !*self.held.borrow() {
+            self.last.send_replace(id);
+        }
+    }
+
+    /// A list whose events are numbered when it is known what the process before has told; see [`Events::take_over`].
+    pub fn held() -> Self {
+        Self { held: watch::Sender::new(true), ..Self::default() }
+    }
+
+    /// Goes on behind what the process before this one has told.
+    pub fn take_over(&self, told: Vec<Event>) {
+        let mut kept = self.lock();
+        let own = std::mem::replace(&mut *kept, told.into());
+        let mut last = kept.back().map_or(0, |event| event.id);
+        for event in own {
+            last += 1;
+            kept.push_back(Event { id: last, ..event });
+        }
+        let over = kept.len().saturating_sub(KEPT);
+        drop(kept.drain(..over));
+        self.held.send_replace(false);
+        drop(kept);
+        self.last.send_replace(last);
+    }
+
+    /// Waits until numbers are what they stay.
+    pub async fn numbered(&self) {
+        // The sender is our own.
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
     }
 
     /// The events after number `after`, oldest first, at most `most`; and how many before them are not kept any more.
@@ -105,5 +136,39 @@ impl Events {
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Event>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tell(events: &Events, what: &str) {
+        events.tell("backend.changed", News { what: what.into(), ..News::default() });
+    }
+
+    fn told(events: &Events, after: u64) -> (Vec<(u64, String)>, u64) {
+        let (list, missed) = events.after(after, KEPT);
+        (list.into_iter().map(|event| (event.id, event.what)).collect(), missed)
+    }
+
+    #[test]
+    fn numbers_go_on_behind_those_of_the_process_before() {
+        let (old, new) = (Events::default(), Events::held());
+        for number in 0..KEPT + 3 {
+            tell(&old, &number.to_string());
+        }
+        tell(&new, "own");
+        assert_eq!(*new.last().borrow(), 0, "nobody is told of numbers that change yet");
+        new.take_over(old.after(0, KEPT).0);
+        tell(&new, "later");
+        let last = KEPT as u64 + 3;
+        assert_eq!(told(&new, last), (vec![(last + 1, "own".into()), (last + 2, "later".into())], 0));
+        assert_eq!(told(&new, 0).1, 5, "what a reader missed is counted across both");
+        assert_eq!(*new.last().borrow(), last + 2);
+        let alone = Events::held();
+        tell(&alone, "own");
+        alone.take_over(Vec::new());
+        assert_eq!((told(&alone, 0), *alone.last().borrow()), ((vec![(1, "own".into())], 0), 1));
     }
 }

@@ -176,6 +176,18 @@ impl Failures {
         kept.push_back(slot);
     }
 
+    /// Puts what another process kept, the newest first, before all that is kept here.
+    pub fn take_over(&self, failures: Vec<Failure>) {
+        let (mut requests, mut changes) = (lock(&self.requests), lock(&self.changes));
+        for failure in failures {
+            match failure {
+                Failure::Request(one) if requests.len() < KEPT_REQUESTS => requests.push_front(one),
+                Failure::Change(one) if changes.len() < KEPT_CHANGES => changes.push_front(one),
+                _ => {}
+            }
+        }
+    }
+
     /// The last `most` of both, the newest first.
     pub fn last(&self, most: usize) -> Vec<Failure> {
         let requests: Vec<RequestFailure> = lock(&self.requests).iter().rev().take(most).cloned().collect();

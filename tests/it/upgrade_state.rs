@@ -4,10 +4,14 @@ use rustls::{HandshakeKind, version};
 
 use crate::support::{
     address,
+    admin::Api,
+    eventually,
     http1::Client,
     origin::Origin,
     proxy::{Config, Proxy},
+    run,
     tls::Ca,
+    wait_until,
 };
 
 async fn answers(proxy: &Proxy, count: usize) -> Vec<String> {
@@ -113,4 +117,71 @@ async fn a_client_that_has_used_up_its_burst_is_refused_by_the_successor_too() {
     }
     assert_eq!(ask(&proxy, "new").await, 200);
     assert_eq!(origin.total(), 5);
+}
+
+#[tokio::test]
+async fn what_was_told_and_what_failed_is_known_to_the_successor() {
+    let dead = address::unused();
+    let yaml = "
+        admin: { socket: <dir>/admin.sock }
+        upstreams: { app: { backends: [\"<dead>\"] } }";
+    let mut proxy = Config::new(yaml).put("dead", dead).start().await;
+    assert_eq!(proxy.get("/lost").await.status(), 502);
+    let api = Api::of(&proxy);
+    let changed = "/v1/upstreams/app/backends/more?persist=false&reason=why";
+    api.change("PUT", changed, serde_json::json!({ "address": address::unused().to_string() })).await;
+    for upgrades in 1..=2 {
+        proxy = proxy.upgrade().await;
+        let errors = api.get("/v1/errors").await;
+        assert_eq!(errors["errors"][0]["path"], "/lost", "after {upgrades}: {errors}");
+        assert_eq!(errors["errors"][0]["reason"], "connect_refused");
+        let mut reader = Client::unix(&proxy.config.dir().join("admin.sock")).await;
+        reader.send("GET /v1/events HTTP/1.1\r\nHost: rrlb\r\nLast-Event-ID: 0\r\n\r\n").await;
+        let mut reply = reader.response_head().await;
+        let last = format!("process {} serves", proxy.pid());
+        while !reply.text().contains(&last) {
+            reader.wire.chunk(&mut reply).await.expect("a part").expect("another part");
+        }
+        let text = reply.text();
+        assert!(text.contains("backend.added") && text.contains("\"why\":\"why\""), "{text}");
+        assert_eq!(text.matches("process.took_over\ndata").count(), upgrades, "{text}");
+        let ids: Vec<u64> = text.lines().filter_map(|line| line.strip_prefix("id: ")?.parse().ok()).collect();
+        assert_eq!(ids, (1..=ids.len() as u64).collect::<Vec<_>>(), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_a_drain_includes_the_requests_of_every_process_before() {
+    let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
+    let yaml = "
+        admin: { socket: <dir>/admin.sock }
+        upstreams: { app: { backends: [{ id: a, address: \"<a>\" }, { id: b, address: \"<b>\" }] } }";
+    let mut first = Config::new(yaml).put("a", &a.address).put("b", &b.address).start().await;
+    let api = Api::of(&first);
+    let mut client = first.client().await;
+    client.send(crate::support::http1::get("/hold")).await;
+    wait_until("the request at the origin", || a.total() + b.total() == 1).await;
+    let busy = if a.total() == 1 { "a" } else { "b" };
+    assert_eq!(api.get("/v1/status").await["predecessor_draining"], false);
+    let mut second = first.successor();
+    eventually("the second to serve", async || api.get("/v1/status").await["pid"] == second.pid()).await;
+    eventually("the second to serve", async || second.probe("/readyz").await == Some(200)).await;
+    let mut third = second.successor();
+    assert!(second.ended().await.success(), "{}", second.stderr());
+    third.ready().await;
+    let status = api.get("/v1/status").await;
+    assert_eq!(status["pid"], third.pid());
+    assert_eq!(status["predecessor_draining"], true, "{status}");
+    let socket = first.config.dir().join("admin.sock");
+    let socket = socket.to_str().expect("text");
+    let words = ["--socket", socket, "backend", "drain", "app", busy, "--wait", "--timeout"];
+    let waited = run::rrlb(&[&words[..], &["300ms"]].concat()).await.ended_with(5);
+    assert!(waited.stderr.contains("the process before still has requests"), "{waited:?}");
+    a.release();
+    b.release();
+    assert_eq!(client.response().await.status(), 200);
+    let waited = run::rrlb(&[&words[..], &["30s"]].concat()).await.ended_with(0);
+    assert!(waited.stdout.contains("no request in flight"), "{waited:?}");
+    assert!(first.ended().await.success());
+    assert_eq!(api.get("/v1/status").await["predecessor_draining"], false);
 }

@@ -187,12 +187,31 @@ fn rm_tells_what_is_gone_and_what_leaves() {
 #[test]
 fn waiting_ends_when_no_request_is_in_flight_and_shows_how_far_it_is() {
     let at = |in_flight| Reply::json(200, backend("a", "drain", "draining", in_flight));
-    let fake = Fake::new(vec![at(3), at(3), at(1), at(0)]);
+    let fake = Fake::new(vec![at(3), at(3), at(1), at(0), status(false)]);
     let done = fake.run_on_terminal(&["backend", "drain", "app", "a", "--wait"]);
     assert_eq!(done.exit, Exit::Ok, "{}", done.err);
     assert!(done.out.ends_with("app/a: no request in flight\n"), "{}", done.out);
     assert!(done.err.contains("\ra: 1 request in flight, 0 s\u{1b}[K"), "{:?}", done.err);
-    assert_eq!(fake.lines()[1..], vec!["GET /v1/upstreams/app/backends/a"; 3]);
+    assert_eq!(fake.lines()[1..4], vec!["GET /v1/upstreams/app/backends/a"; 3]);
+    assert_eq!(fake.lines()[4..], ["GET /v1/status"]);
+}
+
+fn status(predecessor_draining: bool) -> Reply {
+    Reply::json(200, json!({ "predecessor_draining": predecessor_draining }))
+}
+
+#[test]
+fn waiting_goes_on_while_a_process_before_still_has_requests() {
+    let idle = || Reply::json(200, backend("a", "drain", "draining", 0));
+    let fake = Fake::new(vec![idle(), idle(), status(true), idle(), status(false)]);
+    let done = fake.run_on_terminal(&["backend", "drain", "app", "a", "--wait"]);
+    assert_eq!(done.exit, Exit::Ok, "{}", done.err);
+    assert!(done.out.ends_with("app/a: no request in flight\n"), "{}", done.out);
+    assert_eq!(fake.lines().len(), 5);
+    let replies = [idle()].into_iter().chain((0..50).flat_map(|_| [idle(), status(true)]));
+    let done = Fake::new(replies.collect()).run(&["backend", "drain", "app", "a", "--wait", "--timeout", "10ms"]);
+    assert_eq!(done.exit, Exit::DeadlinePassed);
+    assert!(done.err.contains("the process before still has requests"), "{}", done.err);
 }
 
 #[test]
@@ -200,11 +219,20 @@ fn waiting_for_a_removal_ends_when_all_are_gone() {
     let leaving =
         |in_flight| Reply::json(202, with(backend("a", "ready", "draining", in_flight), json!({ "leaving_in": 5 })));
     // Without a request in flight it is not gone yet.
-    let fake = Fake::new(vec![leaving(1), leaving(1), leaving(0), not_found(), leaving(0), not_found()]);
+    let fake = Fake::new(vec![
+        leaving(1),
+        leaving(1),
+        leaving(0),
+        not_found(),
+        status(false),
+        leaving(0),
+        not_found(),
+        status(false),
+    ]);
     let done = fake.run(&["backend", "rm", "app", "a", "b", "--wait", "--timeout", "1m"]);
     assert_eq!((done.exit, done.err.as_str()), (Exit::Ok, ""));
     assert!(done.out.ends_with("app/b: gone\napp/a: gone\n"), "{}", done.out);
-    assert_eq!(fake.lines().len(), 6);
+    assert_eq!(fake.lines().len(), 8);
 }
 
 #[test]

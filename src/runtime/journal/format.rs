@@ -37,6 +37,7 @@ struct Said {
     removed: bool,
     base: Option<Base>,
     ttl_ms: Option<u64>,
+    left_ms: Option<u64>,
     leaving_ms: Option<u64>,
     transient: bool,
     beneath: Option<Box<Said>>,
@@ -69,7 +70,9 @@ struct Saying<'a> {
     ttl_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     leaving_ms: Option<u64>,
-    /// Only among what is handed over, as the next.
+    /// What is left of `ttl_ms`. Only among what is handed over, as the next two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_ms: Option<u64>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     transient: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,9 +132,12 @@ pub(crate) fn encode(overrides: &Overrides, now: u64) -> Vec<u8> {
 
 /// All of `overrides` at `now`, for the next process: also what does not last.
 pub(crate) fn encode_all<'a>(overrides: impl Iterator<Item = (&'a Name, &'a Members)>, now: u64) -> String {
+    let left = |over: &Override| over.lease.map(|lease| lease.due.saturating_sub(now));
+    let beneath = |over: &'a Override| Box::new(Saying { left_ms: left(over), ..Saying::new(over, now) });
     let saying = |over: &'a Override| Saying {
+        left_ms: left(over),
         transient: over.transient,
-        beneath: over.beneath.as_deref().map(|beneath| Box::new(Saying::new(beneath, now))),
+        beneath: over.beneath.as_deref().map(beneath),
         ..Saying::new(over, now)
     };
     let one = |(name, said): (&Name, &'a Members)| upstream(name, said.iter().map(|(id, over)| (id, saying(over))));
@@ -207,6 +213,7 @@ impl<'a> Saying<'a> {
                 source: source.as_str(),
             }),
             ttl_ms: lease.map(|lease| lease.ttl),
+            left_ms: None,
             leaving_ms: leaving.map(|due| due.saturating_sub(now)),
             transient: false,
             beneath: None,
@@ -243,7 +250,8 @@ impl Said {
             base,
             transient: self.transient,
             beneath: self.beneath.map(|beneath| beneath.read(now).map(Box::new)).transpose()?,
-            lease: self.ttl_ms.map(|ttl| Lease { ttl, due: now.saturating_add(ttl) }),
+            // Whoever renews one that was on the disk has the whole of it for that: nobody knows how long nothing ran.
+            lease: self.ttl_ms.map(|ttl| Lease { ttl, due: now.saturating_add(self.left_ms.unwrap_or(ttl).min(ttl)) }),
             leaving: self.leaving_ms.map(|left| now.saturating_add(left)),
             note: Note { who: self.who, why: self.why, at: self.at },
         })

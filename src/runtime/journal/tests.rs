@@ -230,6 +230,22 @@ fn what_is_handed_over_comes_out_whole() {
 }
 
 #[test]
+fn a_lease_that_is_handed_over_goes_on_with_what_is_left_of_it() {
+    let mut overrides = all(15_000, 1_000);
+    let beneath = Some(Box::new(overrides["app"]["leased"].clone()));
+    let covering = Override { beneath, transient: true, ..Override::default() };
+    overrides.entry("app".into()).or_default().insert("covering".into(), covering);
+    let handed = encode_all(shared(&overrides).iter(), 11_000);
+    let read = decode(handed.as_bytes(), 500).expect("readable");
+    let due = Some(Lease { ttl: 15_000, due: 4_500 });
+    assert_eq!(read["app"]["leased"].lease, due);
+    assert_eq!(read["app"]["covering"].beneath.as_ref().expect("kept").lease, due);
+    let late = encode_all(shared(&overrides).iter(), 16_000);
+    let over = Some(Lease { ttl: 15_000, due: 500 });
+    assert_eq!(decode(late.as_bytes(), 500).expect("readable")["app"]["leased"].lease, over);
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_moved_aside_at_a_start() {
     let (folder, journal) = journal();
     // Root may read anything but this.

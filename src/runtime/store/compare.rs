@@ -22,11 +22,7 @@ pub(super) fn lasts_alike(one: &BTreeMap<Name, Override>, other: &BTreeMap<Name,
     fn lasting(all: &BTreeMap<Name, Override>) -> impl Iterator<Item = (&Name, &Override)> {
         all.iter().filter_map(|(id, over)| Some((id, over.lasting()?)))
     }
-    let ttl = |over: &Override| over.lease.map(|lease| lease.ttl);
-    let alike = |one: &Override, other: &Override| {
-        (&one.spec, one.admin, one.removed, &one.base, one.leaving, &one.note, ttl(one))
-            == (&other.spec, other.admin, other.removed, &other.base, other.leaving, &other.note, ttl(other))
-    };
+    let alike = |one: &Override, other: &Override| one.leaving == other.leaving && keeps_alike(one, other);
     let (mut one, mut other) = (lasting(one), lasting(other));
     loop {
         match (one.next(), other.next()) {
@@ -35,6 +31,13 @@ pub(super) fn lasts_alike(one: &BTreeMap<Name, Override>, other: &BTreeMap<Name,
             _ => return false,
         }
     }
+}
+
+/// As [`lasts_alike`], of two that last, which may have been read at different times: not when they are gone either.
+pub(super) fn keeps_alike(one: &Override, other: &Override) -> bool {
+    let ttl = |over: &Override| over.lease.map(|lease| lease.ttl);
+    (&one.spec, one.admin, one.removed, &one.base, one.leaving.is_some(), &one.note, ttl(one))
+        == (&other.spec, other.admin, other.removed, &other.base, other.leaving.is_some(), &other.note, ttl(other))
 }
 
 /// The overrides that are others than `before`, with both.

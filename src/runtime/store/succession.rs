@@ -1,11 +1,14 @@
 //! From one process to the next: what was said at run time is handed over by who knows it, and not by way of the disk,
 //! which may be damaged, full or elsewhere. Only a process that serves writes the journal.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Store, said_of, tell_conflicts};
+use super::{Store, compare::keeps_alike, said_of, tell_conflicts};
 use crate::{
-    runtime::journal::{Overrides, SaveError, encode_all},
+    runtime::{
+        journal::{Overrides, SaveError, encode_all},
+        membership::{Override, Said},
+    },
     types::Name,
 };
 
@@ -31,7 +34,7 @@ impl Store {
     }
 
     /// The process before this one changes nothing any more, and gave up this. Without it the journal tells what was
-    /// changed since this process has begun; in any case that is this one's from now on.
+    /// changed for good since this process has begun; in any case that is this one's from now on.
     pub fn take_over(&self, handed: Option<Overrides>) {
         let mut running = self.lock();
         let mut kept = handed;
@@ -39,7 +42,7 @@ impl Store {
         if let Some(journal) = &self.journal {
             journal.unseal();
             match journal.load(self.now()) {
-                Ok(read) => kept = kept.or(Some(read)),
+                Ok(read) => kept = kept.or_else(|| Some(with_transient(read, said_of(&running.members)))),
                 Err(error) => {
                     log::error!("{error}; what this process knows is kept in its place");
                     journal.secure();
@@ -72,4 +75,23 @@ impl Store {
             self.keep_soon(&mut running);
         }
     }
+}
+
+/// What a journal has, covered by what does not last and is in none: unless something else was said for good since.
+fn with_transient<'a>(mut journal: Overrides, known: impl Iterator<Item = (&'a Name, &'a Said)>) -> Overrides {
+    for (upstream, said) in known {
+        for (id, over) in said.iter().filter(|(_, over)| over.transient) {
+            let kept = journal.get(upstream).and_then(|kept| kept.get(id));
+            let same = match (kept, over.beneath.as_deref()) {
+                (None, None) => true,
+                (Some(kept), Some(beneath)) => keeps_alike(kept, beneath),
+                _ => false,
+            };
+            if same {
+                let over = Override { beneath: kept.cloned().map(Box::new), ..over.clone() };
+                journal.entry(upstream.clone()).or_insert_with(BTreeMap::new).insert(id.clone(), over);
+            }
+        }
+    }
+    journal
 }

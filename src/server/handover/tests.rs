@@ -94,6 +94,32 @@ fn ejections_go_on_at_the_successor_at_the_same_address() {
 }
 
 #[test]
+fn what_began_after_the_state_was_taken_comes_with_the_farewell() {
+    let build = || {
+        let mut model = model("eject: { max_percent: 100% }\n    backends: [10.0.0.1:1, 10.0.0.2:1, 10.0.0.3:1]");
+        model.upstreams.values_mut().for_each(|upstream| upstream.slow_start = Some(Duration::from_secs(100)));
+        Snapshot::build(&model, |upstream| upstream.backends.clone(), None, &Metrics::new("0", 1))
+    };
+    let (old, new, now) = (build(), build(), Instant::now());
+    passed(&HandedOver::collect(&old, &keys(), Duration::ZERO)).apply(&new);
+    let fail = |snapshot: &Snapshot, n: usize, times: u32| {
+        (0..times).for_each(|_| app(snapshot).went_wrong(&app(snapshot).backends()[n], Fault::Status(502), now));
+    };
+    fail(&old, 1, 5);
+    app(&old).backends()[2].resume_slow_start(Duration::from_secs(40), now);
+    fail(&old, 0, 2);
+    let farewell = Farewell::new(String::new(), false).with_backends_of(&old);
+    Farewell::read(farewell.write().expect("a memfd")).expect("readable").apply(&new);
+    let backends = app(&new).backends();
+    assert_eq!(backends.iter().map(|one| one.is_ejected()).collect::<Vec<_>>(), [false, true, false]);
+    let elapsed = backends[2].slow_start_elapsed(Instant::now()).expect("in slow start").as_secs();
+    assert!((40..60).contains(&elapsed), "{elapsed}");
+    assert_eq!(backends[0].slow_start_elapsed(now), None);
+    fail(&new, 0, 3);
+    assert!(backends[0].is_ejected(), "the row of failures was not handed over");
+}
+
+#[test]
 fn a_verdict_holds_for_its_address_only() {
     let old = snapshot("{ id: a, address: 10.0.0.1:1 }, { id: gone, address: 10.0.0.2:1 }");
     for backend in app(&old).backends() {

@@ -93,6 +93,8 @@ impl Process {
             operations: None,
             admin: HeldAdmin::default(),
             predecessor: None,
+            predecessors: Vec::new(),
+            handed_over: None,
         };
         let running = Running {
             seen: Mutex::new(Seen::now(&file)),
@@ -115,6 +117,7 @@ impl Process {
             turn: Mutex::new(()),
             successors: Successors::new(Path::new("/rrlb.yaml")),
             wanted: AtomicBool::new(false),
+            awaiting: AtomicBool::new(false),
             ledger: Mutex::new(Ledger::new()),
             unconfirmed: Unconfirmed::beside(None, &folder.path().join("upgrade.sock")),
         };

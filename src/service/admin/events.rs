@@ -68,12 +68,17 @@ async fn send(shared: Arc<Shared>, last: Option<u64>, parts: mpsc::Sender<Bytes>
     let events = shared.store.events();
     let mut news = events.last();
     let mut closing = shared.closing.clone();
+    tokio::select! {
+        () = events.numbered() => {}
+        () = parts.closed() => return,
+        _ = closing.wait_for(|closing| *closing) => return,
+    }
     let newest = *news.borrow();
     let mut after = last.unwrap_or(newest);
     // The first part has the head sent at once, and says how soon to come back.
     let mut text = "retry: 2000\n\n".to_owned();
     if after > newest {
-        // It was given by the process before this one. What that told since is not known here.
+        // It was given by a process that handed nothing over. What that told since is not known here.
         text.push_str("event: missed\ndata: {\"missed\":null}\n\n");
         after = 0;
     }

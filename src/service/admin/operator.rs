@@ -135,6 +135,8 @@ pub struct Status {
     pub state: &'static str,
     /// What still holds up readiness; empty where nothing does.
     pub not_ready: String,
+    /// A process before this one, which has handed over, still has connections.
+    pub predecessor_draining: bool,
     /// Event loops.
     pub workers: usize,
     /// Client connections open.

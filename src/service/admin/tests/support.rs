@@ -117,6 +117,7 @@ impl Operator for Double {
             started: 1,
             state: "serving",
             not_ready: String::new(),
+            predecessor_draining: false,
             workers: 2,
             connections: 3,
             config: ConfigStatus {
