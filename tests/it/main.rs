@@ -11,6 +11,7 @@ mod cli;
 mod config;
 mod control;
 mod demo;
+mod differential;
 mod discovery;
 mod drain;
 mod eject;
