@@ -1,6 +1,10 @@
 # What a fresh machine needs for all of this: Rust (rustup.rs) and a C compiler. `make bench` also needs Python 3, and takes what is
 # installed of nginx, HAProxy, Caddy, Envoy and Go.
 
+# The tests of what an engine decides run on the second one too (RRLB_TEST_ENGINE; docs/framing.md, "Which engine").
+MOVES_BYTES = access_log:: admission:: balancing:: drain:: eject:: failures:: framing:: h2_slow:: headers:: informational:: \
+  limits:: metrics:: normalisation:: protocols:: regressions responses:: routes:: streaming:: timeouts:: upstream
+
 .PHONY: help demo test ci bench scale image
 
 help:
@@ -26,6 +30,7 @@ test:
 	    || echo "dnsmasq-base could not be installed; the tests that need it will be skipped" >&2; \
 	else echo "dnsmasq is missing, the tests that need it will be skipped; on Debian: apt-get install dnsmasq-base" >&2; fi
 	cargo test --locked
+	RRLB_TEST_ENGINE=pingora cargo test --locked --test it -- $(MOVES_BYTES)
 
 ci:
 	./.ci/run

@@ -232,6 +232,19 @@ pub(super) fn answer_body(ctx: &RequestCtx) {
     renew(ctx);
 }
 
+/// What had come of the answer was given to the client. Over the exchange it is known from then on that the backend is waited
+/// for, also where the client speaks HTTP/2.
+pub(super) fn answer_given(session: &Session, ctx: &RequestCtx) {
+    if ctx.waiting != Waiting::Read || session.req_header().version != Version::HTTP_2 {
+        return;
+    }
+    let Some(timeouts) = ctx.member().map(|member| member.upstream.timeouts) else { return };
+    let now = Instant::now();
+    if let Some(deadline) = &ctx.deadline {
+        deadline.renew(now, until(ctx, now, Some(timeouts.read)));
+    }
+}
+
 fn renew(ctx: &RequestCtx) {
     let Some(deadline) = &ctx.deadline else { return };
     if matches!(ctx.waiting, Waiting::Read | Waiting::WebSocket) {

@@ -12,6 +12,7 @@ mod config;
 mod confirm;
 mod control;
 mod demo;
+mod differential;
 mod discovery;
 mod drain;
 mod eject;

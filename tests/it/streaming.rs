@@ -73,6 +73,24 @@ async fn large_bodies_pass_both_ways() {
     assert_eq!(client.get("/").await.text(), "b");
 }
 
+/// Pingora looks at its client only when the origin has answered, where the upload's last part filled its queue.
+#[tokio::test]
+async fn an_origin_is_left_when_its_client_leaves_after_a_long_upload() {
+    let origin = Origin::script("a", |mut peer: Peer| async move {
+        if peer.request().await.is_some() {
+            peer.wire.rest().await;
+        }
+    })
+    .await;
+    let proxy = Config::before(&[&origin], "engine: exchange").start().await;
+    let mut client = proxy.client().await;
+    client.send(format!("PUT / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {MIB}\r\n\r\n")).await;
+    client.send(vec![b'x'; 1 << 20]).await;
+    wait_until("the upload's end", || origin.total() == 1).await;
+    drop(client);
+    wait_until("the origin to be left", || origin.open() == 0).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_gibibytes_up_and_down_take_no_memory() {
     let size = 2048 * MIB;

@@ -8,6 +8,7 @@ use crate::{
     failures::reason,
     support::{
         http1::{Client, get, post_once},
+        http2::Client2,
         misbehave::{self, Blackhole},
         origin::Origin,
         proxy::{Config, Proxy},
@@ -90,6 +91,20 @@ async fn read() {
     assert!(begun.elapsed() < LIMIT);
     let line = proxy.access_log(1).await.remove(0);
     assert!(line["reason"].as_str().is_some_and(|word| word.contains("timeout")), "{line}");
+}
+
+#[tokio::test]
+async fn read_of_an_http2_client_too() {
+    let origin = Origin::script("a", misbehave::stall_in_body).await;
+    let more = "
+        listeners: [{ address: \"<listen>\", h2c: true }]
+        defaults: { timeouts: { first_byte: 300ms, read: 300ms } }";
+    let proxy = Config::before(&[&origin], more).start().await;
+    let begun = Instant::now();
+    let broken = Client2::prior(proxy.listen).await.try_get("/").await;
+    assert!(broken.is_err(), "{broken:?}");
+    assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
+    assert_eq!(proxy.access_log(1).await[0]["reason"], "read_timeout");
 }
 
 #[tokio::test]

@@ -313,7 +313,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
 
     /// Ends the attempt: its memory, and the connection where another request may use it.
     pub(super) fn finish(self) -> (Room, Option<S>) {
-        let whole = self.place == Place::End && self.complete && self.out.is_empty() && !self.deaf;
+        let ended = match self.place {
+            // The client's side may have been done first: it counts too.
+            Place::Body(Body::Bordered(border)) => border.reached() && self.body == 0,
+            place => place == Place::End,
+        };
+        let whole = ended && self.complete && self.out.is_empty() && !self.deaf;
         // Bytes after the answer's end are nobody's answer.
         let again = whole && self.persistent && self.ahead.is_empty();
         let room = Room { ahead: self.ahead, index: self.index, out: self.out };

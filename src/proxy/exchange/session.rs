@@ -254,7 +254,19 @@ async fn hand_on(
             Poll::Pending | Poll::Ready(Err(_)) => break false,
         }
     };
-    let over = session.write_response_tasks(tasks).await.map_err(Error::into_down)?;
+    let over = {
+        let mut writing = pin!(session.write_response_tasks(tasks));
+        poll_fn(|cx| {
+            if attempt.is_behind() {
+                // A client that does not read yet must not keep from the backend what it has sent.
+                _ = attempt.poll_flush(cx);
+            }
+            writing.as_mut().poll(cx)
+        })
+        .await
+        .map_err(Error::into_down)?
+    };
+    watch::answer_given(session, ctx);
     Ok(over || end)
 }
 

@@ -34,6 +34,9 @@ const PRELUDE: [(&str, &str); 6] = [
     ("access_log", "{ path: <dir>/access.log, format: json }"),
 ];
 
+/// `pingora` or `exchange`: who moves the bytes in every configuration that does not say.
+const ENGINE: &str = "RRLB_TEST_ENGINE";
+
 /// A configuration in a folder of its own. `<listen>`, `<metrics>`, `<dir>` and the names put in stand for values.
 #[derive(Clone)]
 pub struct Config {
@@ -165,7 +168,9 @@ impl Config {
 fn with_prelude(yaml: &str) -> String {
     let has = |key: &str| yaml.lines().any(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')));
     let added = PRELUDE.iter().filter(|(key, _)| !has(key)).map(|(key, value)| format!("{key}: {value}\n"));
-    added.collect::<String>() + yaml
+    let engine = std::env::var(ENGINE).ok().filter(|engine| !engine.is_empty() && !has("engine"));
+    let engine = engine.map(|engine| format!("engine: {engine}\n"));
+    engine.unwrap_or_default() + &added.collect::<String>() + yaml
 }
 
 fn dedent(yaml: &str) -> String {

@@ -110,6 +110,17 @@ async fn the_end_of_the_connection_ends_an_answer_without_a_border_and_no_other(
 }
 
 #[tokio::test]
+async fn a_connection_is_kept_where_the_last_byte_was_given_on_and_the_end_not_asked_for() {
+    let (mut attempt, mut backend) = attempt("GET / HTTP/1.1\r\n\r\n", true, true);
+    poll_fn(|cx| attempt.poll_flush(cx)).await;
+    backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").await.expect("room");
+    assert!(matches!(poll_fn(|cx| attempt.poll_answer(cx)).await, Ok(Step::Head(_))));
+    assert!(matches!(poll_fn(|cx| attempt.poll_answer(cx)).await, Ok(Step::Body)));
+    assert_eq!(attempt.split_body(), "hello");
+    assert!(attempt.finish().1.is_some());
+}
+
+#[tokio::test]
 async fn interim_answers_come_before_the_answer() {
     let all =
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n";

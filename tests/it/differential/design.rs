@@ -1,0 +1,212 @@
+//! The differences between the engines that are meant, each with its reason. A case may differ only where the flaw is in the
+//! answers that were sent, and only towards the strict side.
+
+use super::{
+    plan::{Case, Protocol},
+    stage::Seen,
+};
+
+/// Why this may differ; `None` where it is a bug.
+pub fn meant(case: &Case, pingora: &Seen, exchange: &Seen, key: &str) -> Option<&'static str> {
+    let of = ask_of(key);
+    if let Some((pingora, exchange)) = pingora.get(key).zip(exchange.get(key)) {
+        let rules: [Rule; 3] = [via, early, closing];
+        if let Some(why) = rules.iter().find_map(|rule| rule(case, of, pingora, exchange)) {
+            return Some(why);
+        }
+    }
+    strict(case, of, exchange)
+        .or_else(|| bodiless(case, of, pingora))
+        .or_else(|| hints(key, of, pingora))
+        .or_else(|| stray(case, key, pingora, exchange))
+}
+
+type Rule = fn(&Case, usize, &str, &str) -> Option<&'static str>;
+
+/// The place in the case's requests of the one that a thing seen belongs to; what comes after them has one beyond all.
+fn ask_of(key: &str) -> usize {
+    let mut words = key.split('.');
+    let number = match words.next() {
+        Some("log") => words.next(),
+        Some("origin") => words.nth(1),
+        word => word,
+    };
+    number.and_then(|number| number.parse().ok()).unwrap_or(usize::MAX)
+}
+
+/// `Via` says the version in which the answer was received (RFC 9110 §7.6.3). Pingora sets it to 1.1 before any filter sees
+/// it, where it has no length.
+fn via(case: &Case, of: usize, pingora: &str, exchange: &str) -> Option<&'static str> {
+    let old = case.asks.get(of)?.answers.iter().any(|answer| answer.bytes.windows(9).any(|part| part == b"HTTP/1.0 "));
+    let same = pingora.replace("\"1.1 rrlb\"", "\"1.0 rrlb\"") == exchange.replace("\"1.1 rrlb\"", "\"1.0 rrlb\"");
+    (old && same).then_some("the version in Via")
+}
+
+/// After an answer before the request's end Pingora goes on reading the request, and logs that the client left it. The exchange
+/// is done with it, as the client is told (`Connection: close`, RFC 9112 §9.3).
+fn early(case: &Case, of: usize, pingora: &str, exchange: &str) -> Option<&'static str> {
+    let known = |line: &str| {
+        let words = line.split(' ');
+        words.map(|word| if word.starts_with("reason=") { "reason" } else { word }).collect::<Vec<_>>().join(" ")
+    };
+    let left = pingora.contains("\"client_aborted\"") && exchange.contains("\"ok\"");
+    (case.asks.get(of)?.half && left && known(pingora) == known(exchange)).then_some("an upload that an answer cut short")
+}
+
+/// Of several `Connection` fields Pingora reads one. Whichever says `close`, the connection ends (RFC 9110 §7.6.1, RFC 9112 §9.3).
+fn closing(case: &Case, _: usize, pingora: &str, exchange: &str) -> Option<&'static str> {
+    let several = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes).to_ascii_lowercase();
+        text.matches("\r\nconnection:").count() > 1 && text.contains("\r\nconnection: close")
+    };
+    let answers = case.asks.iter().flat_map(|ask| &ask.answers);
+    let only_reuse = pingora.replace("reused: true", "reused: false") == exchange;
+    (only_reuse && answers.into_iter().any(|answer| several(&answer.bytes))).then_some("several Connection fields")
+}
+
+/// Pingora refuses 1xx and 204 for what they say of a body that they cannot have; it means nothing (RFC 9112 §6.3, 1.).
+fn bodiless(case: &Case, of: usize, pingora: &Seen) -> Option<&'static str> {
+    let framed = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes).to_ascii_lowercase();
+        let mut heads = text.split("\r\n\r\n").take(3);
+        heads.any(|head| {
+            let status = head.get(8..12).unwrap_or_default();
+            let framed = head.contains("\r\ncontent-length") || head.contains("\r\ntransfer-encoding");
+            framed && (status.starts_with(" 1") || status == " 204")
+        })
+    };
+    let refused = |n: usize| pingora.get(&format!("log.{n}")).is_some_and(|line| line.contains("\"bad_response\""));
+    let mut asks = case.asks.iter().enumerate().take(of.saturating_add(1));
+    asks.any(|(n, ask)| refused(n) && ask.answers.iter().any(|answer| framed(&answer.bytes)))
+        .then_some("framing of an answer that has no body")
+}
+
+/// 1xx that came together with a head that is refused: Pingora drops what it has not passed on yet.
+fn hints(key: &str, of: usize, pingora: &Seen) -> Option<&'static str> {
+    let refused = pingora.get(&format!("log.{of}")).is_some_and(|line| line.contains("\"bad_response\""));
+    (refused && key.ends_with(".interim")).then_some("1xx before a refused answer")
+}
+
+/// Of an HTTP/2 request whose body turns out to be empty Pingora may write the last chunk though its head said that there is no
+/// body: the next thing on that connection is then `0`, which is no request (RFC 9112 §6.3 knows of no such bytes).
+fn stray(case: &Case, key: &str, pingora: &Seen, exchange: &Seen) -> Option<&'static str> {
+    let chunk = pingora.get("origin..1.start").is_some_and(|start| start.starts_with("0 at "));
+    let only = !exchange.keys().any(|key| key.starts_with("origin.."));
+    (case.protocol == Protocol::H2 && chunk && only && key.starts_with("origin..")).then_some("a stray last chunk")
+}
+
+/// The exchange refused this request's answer, or one before it on the connection, or broke it off, for a flaw it has.
+fn strict(case: &Case, of: usize, exchange: &Seen) -> Option<&'static str> {
+    let refused = |n: usize| {
+        let line = exchange.get(&format!("log.{n}"));
+        line.is_some_and(|line| line.contains("\"bad_response\"") || line.contains("\"response_truncated\""))
+    };
+    let asks = case.asks.iter().enumerate().take(of.saturating_add(1));
+    let mut flaws = asks.filter(|(n, _)| refused(*n)).flat_map(|(_, ask)| {
+        ask.answers.iter().filter_map(|answer| flaw(&answer.bytes, ask.method))
+    });
+    flaws.next()
+}
+
+/// What is wrong with an answer that Pingora takes all the same.
+fn flaw(answer: &[u8], method: &str) -> Option<&'static str> {
+    let mut rest = answer;
+    loop {
+        let (lines, after) = match head(rest) {
+            Ok(head) => head,
+            Err(why) => return Some(why),
+        };
+        rest = after;
+        let status = lines.first().and_then(|line| line.get(9..12)).unwrap_or_default();
+        if status.starts_with(b"1") && status != b"101" {
+            continue;
+        }
+        let has = |name: &str| lines.iter().any(|line| line.to_ascii_lowercase().starts_with(name.as_bytes()));
+        let coded = has("transfer-encoding:");
+        if coded && has("content-length:") {
+            return Some("a length beside a coding (RFC 9112 §6.3: may be handled as an error)");
+        }
+        if method == "HEAD" || status == b"204" || status == b"304" || !coded {
+            return None;
+        }
+        return chunks(rest).err();
+    }
+}
+
+type Lines<'a> = (Vec<&'a [u8]>, &'a [u8]);
+
+fn head(bytes: &[u8]) -> Result<Lines<'_>, &'static str> {
+    let (mut lines, mut rest) = (Vec::new(), bytes);
+    while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+        let line = &rest[..end];
+        rest = &rest[end + 1..];
+        let Some(line) = line.strip_suffix(b"\r") else {
+            return Err("a bare LF (RFC 9112 §2.2: a recipient may take it)");
+        };
+        if line.is_empty() && lines.is_empty() {
+            return Err("an empty line before the status line (RFC 9112 §2.2 is about requests)");
+        }
+        if line.is_empty() {
+            return Ok((lines, rest));
+        }
+        if !lines.is_empty() && line.starts_with(b" ") | line.starts_with(b"\t") {
+            return Err("a folded line (RFC 9112 §5.2: a proxy may refuse it)");
+        }
+        let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+        if !lines.is_empty() && name.last().is_some_and(|byte| b" \t".contains(byte)) {
+            return Err("a blank before a colon (RFC 9112 §5.1: a proxy takes it out; the exchange trusts no such answer)");
+        }
+        lines.push(line);
+    }
+    // It ends too early, which is the same for both.
+    Ok((lines, rest))
+}
+
+/// Chunks as RFC 9112 §7.1 has them, and nothing that two parsers could read in two ways.
+fn chunks(mut rest: &[u8]) -> Result<(), &'static str> {
+    loop {
+        let Some(end) = rest.iter().position(|byte| *byte == b'\n') else { return loose(rest) };
+        let line = rest[..end].strip_suffix(b"\r").ok_or("a chunk's size that ends in a bare LF")?;
+        let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
+        if digits.is_empty() || digits.len() > 16 || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err("a chunk's size that is more than digits (RFC 9112 §7.1 knows no blanks there)");
+        }
+        if line.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+            return Err("a control character in a chunk's extension");
+        }
+        let size = std::str::from_utf8(digits).ok().and_then(|digits| usize::from_str_radix(digits, 16).ok());
+        let size = size.ok_or("a chunk's size beyond all bounds")?;
+        rest = &rest[end + 1..];
+        if size == 0 {
+            return trailers(rest);
+        }
+        let Some(after) = rest.get(size..) else { return Ok(()) };
+        rest = match after {
+            [b'\r', b'\n', rest @ ..] => rest,
+            [] | [b'\r'] => return Ok(()),
+            _ => return Err("a chunk's data that no CRLF ends"),
+        };
+    }
+}
+
+fn loose(rest: &[u8]) -> Result<(), &'static str> {
+    let good = |byte: &u8| byte.is_ascii_hexdigit() || *byte == b'\r';
+    if rest.iter().all(good) { Ok(()) } else { Err("a chunk's size that is more than digits") }
+}
+
+fn trailers(mut rest: &[u8]) -> Result<(), &'static str> {
+    const ODD: &str = "ill-formed trailers, which Pingora throws away unread";
+    while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+        let line = rest[..end].strip_suffix(b"\r").ok_or(ODD)?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':').ok_or(ODD)?);
+        let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+        if name.is_empty() || !name.iter().all(token) || value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+            return Err(ODD);
+        }
+        rest = &rest[end + 1..];
+    }
+    if rest.iter().all(u8::is_ascii_graphic) { Ok(()) } else { Err(ODD) }
+}
