@@ -180,7 +180,7 @@ async fn hand_on(
     attempt: &mut Attempt<Line>,
     step: Result<Step, Failure>,
 ) -> Result<bool> {
-    let mut tasks = Vec::with_capacity(2);
+    let mut tasks = Vec::with_capacity(PARTS);
     let mut step = step.map_err(|failure| failed(attempt, failure))?;
     let end = loop {
         match step {
@@ -225,13 +225,15 @@ async fn hand_on(
 /// The answer's head as Pingora has it.
 fn answer(attempt: &Attempt<Line>, head: &Head) -> Result<Box<ResponseHeader>> {
     let fields = attempt.head();
-    let mut answer = ResponseHeader::build_no_case(head.status, Some(fields.count() + 4))?;
-    answer.set_version(head.version);
+    let (mut parts, ()) = http::Response::new(()).into_parts();
+    (parts.status, parts.version) = (head.status, head.version);
+    parts.headers.reserve(fields.count() + 4);
     for (name, value) in fields.each() {
         let name = HeaderName::from_bytes(name).or_err(ErrorType::InvalidHTTPHeader, "a field's name")?;
         let value = HeaderValue::from_bytes(value).or_err(ErrorType::InvalidHTTPHeader, "a field's value")?;
-        answer.append_header(name, value)?;
+        parts.headers.try_append(name, value).or_err(ErrorType::InvalidHTTPHeader, "too many fields")?;
     }
+    let mut answer = ResponseHeader::from(parts);
     let phrase = std::str::from_utf8(attempt.phrase()).unwrap_or_default();
     if head.status.canonical_reason() != Some(phrase) {
         answer.set_reason_phrase(Some(phrase))?;
