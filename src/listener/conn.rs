@@ -31,6 +31,8 @@ use crate::{
     types::Reason,
 };
 
+/// Room for what is written first.
+const FIRST: usize = 1024;
 /// Collected writes leave when they would grow beyond this.
 const WRITE_BUFFER: usize = 16 * 1024;
 /// Pipelined bytes held while a request runs; beyond this the client waits.
@@ -331,6 +333,10 @@ impl AsyncWrite for Conn {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         if this.out.len() + data.len() <= WRITE_BUFFER {
+            if this.out.capacity() == 0 {
+                // Mostly a head, and a body comes after it.
+                this.out.reserve(data.len().max(FIRST));
+            }
             this.out.extend_from_slice(data);
             return Poll::Ready(Ok(data.len()));
         }

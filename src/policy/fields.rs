@@ -67,6 +67,7 @@ impl Index {
             Some(Place { name, name_length, value, value_length })
         };
         self.0.clear();
+        self.0.reserve(fields.len());
         self.0.extend(fields.iter().filter_map(place));
     }
 

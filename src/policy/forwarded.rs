@@ -252,37 +252,40 @@ const CLAIMS: [&str; 11] = [
 /// Whether a field tells of clients and hops, and so must not be believed from just anyone: `Forwarded`, all of
 /// `X-Forwarded-*` and `X-Original-*`, `X-Real-IP` and others like it; nor `Proxy`, which some an application takes for its own setting (CVE-2016-5385). A `_` counts
 /// as a `-`, as many an application sees both alike; fields of framing with a `_` are nobody's.
-pub fn is_forwarding_field(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    let alike = |own: &str| same_but_for_underscores(name.as_bytes(), own.as_bytes());
-    let begins = |prefix: &[u8]| {
-        name.as_bytes().get(..prefix.len()).is_some_and(|start| same_but_for_underscores(start, prefix))
-    };
+pub fn is_forwarding_field(name: impl AsRef<[u8]>) -> bool {
+    let name = name.as_ref();
+    let alike = |own: &[u8]| same_but_for_underscores(name, own);
+    let is = |own: &[u8]| name.eq_ignore_ascii_case(own);
+    let begins = |prefix: &[u8]| name.get(..prefix.len()).is_some_and(|start| same_but_for_underscores(start, prefix));
     begins(b"x-forwarded-")
         || begins(b"x-original-")
-        || matches!(name, "forwarded" | "proxy" | "content_length" | "transfer_encoding")
-        || CLAIMS.iter().any(|claim| alike(claim))
-        || (name != "x-request-id" && alike("x-request-id"))
+        || is(b"forwarded")
+        || is(b"proxy")
+        || is(b"content_length")
+        || is(b"transfer_encoding")
+        || CLAIMS.iter().any(|claim| alike(claim.as_bytes()))
+        || (!is(b"x-request-id") && alike(b"x-request-id"))
 }
 
 fn same_but_for_underscores(name: &[u8], own: &[u8]) -> bool {
-    let alike = |(one, other): (&u8, &u8)| one == other || (*one, *other) == (b'_', b'-');
+    let alike = |(one, own): (&u8, &u8)| one.eq_ignore_ascii_case(own) || (*one, *own) == (b'_', b'-');
     name.len() == own.len() && name.iter().zip(own).all(alike)
 }
 
 /// Whether a field tells of the client's certificate: ours to say, and no client's, nor any proxy's before us. A `_` counts as
 /// a `-`, as many an application sees both alike.
-pub fn is_client_cert_field(name: &HeaderName) -> bool {
-    let alike = |own: &HeaderName| same_but_for_underscores(name.as_str().as_bytes(), own.as_str().as_bytes());
+pub fn is_client_cert_field(name: impl AsRef<[u8]>) -> bool {
+    let alike = |own: &HeaderName| same_but_for_underscores(name.as_ref(), own.as_str().as_bytes());
     [X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY].iter().any(alike)
 }
 
-/// Writes the outgoing `X-Forwarded-For`: `existing` lines (none where the peer is not trusted) and the peer. A unix
+/// Adds the outgoing `X-Forwarded-For`: `existing` lines (none where the peer is not trusted) and the peer. A unix
 /// peer has no address and adds nothing; where nothing was written the field is left out.
 pub fn write_x_forwarded_for<'a>(existing: impl Iterator<Item = &'a [u8]>, peer: Option<IpAddr>, out: &mut BytesMut) {
-    write_existing(existing, out);
+    let start = out.len();
+    write_existing(existing, start, out);
     if let Some(peer) = peer {
-        separate(out);
+        separate(start, out);
         // Writing to memory cannot fail.
         write_address(peer.to_canonical(), out);
     }
@@ -299,10 +302,11 @@ pub struct Hop<'a> {
     pub scheme: Scheme,
 }
 
-/// Writes the outgoing `Forwarded`: `existing` lines (none where the peer is not trusted) and this hop.
+/// Adds the outgoing `Forwarded`: `existing` lines (none where the peer is not trusted) and this hop.
 pub fn write_forwarded<'a>(existing: impl Iterator<Item = &'a [u8]>, hop: &Hop<'_>, out: &mut BytesMut) {
-    write_existing(existing, out);
-    separate(out);
+    let start = out.len();
+    write_existing(existing, start, out);
+    separate(start, out);
     // Writing to memory cannot fail.
     let _ = match hop.peer.map(|peer| peer.to_canonical()) {
         None => out.write_str("for=_unix"),
@@ -321,15 +325,16 @@ pub fn write_forwarded<'a>(existing: impl Iterator<Item = &'a [u8]>, hop: &Hop<'
     out.put_slice(hop.scheme.as_str().as_bytes());
 }
 
-fn write_existing<'a>(existing: impl Iterator<Item = &'a [u8]>, out: &mut BytesMut) {
+/// The field's value begins at `start`.
+fn write_existing<'a>(existing: impl Iterator<Item = &'a [u8]>, start: usize, out: &mut BytesMut) {
     for line in existing.map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {
-        separate(out);
+        separate(start, out);
         out.put_slice(line);
     }
 }
 
-fn separate(out: &mut BytesMut) {
-    if !out.is_empty() {
+fn separate(start: usize, out: &mut BytesMut) {
+    if out.len() > start {
         out.put_slice(b", ");
     }
 }

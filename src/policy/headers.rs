@@ -7,6 +7,9 @@ use http::{HeaderName, HeaderValue, header};
 
 use super::fields::Fields;
 
+/// The request's id, in both directions.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// Edits of a head, applied in the order remove, set, add.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderEdits {
@@ -47,6 +50,12 @@ fn is_protected(name: &[u8]) -> bool {
         .iter()
         .any(|protected| name.eq_ignore_ascii_case(protected))
         || name.get(..FORWARDED.len()).is_some_and(|head| head.eq_ignore_ascii_case(FORWARDED))
+}
+
+/// Whether a backend may take one name for the other: CGI and its heirs make `_` of `-`.
+pub fn is_like(name: &[u8], other: &[u8]) -> bool {
+    let plain = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    name.len() == other.len() && name.iter().map(plain).eq(other.iter().map(plain))
 }
 
 /// Whether a request asks for a WebSocket (RFC 6455 §4.2.1), the one upgrade that is passed on.
@@ -141,6 +150,13 @@ mod tests {
         headers.append("connection", HeaderValue::from_static("x-two,content-length"));
         let names: Vec<_> = nominated_by_connection(&headers).collect();
         assert_eq!(names, [&b"close"[..], b"X-One", b"x-two"]);
+    }
+
+    #[test]
+    fn names_that_a_backend_may_mix_up_are_alike() {
+        let like = |a: &str, b: &str| is_like(a.as_bytes(), b.as_bytes());
+        assert!(like("x-user", "X-User") && like("x_user", "x-user") && like("x-user_id", "x_user-id"));
+        assert!(!like("xuser", "x-user") && !like("x-users", "x-user") && !like("x-usex", "x-user"));
     }
 
     #[test]

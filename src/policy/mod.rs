@@ -19,5 +19,6 @@ pub mod path;
 pub mod proxy_protocol;
 pub mod rate;
 pub mod retry;
+pub mod rewrite;
 pub mod route;
 pub mod slow_start;

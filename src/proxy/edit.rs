@@ -1,7 +1,8 @@
-//! Heads on their way: towards the backend, and back to the client.
+//! Heads on their way: towards the backend, and back to the client. What becomes of them is decided in `policy/rewrite.rs`; here
+//! is gathered what it is decided by.
 
-use bytes::BytesMut;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use bytes::{BufMut, BytesMut};
+use http::{HeaderMap, Method, StatusCode, Version, header};
 use pingora_core::{ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
@@ -10,25 +11,102 @@ use super::{
     admit,
     ctx::{ConnInfo, RequestCtx, Verified},
     grpc_web, guard,
-    reject::X_REQUEST_ID,
 };
 use crate::{
     config::model::HostHeader,
     policy::{
-        forwarded::{
-            self, Hop, X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY, X_FORWARDED_FOR,
-            X_FORWARDED_HOST, X_FORWARDED_PROTO, is_forwarding_field, write_x_forwarded_for,
-        },
-        headers::{HOP_BY_HOP, HeaderEdits, nominated_by_connection},
+        fields::Fields,
+        forwarded::Scheme,
+        headers::HeaderEdits,
+        rewrite::{AnswerRewrite, ClientCert, Hops, RequestRewrite, Rewrite as _},
     },
 };
+
+/// What a route without a word on it does to a head: nothing.
+const NO_EDITS: &HeaderEdits = &HeaderEdits { remove: Vec::new(), set: Vec::new(), add: Vec::new() };
+
+/// A client's request, whoever parsed it.
+pub(super) struct Client<'a, F> {
+    pub(super) method: &'a Method,
+    /// What an origin is asked for, as the client said it.
+    pub(super) target: &'a [u8],
+    pub(super) version: Version,
+    /// The host it asked for.
+    pub(super) host: Option<&'a str>,
+    /// The host, where it is not said by a field but by the target.
+    pub(super) authority: Option<&'a str>,
+    pub(super) fields: &'a F,
+}
+
+impl<'a> Client<'a, HeaderMap> {
+    /// As Pingora has parsed it.
+    pub(super) fn of(request: &'a RequestHeader) -> Self {
+        let authority = request.uri.authority().map(http::uri::Authority::as_str);
+        // What a proxy is asked for in absolute form, it asks an origin for in origin form (RFC 9112 §3.2).
+        let target = match authority {
+            Some(_) => request.uri.path_and_query().map_or("/", |target| target.as_str()).as_bytes(),
+            None => request.raw_path(),
+        };
+        let host = admit::host(request);
+        Self { method: &request.method, target, version: request.version, host, authority, fields: &request.headers }
+    }
+}
+
+impl<'a, F: Fields> Client<'a, F> {
+    /// What becomes of the head on its way to a backend that speaks `version`.
+    fn rewrite(&self, ctx: &'a RequestCtx, version: Version, hops: Hops) -> RequestRewrite<'a, F> {
+        let info = ctx.info();
+        let told = guard::towards_backend(ctx);
+        let down = version != Version::HTTP_2;
+        RequestRewrite {
+            client: self.fields,
+            hops,
+            peer: info.and_then(ConnInfo::peer),
+            peer_trusted: ctx.peer_trusted,
+            hop_scheme: info.map_or(Scheme::Http, ConnInfo::scheme),
+            scheme: ctx.scheme,
+            asked_host: self.host,
+            host: host_header(ctx).or(self.authority.filter(|_| down).map(str::as_bytes)),
+            join_cookies: down && self.version == Version::HTTP_2,
+            drop_authorization: told.drop_authorization,
+            told: told.names,
+            identity: told.identity,
+            certificate: match info.map(ConnInfo::verified) {
+                None | Some(Verified::NotAsked) => ClientCert::NotAsked,
+                Some(Verified::None) => ClientCert::None,
+                Some(Verified::Success(shown)) => {
+                    ClientCert::Success { subject: &shown.subject, fingerprint: &shown.fingerprint }
+                }
+            },
+            via: ctx.current().and_then(|current| current.via(self.version)),
+            request_id: ctx.request_id.as_ref(),
+            edits: ctx.route().map_or(NO_EDITS, |route| &route.request_headers),
+        }
+    }
+
+    /// Writes the head of the request for a backend that speaks HTTP/1.1. `body`: there is one, if perhaps an empty one. Returns
+    /// whether it goes in chunks.
+    pub(super) fn write(&self, ctx: &'a RequestCtx, body: bool, out: &mut BytesMut) -> bool {
+        let target = ctx.target.as_ref().map_or(self.target, |target| target.as_str().as_bytes());
+        out.reserve(target.len() + 64);
+        out.put_slice(self.method.as_str().as_bytes());
+        out.put_u8(b' ');
+        out.put_slice(target);
+        out.put_slice(b" HTTP/1.1\r\n");
+        self.rewrite(ctx, Version::HTTP_11, Hops::Here).write(self.fields, out);
+        let chunked = body && !self.fields.has(&header::CONTENT_LENGTH);
+        out.put_slice(if chunked { b"transfer-encoding: chunked\r\n\r\n" } else { b"\r\n" });
+        chunked
+    }
+}
 
 /// Makes the backend's request out of the client's. Pingora has taken the hop-by-hop fields out.
 ///
 /// # Errors
-/// A value that is no value, which validation has ruled out.
+/// A target that is none, which validation has ruled out.
 pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
-    let client = session.req_header();
+    let client = Client::of(session.req_header());
+    let rewrite = client.rewrite(ctx, upstream.version, Hops::TakenOut);
     if let Some(target) = &ctx.target {
         let mut parts = upstream.uri.clone().into_parts();
         parts.path_and_query = Some(target.clone());
@@ -36,80 +114,40 @@ pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &Req
         let uri = http::Uri::from_parts(parts).or_err(ErrorType::InvalidHTTPHeader, "a target of our own")?;
         upstream.set_uri(uri);
     }
-    let via = ctx.current().and_then(|current| current.via(client.version));
-    edit_request(upstream, |fields, version| {
-        fields.reserve(8);
-        forwarding(client, fields, ctx);
-        guard::towards_backend(fields, ctx);
-        client_certificate(fields, ctx);
-        if client.version == Version::HTTP_2 && version != Version::HTTP_2 {
-            join_cookies(fields);
-        }
-        if let Some(via) = via {
-            fields.append(header::VIA, via.clone());
-        }
-        if let Some(id) = &ctx.request_id {
-            fields.insert(X_REQUEST_ID, id.clone());
-        }
-    })?;
+    // Before the operator's edits, though these have no say in it.
     grpc_web::upstream_request(upstream, &ctx.grpc_web)?;
+    edit_request(upstream, |fields| rewrite.apply(fields))?;
     if upstream.version != Version::HTTP_2 {
-        origin_form(upstream)?;
+        origin_form(upstream);
     }
-    if let Some(host) = host_header(ctx) {
-        set_host(upstream, host)?;
-    }
-    if let Some(route) = ctx.route() {
-        let edits = &route.request_headers;
-        for name in &edits.remove {
-            upstream.remove_header(name);
-        }
-        for (name, value) in &edits.set {
-            if *name == header::HOST {
-                set_host(upstream, value.clone())?;
-            } else {
-                upstream.insert_header(name.clone(), value.clone())?;
-            }
-        }
-        for (name, value) in &edits.add {
-            upstream.append_header(name.clone(), value.clone())?;
-        }
+    let set = rewrite.edits.set.iter().rfind(|(name, _)| *name == header::HOST);
+    if let Some(host) = set.map(|(_, host)| host.as_bytes()).or_else(|| host_header(ctx)) {
+        set_authority(upstream, host);
     }
     Ok(())
 }
 
-/// Takes out what the client said to us and not to the backend (RFC 9110 §7.6.1), framing that is ours to say included.
-pub(super) fn strip_request(upstream: &mut RequestHeader) {
-    let nominated: Vec<HeaderName> =
-        nominated_by_connection(&upstream.headers).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
-    // Trailers are not passed on.
-    for name in nominated.iter().chain(&HOP_BY_HOP).chain(&[header::TRAILER]) {
-        upstream.remove_header(name);
+/// The target without the host, which has been put into `Host`.
+fn origin_form(upstream: &mut RequestHeader) {
+    if upstream.uri.authority().is_none() {
+        return;
     }
-}
-
-/// What a proxy is asked for in absolute form, it asks an origin for in origin form (RFC 9112 §3.2).
-fn origin_form(upstream: &mut RequestHeader) -> Result<()> {
-    let Some(authority) = upstream.uri.authority() else { return Ok(()) };
-    let host = authority.as_str().to_owned();
     let target = upstream.uri.path_and_query().map_or("/", |target| target.as_str());
     if let Ok(uri) = target.parse() {
         upstream.set_uri(uri);
-        upstream.insert_header(header::HOST, host)?;
     }
-    Ok(())
 }
 
 /// Edits the fields in their map itself. Pingora's own editing keeps a second map with the names as they were spelled,
 /// which costs more than all other work on a head; so names go on in lower case, as in HTTP/2.
-fn edit_request(head: &mut RequestHeader, edit: impl FnOnce(&mut HeaderMap, Version)) -> Result<()> {
+fn edit_request(head: &mut RequestHeader, edit: impl FnOnce(&mut HeaderMap)) -> Result<()> {
     // A target that its URI does not hold wholly is lost on the way through the parts.
     let target = head.uri.path_and_query().map_or("", |target| target.as_str());
     let verbatim = (head.raw_path() != target.as_bytes()).then(|| head.raw_path().to_vec());
     let ends = head.send_end_stream();
     let (nothing, ()) = http::Request::new(()).into_parts();
     let mut parts = http::request::Parts::from(std::mem::replace(head, RequestHeader::from(nothing)));
-    edit(&mut parts.headers, parts.version);
+    edit(&mut parts.headers);
     *head = RequestHeader::from(parts);
     if let Some(verbatim) = verbatim {
         head.set_raw_path(&verbatim)?;
@@ -131,100 +169,35 @@ fn edit_response(head: &mut ResponseHeader, edit: impl FnOnce(&mut HeaderMap)) -
     reason.map_or(Ok(()), |reason| head.set_reason_phrase(Some(&reason)))
 }
 
-fn host_header(ctx: &RequestCtx) -> Option<HeaderValue> {
+fn host_header(ctx: &RequestCtx) -> Option<&[u8]> {
     match &ctx.member()?.upstream.host_header {
-        HostHeader::Fixed(host) => Some(host.clone()),
+        HostHeader::Fixed(host) => Some(host.as_bytes()),
         HostHeader::Preserve => None,
-        HostHeader::Sni => HeaderValue::from_str(ctx.picked.as_ref()?.backend().sni()).ok(),
+        HostHeader::Sni => Some(ctx.picked.as_ref()?.backend().sni().as_bytes()),
     }
 }
 
-/// Sets `Host`, and the authority with it where the target has one (HTTP/2, absolute form).
-fn set_host(upstream: &mut RequestHeader, host: HeaderValue) -> Result<()> {
+/// Sets the authority, where the target has one (HTTP/2), to what `Host` was set to.
+fn set_authority(upstream: &mut RequestHeader, host: &[u8]) {
     if upstream.uri.authority().is_some() {
         let mut parts = upstream.uri.clone().into_parts();
-        parts.authority = host.to_str().ok().and_then(|host| host.parse().ok());
+        parts.authority = host.try_into().ok();
         if let Ok(uri) = http::Uri::from_parts(parts) {
             upstream.set_uri(uri);
         }
     }
-    upstream.insert_header(header::HOST, host)
-}
-
-/// X-Forwarded-* and Forwarded: what a trusted peer said is kept and added to, what anyone else said is replaced.
-fn forwarding(client: &RequestHeader, upstream: &mut HeaderMap, ctx: &RequestCtx) {
-    let Some(info) = ctx.info() else { return };
-    let peer = info.peer();
-    let host = admit::host(client);
-    if !ctx.peer_trusted {
-        let spoofed: Vec<HeaderName> = upstream.keys().filter(|name| is_forwarding_field(name)).cloned().collect();
-        for name in &spoofed {
-            upstream.remove(name);
-        }
-    }
-    let kept = |name: &HeaderName| upstream.get_all(name).iter().map(HeaderValue::as_bytes);
-    let mut text = BytesMut::with_capacity(128);
-    write_x_forwarded_for(kept(&X_FORWARDED_FOR), peer, &mut text);
-    let forwarded_for = text.split().freeze();
-    let hop = Hop { peer, host, scheme: info.scheme() };
-    forwarded::write_forwarded(kept(&header::FORWARDED), &hop, &mut text);
-    let forwarded = text.freeze();
-    if !forwarded_for.is_empty() {
-        upstream.insert(X_FORWARDED_FOR, value(forwarded_for));
-    }
-    upstream.insert(header::FORWARDED, value(forwarded));
-    if !upstream.contains_key(X_FORWARDED_PROTO) {
-        upstream.insert(X_FORWARDED_PROTO, HeaderValue::from_static(ctx.scheme.as_str()));
-    }
-    if let Some(host) = host.filter(|_| !upstream.contains_key(X_FORWARDED_HOST))
-        && let Ok(host) = HeaderValue::from_str(host)
-    {
-        upstream.insert(X_FORWARDED_HOST, host);
-    }
-}
-
-/// The client's certificate, where it was asked for. What clients say of theirs was taken out by `admit`.
-fn client_certificate(upstream: &mut HeaderMap, ctx: &RequestCtx) {
-    let verify = match ctx.info().map(ConnInfo::verified) {
-        None | Some(Verified::NotAsked) => return,
-        Some(Verified::None) => "NONE",
-        Some(Verified::Success(certificate)) => {
-            upstream.insert(X_CLIENT_CERT_SUBJECT, certificate.subject.clone());
-            upstream.insert(X_CLIENT_CERT_FINGERPRINT, certificate.fingerprint.clone());
-            "SUCCESS"
-        }
-    };
-    upstream.insert(X_CLIENT_CERT_VERIFY, HeaderValue::from_static(verify));
-}
-
-/// What was read as a field value before, or is made of addresses and names, is one.
-fn value(text: bytes::Bytes) -> HeaderValue {
-    HeaderValue::from_maybe_shared(text).unwrap_or(const { HeaderValue::from_static("unknown") })
-}
-
-/// HTTP/2 may split `Cookie`; HTTP/1.1 may not (RFC 9113 §8.2.3).
-pub(super) fn join_cookies(upstream: &mut HeaderMap) {
-    let mut crumbs = upstream.get_all(header::COOKIE).iter();
-    let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else { return };
-    let mut joined = BytesMut::from(first.as_bytes());
-    for crumb in std::iter::once(second).chain(crumbs) {
-        joined.extend_from_slice(b"; ");
-        joined.extend_from_slice(crumb.as_bytes());
-    }
-    upstream.insert(header::COOKIE, value(joined.freeze()));
 }
 
 /// Makes the client's answer out of the backend's.
 ///
 /// # Errors
-/// A value that is no value, which validation has ruled out.
+/// A reason phrase that is none.
 pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
-    let upgrade = answer.status == StatusCode::SWITCHING_PROTOCOLS;
-    if !upgrade {
-        hop_by_hop(answer);
+    if answer.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(());
     }
     if answer.status.is_informational() {
-        return Ok(());
+        return edit_response(answer, |fields| AnswerRewrite::INTERIM.apply(fields));
     }
     ctx.grpc_web.response_header_filter(answer);
     if session.is_upgrade_req() {
@@ -242,32 +215,28 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
         answer.remove_header(&header::TRANSFER_ENCODING);
         session.set_keepalive(None);
     }
-    // Trailers go from HTTP/2 to HTTP/2 only, so nobody else is told of them.
-    let lost_trailers = answer.version != Version::HTTP_2 || session.req_header().version != Version::HTTP_2;
-    let via = ctx.current().and_then(|current| current.via(answer.version));
-    edit_response(answer, |fields| {
-        fields.reserve(4);
-        for (name, value) in guard::rate_fields(ctx) {
-            fields.append(name, value);
-        }
-        if lost_trailers {
-            fields.remove(header::TRAILER);
-        }
-        if let Some(via) = via {
-            fields.append(header::VIA, via.clone());
-        }
-        if let Some(id) = &ctx.request_id {
-            fields.insert(X_REQUEST_ID, id.clone());
-        }
-    })?;
+    // Pingora frames the answer by the fields that say how.
+    let rewrite = answer_rewrite(session.req_header().version, answer.version, true, ctx);
+    edit_response(answer, |fields| rewrite.apply(fields))?;
     if answer.version == Version::HTTP_10 {
         // A proxy answers in its own version (RFC 9110 §2.5).
         answer.set_version(Version::HTTP_11);
     }
-    if let Some(route) = ctx.route() {
-        apply_response(answer, &route.response_headers)?;
-    }
     Ok(())
+}
+
+/// What becomes of an answer's head on its way from a backend to a client of these versions. `framing`: its fields of framing go
+/// on.
+pub(super) fn answer_rewrite(client: Version, backend: Version, framing: bool, ctx: &RequestCtx) -> AnswerRewrite<'_> {
+    AnswerRewrite {
+        framing,
+        // They go from HTTP/2 to HTTP/2 only, so nobody else is told of them.
+        trailers: client == Version::HTTP_2 && backend == Version::HTTP_2,
+        rate: guard::rate_fields(ctx),
+        via: ctx.current().and_then(|current| current.via(backend)),
+        request_id: ctx.request_id.as_ref(),
+        edits: ctx.route().map_or(NO_EDITS, |route| &route.response_headers),
+    }
 }
 
 /// The operator's edits of an answer.
@@ -282,25 +251,4 @@ pub(super) fn apply_response(answer: &mut ResponseHeader, edits: &HeaderEdits) -
         answer.append_header(name.clone(), value.clone())?;
     }
     Ok(())
-}
-
-/// Takes out what the backend said to us and not to the client (RFC 9110 §7.6.1). `Transfer-Encoding` stays: Pingora
-/// frames the answer by it.
-fn hop_by_hop(answer: &mut ResponseHeader) {
-    if answer.headers.contains_key(header::CONNECTION) {
-        let nominated: Vec<HeaderName> = nominated_by_connection(&answer.headers)
-            .filter_map(|name| HeaderName::from_bytes(name).ok())
-            .filter(|name| *name != header::TRANSFER_ENCODING)
-            .collect();
-        for name in &nominated {
-            answer.remove_header(name);
-        }
-    }
-    for name in
-        HOP_BY_HOP.iter().filter(|name| **name != header::TRANSFER_ENCODING && **name != header::PROXY_AUTHENTICATE)
-    {
-        if answer.headers.contains_key(name) {
-            answer.remove_header(name);
-        }
-    }
 }

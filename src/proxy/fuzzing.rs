@@ -7,10 +7,11 @@ use pingora_core::protocols::http::v1::client::HttpSession;
 use pingora_http::ResponseHeader;
 use tokio::runtime::{Builder, Runtime};
 
-use super::{RequestCtx, edit::join_cookies, watch};
+use super::{RequestCtx, watch};
 use crate::policy::{
     fuzzing::fields,
     limit_key::{LimitKey, Seed},
+    rewrite::join_cookies,
 };
 
 thread_local! {

@@ -7,7 +7,7 @@ mod secure;
 
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use pingora_core::Result;
 use pingora_proxy::Session;
 
@@ -93,26 +93,28 @@ pub(super) async fn admit(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
 }
 
 /// Rate limits of an answer (draft-ietf-httpapi-ratelimit-headers-10), to be added to those that a backend may have.
-pub(super) fn rate_fields(ctx: &RequestCtx) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
-    let rate = ctx.admitted.as_ref().and_then(|admitted| admitted.rate.clone());
-    let guards = rate.is_some().then(|| ctx.route().and_then(|route| route.guards.as_ref())).flatten();
-    let policy = guards.and_then(|guards| guards.rate.as_ref()).map(|limits| limits.policy.clone());
-    policy.map(|policy| (RATE_LIMIT_POLICY, policy)).into_iter().chain(rate.map(|rate| (RATE_LIMIT, rate)))
+pub(super) fn rate_fields(ctx: &RequestCtx) -> Option<[(HeaderName, &HeaderValue); 2]> {
+    let rate = ctx.admitted.as_ref()?.rate.as_ref()?;
+    let limits = ctx.route()?.guards.as_ref()?.rate.as_ref()?;
+    Some([(RATE_LIMIT_POLICY, &limits.policy), (RATE_LIMIT, rate)])
 }
 
 /// What a backend is told of who is asking, and not by the client itself.
-pub(super) fn towards_backend(upstream: &mut HeaderMap, ctx: &RequestCtx) {
-    let Some(guards) = ctx.route().and_then(|route| route.guards.as_ref()) else { return };
-    if guards.basic.as_ref().is_some_and(|basic| !basic.keep) {
-        upstream.remove(header::AUTHORIZATION);
-    }
-    let Some(forward) = &guards.forward else { return };
-    let told = |name: &HeaderName| forward.copy_headers.iter().any(|copied| forward::is_like(name, copied));
-    let spoofed: Vec<HeaderName> = upstream.keys().filter(|name| told(name)).cloned().collect();
-    for name in &spoofed {
-        upstream.remove(name);
-    }
-    for (name, value) in ctx.admitted.iter().flat_map(|admitted| &admitted.identity) {
-        upstream.append(name.clone(), value.clone());
-    }
+#[derive(Default)]
+pub(super) struct Told<'a> {
+    /// The password was for us.
+    pub(super) drop_authorization: bool,
+    /// Fields that only the service that was asked says.
+    pub(super) names: &'a [HeaderName],
+    /// What it said.
+    pub(super) identity: &'a [(HeaderName, HeaderValue)],
+}
+
+/// See [`Told`].
+pub(super) fn towards_backend(ctx: &RequestCtx) -> Told<'_> {
+    let Some(guards) = ctx.route().and_then(|route| route.guards.as_ref()) else { return Told::default() };
+    let drop_authorization = guards.basic.as_ref().is_some_and(|basic| !basic.keep);
+    let Some(forward) = &guards.forward else { return Told { drop_authorization, ..Told::default() } };
+    let identity = ctx.admitted.as_ref().map_or(&[][..], |admitted| &admitted.identity);
+    Told { drop_authorization, names: &forward.copy_headers, identity }
 }

@@ -110,7 +110,7 @@ impl ProxyHttp for App {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         edit::request(session, upstream, ctx)?;
-        watch::request_begins(&self.kit, session, upstream, ctx);
+        watch::request_begins(&self.kit, session, upstream.version, ctx);
         Ok(())
     }
 

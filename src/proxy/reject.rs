@@ -11,12 +11,11 @@ use super::{
     ctx::{Afterwards, RequestCtx},
     guard,
 };
+pub(super) use crate::policy::headers::X_REQUEST_ID;
 use crate::types::Reason;
 
 /// `Proxy-Status` (RFC 9209).
 pub(super) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
-/// The request's id, in both directions.
-pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The status a client gets; `None` where there is no client left to get one.
 pub(super) fn status(reason: Reason) -> Option<StatusCode> {
@@ -94,8 +93,8 @@ pub(super) async fn answer(session: &mut Session, ctx: &RequestCtx, reason: Reas
 
 /// What rate limits say of a request that came within them, or did not.
 pub(super) fn with_rate(ctx: &RequestCtx, mut head: ResponseHeader) -> Result<ResponseHeader> {
-    for (name, value) in guard::rate_fields(ctx) {
-        head.append_header(name, value)?;
+    for (name, value) in guard::rate_fields(ctx).into_iter().flatten() {
+        head.append_header(name, value.clone())?;
     }
     Ok(head)
 }

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
 use pingora_core::{Error, ErrorType, Result};
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::{
@@ -33,14 +33,14 @@ use crate::{
 /// that can still be answered.
 const ANSWER_GRACE: Duration = Duration::from_millis(100);
 
-/// The head is about to be sent.
-pub(super) fn request_begins(kit: &Kit, session: &mut Session, upstream: &RequestHeader, ctx: &mut RequestCtx) {
+/// The head is about to be sent to a backend that speaks `version`.
+pub(super) fn request_begins(kit: &Kit, session: &mut Session, version: Version, ctx: &mut RequestCtx) {
     ctx.answered = false;
     ctx.body_sent = false;
     let Some(timeouts) = ctx.member().map(|member| member.upstream.timeouts) else { return };
     let body = !session.as_mut().is_body_empty();
     ctx.has_body = body;
-    let shared = upstream.version == Version::HTTP_2;
+    let shared = version == Version::HTTP_2;
     let how = if shared { How::Read } else { How::Both };
     let mut cancel = None;
     let mut owner = 0;

@@ -4,6 +4,7 @@
 use std::{
     fmt,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
@@ -85,7 +86,7 @@ pub struct BackendState {
     /// Kept over builds while the id stays.
     state: Arc<State>,
     /// Kept over builds while the address stays. `None` while a host name has none.
-    target: Arc<ArcSwapOption<SocketAddr>>,
+    target: Arc<ArcSwapOption<Target>>,
     /// What its attempts came to; see [`BackendState::with_ejection_of`].
     ejection: Arc<Ejection>,
 }
@@ -122,7 +123,7 @@ impl BackendState {
             |previous| previous.state.clone(),
         );
         let target = previous.filter(|previous| previous.address == backend.address).map_or_else(
-            || Arc::new(ArcSwapOption::from_pointee(fixed_target(&backend.address))),
+            || Arc::new(ArcSwapOption::from_pointee(fixed_target(&backend.address).map(Target::new))),
             |previous| previous.target.clone(),
         );
         Self {
@@ -277,18 +278,18 @@ impl BackendState {
     }
 
     /// The address to connect to; `None` while a host name has none.
-    pub fn target(&self) -> Option<Arc<SocketAddr>> {
+    pub fn target(&self) -> Option<Arc<Target>> {
         self.target.load_full()
     }
 
     /// Keeps what a host name resolved to. Returns whether it is another address than before; schedules are rebuilt
     /// where there was none.
     pub fn set_target(&self, address: std::net::SocketAddr) -> bool {
-        let before = self.target.swap(Some(Arc::new(SocketAddr::Inet(address))));
+        let before = self.target.swap(Some(Arc::new(Target::new(SocketAddr::Inet(address)))));
         if before.is_none() {
             self.state.generation.bump();
         }
-        before.as_deref().and_then(SocketAddr::as_inet) != Some(&address)
+        before.and_then(|before| before.as_inet().copied()) != Some(address)
     }
 
     /// A peer for one connection attempt; `None` while there is no address.
@@ -296,16 +297,16 @@ impl BackendState {
         let target = self.target.load();
         let address = target.as_deref()?;
         let mut peer = Box::new(self.peer.clone());
-        peer._address = address.clone();
+        peer._address = address.address.clone();
         Some(peer)
     }
 
     /// Where an own connection leads, and a number that only connections have which are made alike to the same address.
-    pub fn connection(&self) -> Option<(Arc<SocketAddr>, u64)> {
+    pub fn connection(&self) -> Option<(Arc<Target>, u64)> {
         let target = self.target.load_full()?;
-        let mut hasher = DefaultHasher::new();
-        (self.peer.group_key, &*target).hash(&mut hasher);
-        Some((target, hasher.finish()))
+        // Both are hashes.
+        let key = target.hash ^ self.peer.group_key.rotate_left(32);
+        Some((target, key))
     }
 
     /// The name in SNI, empty where the upstream has no TLS.
@@ -331,6 +332,29 @@ impl BackendState {
     /// Whether connections to both are made alike (TLS, protocol; see the group key of `peer.rs`).
     pub fn same_transport(&self, other: &Self) -> bool {
         self.peer.group_key == other.peer.group_key
+    }
+}
+
+/// Where connections lead. Every request asks for the hash of it, so it is kept.
+#[derive(Debug)]
+pub struct Target {
+    address: SocketAddr,
+    hash: u64,
+}
+
+impl Target {
+    fn new(address: SocketAddr) -> Self {
+        let mut hasher = DefaultHasher::new();
+        address.hash(&mut hasher);
+        Self { hash: hasher.finish(), address }
+    }
+}
+
+impl Deref for Target {
+    type Target = SocketAddr;
+
+    fn deref(&self) -> &SocketAddr {
+        &self.address
     }
 }
 

@@ -12,7 +12,10 @@ use std::{
 
 use pingora_core::protocols::l4::socket::SocketAddr;
 
-use super::{backend::BackendState, snapshot::Snapshot};
+use super::{
+    backend::{BackendState, Target},
+    snapshot::Snapshot,
+};
 
 /// The sockets to all backends. A record may outlive its socket: it says by inode which socket it means.
 #[derive(Debug, Default)]
@@ -102,7 +105,7 @@ pub struct Retired {
     waiting: Vec<Gone>,
 }
 
-type Gone = (Arc<BackendState>, Arc<SocketAddr>);
+type Gone = (Arc<BackendState>, Arc<Target>);
 
 impl Retired {
     /// Notes the backends of `before` that are not in `after`, or elsewhere.
@@ -132,15 +135,15 @@ impl Retired {
     pub fn close_idle(&mut self, snapshot: &Snapshot) -> usize {
         let (idle, busy): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().partition(is_idle);
         self.waiting = busy;
-        let mut targets: HashSet<&SocketAddr> = idle.iter().map(|(_, target)| &**target).collect();
+        let mut targets: HashSet<&SocketAddr> = idle.iter().map(|(_, target)| &***target).collect();
         if !targets.is_empty() {
             // The last one that is busy closes them then.
             for (_, target) in self.waiting.iter().chain(&self.new) {
-                targets.remove(&**target);
+                targets.remove(&***target);
             }
             let members = snapshot.members().iter().flat_map(|member| member.upstream.backends());
             for target in members.filter_map(|backend| backend.target()) {
-                targets.remove(&*target);
+                targets.remove(&**target);
             }
         }
         self.waiting.append(&mut self.new);

@@ -297,7 +297,7 @@ impl ServiceDiscovery for Members {
 /// address yet and share one with its neighbour later, stands under an address of the discard prefix (RFC 6666).
 fn entry(backend: &Arc<BackendState>) -> Backend {
     let addr = match (&backend.address, backend.target()) {
-        (BackendAddress::Inet(_) | BackendAddress::Unix(_), Some(target)) => target.as_ref().clone(),
+        (BackendAddress::Inet(_) | BackendAddress::Unix(_), Some(target)) => SocketAddr::clone(&target),
         _ => {
             let ip = std::net::Ipv6Addr::from((0x0100_u128 << 112) | backend.index as u128);
             SocketAddr::Inet((ip, 0).into())

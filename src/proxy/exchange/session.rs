@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Version, header};
 use pingora_core::{Error, ErrorType, OrErr, Result, protocols::http::HttpTask};
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use tokio_util::either::Either;
 
@@ -61,9 +61,8 @@ async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<
         let used = if reused { ConnectionUse::Reused } else { ConnectionUse::Fresh };
         member.metrics.connection(kit.index(), used);
     }
-    let upstream = towards_backend(session, ctx)?;
-    watch::request_begins(kit, session, &upstream, ctx);
-    match exchange(session, ctx, line, &upstream).await {
+    watch::request_begins(kit, session, Version::HTTP_11, ctx);
+    match exchange(session, ctx, line).await {
         Ok(again) => {
             // Before the socket is another request's.
             ctx.deadline.iter().for_each(|deadline| _ = deadline.disarm());
@@ -104,54 +103,19 @@ async fn connection(kit: &Kit, ctx: &mut RequestCtx) -> Result<(Line, bool)> {
     dialled.map(|socket| (Either::Left(socket), false))
 }
 
-/// The backend's request.
-fn towards_backend(session: &Session, ctx: &RequestCtx) -> Result<RequestHeader> {
-    let mut upstream = session.req_header().clone();
-    upstream.set_version(Version::HTTP_11);
-    edit::strip_request(&mut upstream);
-    edit::request(session, &mut upstream, ctx)?;
-    Ok(upstream)
-}
-
-/// Whether the request's body goes in chunks; `None` where there is none. Says so in the head.
-fn framed(session: &mut Session, upstream: &RequestHeader) -> Option<bool> {
-    (!session.as_mut().is_body_empty()).then(|| !upstream.headers.contains_key(header::CONTENT_LENGTH))
-}
-
-fn write_head(head: &RequestHeader, chunked: bool, out: &mut BytesMut) {
-    out.put_slice(head.method.as_str().as_bytes());
-    out.put_u8(b' ');
-    out.put_slice(head.raw_path());
-    out.put_slice(b" HTTP/1.1\r\n");
-    for (name, value) in &head.headers {
-        out.put_slice(name.as_str().as_bytes());
-        out.put_slice(b": ");
-        out.put_slice(value.as_bytes());
-        out.put_slice(b"\r\n");
-    }
-    out.put_slice(if chunked { b"transfer-encoding: chunked\r\n\r\n" } else { b"\r\n" });
-}
-
 /// The request and its answer on `line`. Returns the connection where it may be used again.
-async fn exchange(
-    session: &mut Session,
-    ctx: &mut RequestCtx,
-    line: Line,
-    upstream: &RequestHeader,
-) -> Result<Option<Line>> {
-    let chunks = framed(session, upstream);
+async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line) -> Result<Option<Line>> {
+    let body = !session.as_mut().is_body_empty();
     let mut room = Room::default();
     room.out.reserve(1024);
-    write_head(upstream, chunks == Some(true), &mut room.out);
-    let mut attempt = Attempt::new(line, upstream.method.clone(), room, chunks.is_none(), true);
-    let chunked = chunks.unwrap_or_default();
+    let client = edit::Client::of(session.req_header());
+    let chunked = client.write(ctx, body, &mut room.out);
+    let mut attempt = Attempt::new(line, client.method.clone(), room, !body, true);
     session.as_mut().enable_retry_buffering();
     let mut done = session.as_mut().is_body_done();
-    if chunks.is_some()
-        && let Some(sent_before) = session.as_ref().get_retry_buffer()
-    {
+    if body && let Some(sent_before) = session.as_ref().get_retry_buffer() {
         give(session, ctx, &mut attempt, Some(sent_before), done, chunked)?;
-    } else if chunks.is_some() && done {
+    } else if body && done {
         give(session, ctx, &mut attempt, None, true, chunked)?;
     }
     loop {
@@ -216,7 +180,7 @@ async fn hand_on(
     attempt: &mut Attempt<Line>,
     step: Result<Step, Failure>,
 ) -> Result<bool> {
-    let mut tasks = Vec::with_capacity(2);
+    let mut tasks = Vec::with_capacity(PARTS);
     let mut step = step.map_err(|failure| failed(attempt, failure))?;
     let end = loop {
         match step {
@@ -273,13 +237,15 @@ async fn hand_on(
 /// The answer's head as Pingora has it.
 fn answer(attempt: &Attempt<Line>, head: &Head) -> Result<Box<ResponseHeader>> {
     let fields = attempt.head();
-    let mut answer = ResponseHeader::build_no_case(head.status, Some(fields.count() + 4))?;
-    answer.set_version(head.version);
+    let (mut parts, ()) = http::Response::new(()).into_parts();
+    (parts.status, parts.version) = (head.status, head.version);
+    parts.headers.reserve(fields.count() + 4);
     for (name, value) in fields.each() {
         let name = HeaderName::from_bytes(name).or_err(ErrorType::InvalidHTTPHeader, "a field's name")?;
         let value = HeaderValue::from_bytes(value).or_err(ErrorType::InvalidHTTPHeader, "a field's value")?;
-        answer.append_header(name, value)?;
+        parts.headers.try_append(name, value).or_err(ErrorType::InvalidHTTPHeader, "too many fields")?;
     }
+    let mut answer = ResponseHeader::from(parts);
     let phrase = std::str::from_utf8(attempt.phrase()).unwrap_or_default();
     if head.status.canonical_reason() != Some(phrase) {
         answer.set_reason_phrase(Some(phrase))?;

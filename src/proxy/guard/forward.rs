@@ -25,11 +25,11 @@ use crate::{
     policy::{
         forwarded::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, is_forwarding_field},
         headers::{HOP_BY_HOP, nominated_by_connection},
+        rewrite::join_cookies,
     },
     proxy::{
         admit::{self, refuse},
         ctx::RequestCtx,
-        edit,
         kit::Kit,
         reject,
     },
@@ -160,7 +160,7 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
         fields.append(name.clone(), value.clone());
     }
     if client.version == Version::HTTP_2 {
-        edit::join_cookies(fields);
+        join_cookies(fields);
     }
     fields.insert(header::HOST, service.host.clone());
     fields.insert(ASKING, HeaderValue::from_static("1"));
@@ -192,16 +192,6 @@ fn says_what_is_asked(name: &HeaderName) -> bool {
     }
     let dashed = name.as_str().replace('_', "-");
     HeaderName::from_bytes(dashed.as_bytes()).is_ok_and(|name| is_forwarding_field(&name))
-}
-
-/// Whether a backend may take one name for the other: CGI and its heirs make `_` of `-`.
-pub(super) fn is_like(name: &HeaderName, other: &HeaderName) -> bool {
-    let dashed = |name: &HeaderName| name.as_str().bytes().map(|byte| if byte == b'_' { b'-' } else { byte }).collect();
-    name == other
-        || (name.as_str().len() == other.as_str().len() && {
-            let (name, other): (Vec<u8>, Vec<u8>) = (dashed(name), dashed(other));
-            name == other
-        })
 }
 
 async fn answer(client: &AuthClient, question: Request<Empty<Bytes>>, service: &ForwardAuth) -> Result<Answer, String> {
@@ -255,12 +245,5 @@ mod tests {
         for name in ["authorization", "cookie", "x-user", "x_user", "original", "x-forward"] {
             assert!(!says_what_is_asked(&HeaderName::from_static(name)), "{name}");
         }
-    }
-
-    #[test]
-    fn names_that_a_backend_may_mix_up_are_alike() {
-        let like = |a, b| is_like(&HeaderName::from_static(a), &HeaderName::from_static(b));
-        assert!(like("x-user", "x-user") && like("x_user", "x-user") && like("x-user_id", "x_user-id"));
-        assert!(!like("xuser", "x-user") && !like("x-users", "x-user") && !like("x-usex", "x-user"));
     }
 }

@@ -1,0 +1,229 @@
+//! What becomes of a head on its way through: which of its fields go on, and which of ours are put beside them, in one pass.
+//! Said once, whoever holds the fields (see [`Fields`]) and whatever they go into: the bytes of HTTP/1.1, or a `HeaderMap`.
+
+mod answer;
+mod request;
+
+pub use answer::AnswerRewrite;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+pub use request::{ClientCert, RequestRewrite, join_cookies};
+
+use super::{
+    fields::Fields,
+    forwarded::{X_FORWARDED_FOR, is_client_cert_field, is_forwarding_field},
+    headers::{HOP_BY_HOP, HeaderEdits, X_REQUEST_ID, nominated_by_connection},
+};
+
+/// Where fields of ours go.
+pub trait Sink {
+    /// A field with this value.
+    fn field(&mut self, name: &HeaderName, value: &HeaderValue);
+
+    /// A field whose value `write` puts at the end of what it is given. It must be a field's value.
+    fn made(&mut self, name: &HeaderName, write: impl FnOnce(&mut BytesMut));
+}
+
+/// Whether fields that speak to the next hop only are still in a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hops {
+    /// They are, and go no further, nor do those that `Connection` names.
+    Here,
+    /// They were taken out; what is there of them is meant.
+    TakenOut,
+}
+
+/// What becomes of a head.
+pub trait Rewrite {
+    /// As many of our fields there are, mostly.
+    const OURS: usize;
+
+    /// Whether a field goes on as it is, as far as its name says.
+    fn passes(&self, name: &[u8]) -> bool;
+
+    /// Adds our fields. None of them has a name that passes, unless it is to be beside the others.
+    fn ours(&self, to: &mut impl Sink);
+
+    /// See [`Hops`].
+    fn hops(&self) -> Hops;
+
+    /// Writes `fields` as lines of HTTP/1.1, ours after those that go on, and without the empty line.
+    fn write(&self, fields: &impl Fields, out: &mut BytesMut) {
+        let nominated = nominated(self, fields);
+        for (name, value) in fields.each() {
+            if self.passes(name) && !names(&nominated, name) {
+                put(name, value, out);
+            }
+        }
+        self.ours(&mut Wire(out));
+    }
+
+    /// The same for fields in a map, in their place.
+    fn apply(&self, fields: &mut HeaderMap) {
+        let gone: Vec<HeaderName> = {
+            let nominated = nominated(self, fields);
+            let goes = |name: &[u8]| !self.passes(name) || names(&nominated, name);
+            fields.keys().filter(|name| goes(name.as_str().as_bytes())).cloned().collect()
+        };
+        for name in &gone {
+            fields.remove(name);
+        }
+        // Without room a map takes what still fits.
+        _ = fields.try_reserve(Self::OURS);
+        self.ours(&mut Map { fields, text: BytesMut::new() });
+    }
+}
+
+/// What `Connection` names and would go on otherwise; of framing it has no say. Takes memory only where there is such a name.
+fn nominated<'f>(rewrite: &(impl Rewrite + ?Sized), fields: &'f impl Fields) -> Vec<&'f [u8]> {
+    if rewrite.hops() == Hops::TakenOut {
+        return Vec::new();
+    }
+    let framing = |name: &[u8]| name.eq_ignore_ascii_case(header::TRANSFER_ENCODING.as_str().as_bytes());
+    nominated_by_connection(fields).filter(|name| rewrite.passes(name) && !framing(name)).collect()
+}
+
+fn names(nominated: &[&[u8]], name: &[u8]) -> bool {
+    nominated.iter().any(|nominated| nominated.eq_ignore_ascii_case(name))
+}
+
+/// The lines of a head.
+struct Wire<'a>(&'a mut BytesMut);
+
+impl Sink for Wire<'_> {
+    fn field(&mut self, name: &HeaderName, value: &HeaderValue) {
+        put(name.as_str().as_bytes(), value.as_bytes(), self.0);
+    }
+
+    fn made(&mut self, name: &HeaderName, write: impl FnOnce(&mut BytesMut)) {
+        self.0.put_slice(name.as_str().as_bytes());
+        self.0.put_slice(b": ");
+        write(self.0);
+        self.0.put_slice(b"\r\n");
+    }
+}
+
+fn put(name: &[u8], value: &[u8], out: &mut BytesMut) {
+    out.reserve(name.len() + value.len() + 4);
+    out.put_slice(name);
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
+}
+
+/// A map, and room for the values that are made.
+struct Map<'a> {
+    fields: &'a mut HeaderMap,
+    text: BytesMut,
+}
+
+impl Map<'_> {
+    /// A map that is full takes no more: as many fields nobody is sent.
+    fn add(&mut self, name: &HeaderName, value: HeaderValue) {
+        _ = self.fields.try_append(name, value);
+    }
+}
+
+impl Sink for Map<'_> {
+    fn field(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.add(name, value.clone());
+    }
+
+    fn made(&mut self, name: &HeaderName, write: impl FnOnce(&mut BytesMut)) {
+        self.text.reserve(128);
+        write(&mut self.text);
+        let value = value(self.text.split().freeze());
+        self.add(name, value);
+    }
+}
+
+/// What was read as a field value before, or is made of addresses and names, is one.
+fn value(text: Bytes) -> HeaderValue {
+    HeaderValue::from_maybe_shared(text).unwrap_or(const { HeaderValue::from_static("unknown") })
+}
+
+/// What the operator's edits do after all else.
+impl HeaderEdits {
+    /// Whether fields of this name go, whoever said them.
+    fn replaces(&self, name: &[u8]) -> bool {
+        let is = |edited: &HeaderName| name.eq_ignore_ascii_case(edited.as_str().as_bytes());
+        self.remove.iter().any(is) || self.set.iter().any(|(edited, _)| is(edited))
+    }
+
+    fn write(&self, to: &mut impl Sink) {
+        for (at, (name, value)) in self.set.iter().enumerate() {
+            // The last word counts.
+            if !self.set[at + 1..].iter().any(|(later, _)| later == name) {
+                to.field(name, value);
+            }
+        }
+        for (name, value) in &self.add {
+            to.field(name, value);
+        }
+    }
+}
+
+/// Ours go where the operator has not said otherwise.
+struct Unedited<'a, S> {
+    edits: &'a HeaderEdits,
+    to: &'a mut S,
+}
+
+impl<S: Sink> Sink for Unedited<'_, S> {
+    fn field(&mut self, name: &HeaderName, value: &HeaderValue) {
+        if !self.edits.replaces(name.as_str().as_bytes()) {
+            self.to.field(name, value);
+        }
+    }
+
+    fn made(&mut self, name: &HeaderName, write: impl FnOnce(&mut BytesMut)) {
+        if !self.edits.replaces(name.as_str().as_bytes()) {
+            self.to.made(name, write);
+        }
+    }
+}
+
+/// What a field is to a proxy, by its name in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Authorization,
+    /// Ours to say, see [`is_client_cert_field`].
+    ClientCert,
+    Cookie,
+    /// See [`is_forwarding_field`]: trusted peers' are kept.
+    Forwarding,
+    /// `X-Forwarded-For` and `Forwarded`: made anew, of what trusted peers said.
+    Hearsay,
+    /// To the next hop only; see [`HOP_BY_HOP`]. And `Trailer`.
+    Hop,
+    Host,
+    Plain,
+    RequestId,
+}
+
+impl Kind {
+    /// Looks closely only at names that begin, and are as long, as one of those that matter.
+    fn of(name: &[u8]) -> Self {
+        let is = |own: &HeaderName| name.eq_ignore_ascii_case(own.as_str().as_bytes());
+        let Some(first) = name.first().map(u8::to_ascii_lowercase) else { return Self::Plain };
+        match (first, name.len()) {
+            (b'a', 13) if is(&header::AUTHORIZATION) => Self::Authorization,
+            (b'c', 6) if is(&header::COOKIE) => Self::Cookie,
+            (b'f', 9) if is(&header::FORWARDED) => Self::Hearsay,
+            (b'h', 4) if is(&header::HOST) => Self::Host,
+            (b'c' | b'k', 10) | (b'h', 14) | (b'p', 16 | 18 | 19) | (b't', 2 | 7 | 17) | (b'u', 7)
+                if is(&header::TRAILER) || HOP_BY_HOP.iter().any(is) =>
+            {
+                Self::Hop
+            }
+            (b'x', 12) if is(&X_REQUEST_ID) => Self::RequestId,
+            (b'x', 15) if is(&X_FORWARDED_FOR) => Self::Hearsay,
+            (b'x', 20..) if is_client_cert_field(name) => Self::ClientCert,
+            (b'c', 14) | (b'p', 5) | (b't', 17) | (b'x', _) if is_forwarding_field(name) => Self::Forwarding,
+            _ => Self::Plain,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

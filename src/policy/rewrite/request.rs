@@ -1,0 +1,202 @@
+//! The head of a client's request on its way to a backend.
+
+use std::net::IpAddr;
+
+use bytes::{BufMut, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use super::{
+    super::{
+        fields::Fields,
+        forwarded::{
+            Hop, Scheme, X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY, X_FORWARDED_FOR,
+            X_FORWARDED_HOST, X_FORWARDED_PROTO, write_forwarded, write_x_forwarded_for,
+        },
+        headers::{HeaderEdits, X_REQUEST_ID, is_like},
+    },
+    Hops, Kind, Rewrite, Sink, Unedited, value,
+};
+
+/// What is known of a request and its client, and what a backend is to be told of it.
+#[derive(Clone, Debug)]
+pub struct RequestRewrite<'a, F> {
+    /// The fields as the client sent them.
+    pub client: &'a F,
+    /// Whether the client's words to us are still in the head.
+    pub hops: Hops,
+    /// The peer; `None` for a unix socket.
+    pub peer: Option<IpAddr>,
+    /// Whether the peer's forwarding fields are kept and added to; otherwise they are replaced.
+    pub peer_trusted: bool,
+    /// How the peer spoke to us.
+    pub hop_scheme: Scheme,
+    /// How the client spoke to the first proxy.
+    pub scheme: Scheme,
+    /// The host the client asked for.
+    pub asked_host: Option<&'a str>,
+    /// What the backend gets for `Host`; `None` leaves it as it is.
+    pub host: Option<&'a [u8]>,
+    /// HTTP/2 may split `Cookie`; HTTP/1.1 may not (RFC 9113 §8.2.3).
+    pub join_cookies: bool,
+    /// The password was for us.
+    pub drop_authorization: bool,
+    /// Fields that only the service says that was asked who this is; and what others may take for them.
+    pub told: &'a [HeaderName],
+    /// What it said.
+    pub identity: &'a [(HeaderName, HeaderValue)],
+    /// The client's certificate.
+    pub certificate: ClientCert<'a>,
+    /// `Via`, if any is to be added.
+    pub via: Option<&'a HeaderValue>,
+    /// The request's id.
+    pub request_id: Option<&'a HeaderValue>,
+    /// The operator's edits.
+    pub edits: &'a HeaderEdits,
+}
+
+/// What is said of a client's certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCert<'a> {
+    /// It was asked for and none was shown.
+    None,
+    /// Nobody asked.
+    NotAsked,
+    /// It was good.
+    Success {
+        /// Its subject.
+        subject: &'a HeaderValue,
+        /// Its fingerprint.
+        fingerprint: &'a HeaderValue,
+    },
+}
+
+impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
+    const OURS: usize = 8;
+
+    fn passes(&self, name: &[u8]) -> bool {
+        let kind = match Kind::of(name) {
+            Kind::Authorization => !self.drop_authorization,
+            Kind::ClientCert | Kind::Hearsay => false,
+            Kind::Cookie => !self.join_cookies,
+            Kind::Forwarding => self.peer_trusted,
+            Kind::Hop => self.hops == Hops::TakenOut,
+            Kind::Host => self.host.is_none(),
+            Kind::Plain => true,
+            Kind::RequestId => self.request_id.is_none(),
+        };
+        kind && !self.is_told(name) && !self.edits.replaces(name)
+    }
+
+    fn ours(&self, to: &mut impl Sink) {
+        let to = &mut Unedited { edits: self.edits, to };
+        self.forwarding(to);
+        for (name, value) in self.identity {
+            if !self.is_certified(name) && !(self.join_cookies && *name == header::COOKIE) {
+                to.field(name, value);
+            }
+        }
+        self.certificate(to);
+        if self.join_cookies {
+            self.cookies(to);
+        }
+        if let Some(via) = self.via {
+            to.field(&header::VIA, via);
+        }
+        if let Some(id) = self.request_id {
+            to.field(&X_REQUEST_ID, id);
+        }
+        if let Some(host) = self.host {
+            to.made(&header::HOST, |out| out.put_slice(host));
+        }
+        self.edits.write(to.to);
+    }
+
+    fn hops(&self) -> Hops {
+        self.hops
+    }
+}
+
+impl<F: Fields> RequestRewrite<'_, F> {
+    fn is_told(&self, name: &[u8]) -> bool {
+        self.told.iter().any(|told| is_like(name, told.as_str().as_bytes()))
+    }
+
+    /// X-Forwarded-* and Forwarded: what a trusted peer said is kept and added to, what anyone else said is replaced.
+    fn forwarding(&self, to: &mut impl Sink) {
+        let (list, structured) = (X_FORWARDED_FOR, header::FORWARDED);
+        if self.peer.is_some() || self.hearsay(&list).any(|line| !line.trim_ascii().is_empty()) {
+            to.made(&list, |out| write_x_forwarded_for(self.hearsay(&list), self.peer, out));
+        }
+        let hop = Hop { peer: self.peer, host: self.asked_host, scheme: self.hop_scheme };
+        to.made(&structured, |out| write_forwarded(self.hearsay(&structured), &hop, out));
+        let said = |name: &HeaderName| self.peer_trusted && self.client.has(name);
+        if !said(&X_FORWARDED_PROTO) {
+            to.made(&X_FORWARDED_PROTO, |out| out.put_slice(self.scheme.as_str().as_bytes()));
+        }
+        let is_text = |host: &&str| host.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if let Some(host) = self.asked_host.filter(is_text)
+            && !said(&X_FORWARDED_HOST)
+        {
+            to.made(&X_FORWARDED_HOST, |out| out.put_slice(host.as_bytes()));
+        }
+    }
+
+    /// What the peer said of hops before it; nothing where it is not trusted.
+    fn hearsay<'f>(&'f self, name: &'f HeaderName) -> impl Iterator<Item = &'f [u8]> {
+        self.peer_trusted.then(|| self.client.all(name)).into_iter().flatten()
+    }
+
+    /// The client's certificate, where it was asked for.
+    fn certificate(&self, to: &mut impl Sink) {
+        let verify: &[u8] = match self.certificate {
+            ClientCert::NotAsked => return,
+            ClientCert::None => b"NONE",
+            ClientCert::Success { subject, fingerprint } => {
+                to.field(&X_CLIENT_CERT_SUBJECT, subject);
+                to.field(&X_CLIENT_CERT_FINGERPRINT, fingerprint);
+                b"SUCCESS"
+            }
+        };
+        to.made(&X_CLIENT_CERT_VERIFY, |out| out.put_slice(verify));
+    }
+
+    /// Whether the certificate says it, so that nobody else does.
+    fn is_certified(&self, name: &HeaderName) -> bool {
+        match self.certificate {
+            ClientCert::NotAsked => false,
+            ClientCert::None => *name == X_CLIENT_CERT_VERIFY,
+            ClientCert::Success { .. } => {
+                [X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY].contains(name)
+            }
+        }
+    }
+
+    fn cookies(&self, to: &mut impl Sink) {
+        let cookie = header::COOKIE;
+        let client = (!self.is_told(cookie.as_str().as_bytes())).then(|| self.client.all(&cookie));
+        let told = self.identity.iter().filter(|(name, _)| *name == cookie).map(|(_, value)| value.as_bytes());
+        let mut crumbs = client.into_iter().flatten().chain(told).peekable();
+        if crumbs.peek().is_some() {
+            to.made(&header::COOKIE, |out| join(crumbs, out));
+        }
+    }
+}
+
+/// Joins what HTTP/2 may split, in a map.
+pub fn join_cookies(fields: &mut HeaderMap) {
+    let mut crumbs = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
+    if crumbs.nth(1).is_some() {
+        let mut joined = BytesMut::new();
+        join(fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes), &mut joined);
+        fields.insert(header::COOKIE, value(joined.freeze()));
+    }
+}
+
+fn join<'a>(crumbs: impl Iterator<Item = &'a [u8]>, out: &mut BytesMut) {
+    for (at, crumb) in crumbs.enumerate() {
+        if at > 0 {
+            out.put_slice(b"; ");
+        }
+        out.put_slice(crumb);
+    }
+}
