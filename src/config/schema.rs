@@ -80,7 +80,11 @@ const KEYS: &[(&str, Kind, &str)] = &[
         Nullable(&Integer(0, WEEK)),
         "How long the threads may take to end after it.",
     ),
-    ("upstream_keepalive_pool_size", Integer(1, 1_000_000), "Idle connections to backends that each worker keeps."),
+    (
+        "upstream_keepalive_pool_size",
+        Integer(1, 1_000_000),
+        "Idle connections to one backend that each worker keeps; where `engine` is pingora, to all together.",
+    ),
     ("client_bind_to_ipv4", List(&Text), "Source addresses of connections to backends."),
     ("client_bind_to_ipv6", List(&Text), "Source addresses of connections to backends, IPv6."),
     ("state_file", FILE, "Where changes at run time are kept; without it they end with the process."),

@@ -193,12 +193,13 @@ async fn sweep(post: Arc<Post>) {
     }
 }
 
-/// Closes connections to backends that are of no use any more.
+/// Closes connections to backends that are of no use any more. Sleeps while there are none at all.
 async fn tidy(post: Arc<Post>) {
-    let mut beat = tokio::time::interval(POOL_BEAT);
+    let pool = post.kit.pool();
     loop {
-        beat.tick().await;
-        post.kit.pool().sweep(Instant::now());
+        pool.filled().await;
+        tokio::time::sleep(POOL_BEAT).await;
+        pool.sweep(Instant::now());
     }
 }
 

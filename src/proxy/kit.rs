@@ -38,14 +38,13 @@ pub struct Kit {
     pool: Pool,
 }
 
-/// Idle connections of a worker to one backend.
-const POOLED: usize = 128;
 /// Warnings of a worker in one second; what goes wrong for every request must not fill the disk.
 const WARNINGS: u64 = 10;
 
 impl Kit {
-    /// The tools of worker `index`. `epoch` is the same for all workers.
-    pub fn new(index: usize, epoch: Instant, metrics: Arc<Metrics>) -> Self {
+    /// The tools of worker `index`. `epoch` is the same for all workers. At most `pooled` idle connections to one backend are
+    /// kept.
+    pub fn new(index: usize, epoch: Instant, metrics: Arc<Metrics>, pooled: usize) -> Self {
         Self {
             deadlines: Deadlines::new(),
             metrics,
@@ -55,7 +54,7 @@ impl Kit {
             epoch,
             warned: Default::default(),
             asking: Asking::default(),
-            pool: Pool::new(POOLED),
+            pool: Pool::new(pooled),
         }
     }
 

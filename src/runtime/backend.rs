@@ -6,7 +6,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     ops::Deref,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -191,7 +191,7 @@ impl BackendState {
     }
 
     /// Whether people want it to get requests.
-    fn is_wanted(&self) -> bool {
+    pub(super) fn is_wanted(&self) -> bool {
         self.admin == AdminState::Ready && self.weight.value() > 0
     }
 
@@ -309,6 +309,11 @@ impl BackendState {
         Some((target, key))
     }
 
+    /// Of what use connections to `target` are, which was this backend's address.
+    pub fn anchor(&self, target: Arc<Target>) -> Anchor {
+        Anchor { current: Arc::downgrade(&self.target), target }
+    }
+
     /// The name in SNI, empty where the upstream has no TLS.
     pub fn sni(&self) -> &str {
         &self.peer.sni
@@ -367,6 +372,23 @@ impl fmt::Debug for BackendState {
             .field("health", &self.health())
             .field("in_flight", &self.in_flight())
             .finish_non_exhaustive()
+    }
+}
+
+/// Says whether an address is still that of a backend.
+#[derive(Debug)]
+pub struct Anchor {
+    /// Gone with the last build of the backend at what it is written as.
+    current: Weak<ArcSwapOption<Target>>,
+    target: Arc<Target>,
+}
+
+impl Anchor {
+    /// Whether the backend is there, and its name still means this address.
+    pub fn holds(&self) -> bool {
+        self.current
+            .upgrade()
+            .is_some_and(|current| current.load().as_deref().is_some_and(|now| **now == **self.target))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which sockets lead to which backend, so that the idle ones can be closed when it is gone. Pingora's pool closes only by
 //! time; but it drops a pooled connection whose socket is shut down. Costs something when a connection is made, nothing
-//! per request. When a backend is gone enough for that is decided here too.
+//! per request. When a backend is gone enough for that, or has nothing to do any more, is decided here too.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,12 +15,14 @@ use pingora_core::protocols::l4::socket::SocketAddr;
 use super::{
     backend::{BackendState, Target},
     snapshot::Snapshot,
+    tls::TlsClients,
 };
 
 /// The sockets to all backends. A record may outlive its socket: it says by inode which socket it means.
 #[derive(Debug, Default)]
 pub struct Connections {
     records: Mutex<Records>,
+    tls: TlsClients,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +59,11 @@ impl Connections {
         }
         records.tidy();
         records.tidy();
+    }
+
+    /// What speaks TLS on those of our own.
+    pub fn tls(&self) -> &TlsClients {
+        &self.tls
     }
 
     /// Shuts down every socket to these, and returns how many there were. None of them may have a request in flight.
@@ -97,7 +104,8 @@ impl Records {
     }
 }
 
-/// Backends that are gone from the configuration, or from an address, and whose connections are not closed yet.
+/// Backends that are gone from the configuration, or from an address, or get no new requests any more (drain, maintenance, a
+/// weight of 0), and whose connections are not closed yet.
 #[derive(Debug, Default)]
 pub struct Retired {
     /// Since the last look; a worker may just be choosing one of them.
@@ -108,7 +116,7 @@ pub struct Retired {
 type Gone = (Arc<BackendState>, Arc<Target>);
 
 impl Retired {
-    /// Notes the backends of `before` that are not in `after`, or elsewhere.
+    /// Notes the backends of `before` that are not in `after`, or elsewhere, or not wanted there.
     pub fn note(&mut self, before: &Snapshot, after: &Snapshot) {
         let names: HashMap<_, _> = after.members().iter().map(|member| (&member.upstream.name, member)).collect();
         for member in before.members() {
@@ -119,19 +127,23 @@ impl Retired {
             let backends = now.map_or(&[][..], |now| now.upstream.backends());
             let stay: HashMap<_, _> = backends.iter().map(|backend| (&backend.id, backend)).collect();
             for backend in member.upstream.backends() {
-                let stays = stay
-                    .get(&backend.id)
-                    .is_some_and(|now| now.same_backend(backend) && now.address == backend.address);
-                if let Some(target) = backend.target().filter(|_| !stays) {
-                    self.new.push((backend.clone(), target));
+                let now = stay.get(&backend.id);
+                let now = now.filter(|now| now.same_backend(backend) && now.address == backend.address);
+                let retired = match now {
+                    None => backend,
+                    Some(now) if backend.is_wanted() && !now.is_wanted() => now,
+                    Some(_) => continue,
+                };
+                if let Some(target) = backend.target() {
+                    self.new.push((retired.clone(), target));
                 }
             }
         }
     }
 
     /// Closes the connections to those that have no request in flight, from the second look on (between two, every worker
-    /// comes to have the new snapshot), unless a backend of `snapshot` has the address too: connections are shared where
-    /// settings are equal. Returns how many connections were closed.
+    /// comes to have the new snapshot), unless a backend of `snapshot` that has requests, or may get some, has the address
+    /// too: connections are shared where settings are equal. Returns how many connections were closed.
     pub fn close_idle(&mut self, snapshot: &Snapshot) -> usize {
         let (idle, busy): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().partition(is_idle);
         self.waiting = busy;
@@ -142,7 +154,8 @@ impl Retired {
                 targets.remove(&***target);
             }
             let members = snapshot.members().iter().flat_map(|member| member.upstream.backends());
-            for target in members.filter_map(|backend| backend.target()) {
+            let busy = members.filter(|backend| backend.is_wanted() || backend.in_flight() > 0);
+            for target in busy.filter_map(|backend| backend.target()) {
                 targets.remove(&**target);
             }
         }

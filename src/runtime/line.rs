@@ -1,22 +1,26 @@
-//! A connection to a backend as the exchange uses it, past Pingora's connectors: a socket, plain or inside TLS; and those of a
-//! worker that wait for their next request.
+//! A connection to a backend as the exchange uses it, past Pingora's connectors: a socket, plain or inside TLS; how it is
+//! opened; and those of a worker that wait for their next request.
 
 use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
     os::fd::{AsRawFd, RawFd},
     pin::Pin,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Waker},
     time::{Duration, Instant},
 };
 
+use pingora_core::{Error, ErrorType, Result, protocols::l4::socket::SocketAddr};
 use tokio::{
     io::{AsyncRead, ReadBuf},
     net::{TcpStream, UnixStream},
+    sync::Notify,
 };
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
+
+use super::{backend::Anchor, connect::Connector, tls::TlsClient};
 
 /// A connected socket.
 pub type Socket = Either<TcpStream, UnixStream>;
@@ -36,7 +40,48 @@ pub fn descriptor(line: &Line) -> RawFd {
     }
 }
 
-/// Whether nothing has come on a connection where nothing should: neither its end nor bytes that nobody asked for.
+/// Opens connections of our own to the backends of an upstream.
+#[derive(Debug)]
+pub struct Opener {
+    connector: Arc<Connector>,
+    /// With the time that a handshake may take.
+    tls: Option<(Arc<TlsClient>, Duration)>,
+}
+
+impl Opener {
+    /// Opens sockets by `connector`, and speaks TLS on them where there is something to do so by.
+    pub fn new(connector: Arc<Connector>, tls: Option<(Arc<TlsClient>, Duration)>) -> Self {
+        Self { connector, tls }
+    }
+
+    /// What speaks TLS; `None` in plain text.
+    pub fn client(&self) -> Option<&Arc<TlsClient>> {
+        self.tls.as_ref().map(|(client, _)| client)
+    }
+
+    /// A connection to the backend at `to`, of that `name`.
+    ///
+    /// # Errors
+    /// There is none within the time, the handshake failed. It may be tried elsewhere.
+    pub async fn open(&self, to: &SocketAddr, name: &str) -> Result<Line> {
+        let socket = self.connector.dial(to).await?;
+        let Some((client, patience)) = &self.tls else { return Ok(Either::Left(socket)) };
+        // Large, and not needed for plain text.
+        let handshake = Box::pin(client.connect(socket, to, name));
+        let context = || format!("TLS with {to} by the name {name}");
+        let mut error = match tokio::time::timeout(*patience, handshake).await {
+            Ok(Ok(stream)) => return Ok(Either::Right(Box::new(stream))),
+            Ok(Err(error)) => Error::because(ErrorType::TLSHandshakeFailure, context(), error),
+            Err(elapsed) => Error::because(ErrorType::TLSHandshakeTimedout, context(), elapsed),
+        };
+        // No request was sent.
+        error.set_retry(true);
+        Err(error)
+    }
+}
+
+/// Whether nothing has come on a connection where nothing should: neither its end nor bytes that nobody asked for. What TLS
+/// says for itself (session tickets, new keys) is read and is nothing.
 fn is_quiet(line: &mut Line) -> bool {
     let mut byte = [0; 1];
     let read = Pin::new(line).poll_read(&mut Context::from_waker(Waker::noop()), &mut ReadBuf::new(&mut byte));
@@ -46,9 +91,25 @@ fn is_quiet(line: &mut Line) -> bool {
 /// Idle connections of one worker, by what they lead to. Connections of different settings have different keys.
 #[derive(Debug, Default)]
 pub struct Pool {
-    idle: Mutex<HashMap<u64, Vec<Idle>, BuildHasherDefault<Key>>>,
+    idle: Mutex<Waiting>,
     /// For one key.
     most: usize,
+    filled: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    by_key: HashMap<u64, Shelf, BuildHasherDefault<Key>>,
+    /// Somebody is to hear when there is one again.
+    awaited: bool,
+}
+
+/// Connections to one address.
+#[derive(Debug)]
+struct Shelf {
+    anchor: Anchor,
+    /// The one that was used last is the last.
+    lines: Vec<Idle>,
 }
 
 #[derive(Debug)]
@@ -78,14 +139,14 @@ impl Hasher for Key {
 impl Pool {
     /// Keeps at most so many connections to one backend; 0 keeps none.
     pub fn new(most: usize) -> Self {
-        Self { idle: Mutex::default(), most }
+        Self { most, ..Self::default() }
     }
 
     /// The connection that was used last, of those that are still good. Those that are not are closed.
     pub fn take(&self, key: u64, now: Instant) -> Option<Line> {
         let mut idle = self.lock();
-        let waiting = idle.get_mut(&key)?;
-        while let Some(Idle { mut line, until }) = waiting.pop() {
+        let shelf = idle.by_key.get_mut(&key)?;
+        while let Some(Idle { mut line, until }) = shelf.lines.pop() {
             if until > now && is_quiet(&mut line) {
                 return Some(line);
             }
@@ -93,31 +154,55 @@ impl Pool {
         None
     }
 
-    /// Keeps a connection for at most `patience`. Where there are too many, the one that waits longest is closed.
-    pub fn put(&self, key: u64, line: Line, now: Instant, patience: Duration) {
-        if self.most == 0 || patience.is_zero() {
+    /// Keeps a connection for at most `patience`, and while `anchor` holds. Where there are too many, the one that waits
+    /// longest is closed.
+    pub fn put(&self, key: u64, line: Line, now: Instant, patience: Duration, anchor: impl FnOnce() -> Anchor) {
+        // What TLS has taken of an upload, and the backend has not, would wait for the next request.
+        let behind = matches!(&line, Either::Right(stream) if stream.get_ref().1.wants_write());
+        if behind || self.most == 0 || patience.is_zero() {
             return;
         }
         let mut idle = self.lock();
-        let waiting = idle.entry(key).or_default();
-        if waiting.len() >= self.most {
-            waiting.remove(0);
+        let shelf = idle.by_key.entry(key).or_insert_with(|| Shelf { anchor: anchor(), lines: Vec::new() });
+        if shelf.lines.len() >= self.most {
+            shelf.lines.remove(0);
         }
-        waiting.push(Idle { line, until: now + patience });
+        shelf.lines.push(Idle { line, until: now + patience });
+        if std::mem::take(&mut idle.awaited) {
+            self.filled.notify_one();
+        }
     }
 
-    /// Closes what has waited too long, was closed by the backend or shut down by us. Returns how many are left.
+    /// Closes what has waited too long, was closed by the backend or shut down by us, and what leads where no backend is any
+    /// more. Returns how many are left.
     pub fn sweep(&self, now: Instant) -> usize {
         let mut left = 0;
-        self.lock().retain(|_, waiting| {
-            waiting.retain_mut(|idle| idle.until > now && is_quiet(&mut idle.line));
-            left += waiting.len();
-            !waiting.is_empty()
+        self.lock().by_key.retain(|_, shelf| {
+            if !shelf.anchor.holds() {
+                return false;
+            }
+            shelf.lines.retain_mut(|idle| idle.until > now && is_quiet(&mut idle.line));
+            left += shelf.lines.len();
+            !shelf.lines.is_empty()
         });
         left
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Vec<Idle>, BuildHasherDefault<Key>>> {
+    /// Returns when there is a connection in it. For one at a time.
+    pub async fn filled(&self) {
+        loop {
+            {
+                let mut idle = self.lock();
+                if idle.by_key.values().any(|shelf| !shelf.lines.is_empty()) {
+                    return;
+                }
+                idle.awaited = true;
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -127,8 +212,27 @@ mod tests {
     use tokio::{io::AsyncWriteExt, net::TcpListener};
 
     use super::*;
+    use crate::{
+        config::model,
+        runtime::upstream::{Upstream, fixtures},
+        types::{BackendAddress, HostPort},
+    };
 
     const MINUTE: Duration = Duration::from_secs(60);
+
+    /// An upstream of one backend by this name.
+    fn home(name: &str) -> Arc<Upstream> {
+        let mut model = fixtures::upstream("app", &[("a", 1)]);
+        model.backends[0].address = BackendAddress::Host(HostPort { host: name.into(), port: 80 });
+        let backends: Vec<model::Backend> = model.backends.clone();
+        let home = Upstream::build(&model, backends, &fixtures::process(), None);
+        home.backends()[0].set_target(([10, 0, 0, 1], 80).into());
+        home
+    }
+
+    fn anchor(home: &Upstream) -> impl Fn() -> Anchor + Copy {
+        move || home.backends()[0].anchor(home.backends()[0].target().expect("an address"))
+    }
 
     async fn pair() -> (Line, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
@@ -140,12 +244,13 @@ mod tests {
 
     #[tokio::test]
     async fn the_connection_used_last_comes_first() {
+        let home = home("app.test");
         let pool = Pool::new(8);
         let ((first, _first_far), (second, _second_far)) = (pair().await, pair().await);
         let (older, newer) = (descriptor(&first), descriptor(&second));
         let now = Instant::now();
-        pool.put(1, first, now, MINUTE);
-        pool.put(1, second, now, MINUTE);
+        pool.put(1, first, now, MINUTE, anchor(&home));
+        pool.put(1, second, now, MINUTE, anchor(&home));
         assert!(pool.take(2, now).is_none());
         let taken = [pool.take(1, now).expect("one"), pool.take(1, now).expect("another")];
         assert_eq!(taken.each_ref().map(descriptor), [newer, older]);
@@ -154,6 +259,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_closed_speaks_out_of_turn_or_waited_too_long_is_not_used() {
+        let home = home("app.test");
         let pool = Pool::new(8);
         let now = Instant::now();
         let (closed, closed_far) = pair().await;
@@ -166,9 +272,9 @@ mod tests {
             if let Either::Left(Either::Left(tcp)) = &line {
                 tcp.readable().await.expect("something came");
             }
-            pool.put(1, line, now, MINUTE);
+            pool.put(1, line, now, MINUTE, anchor(&home));
         }
-        pool.put(2, old, now, MINUTE);
+        pool.put(2, old, now, MINUTE, anchor(&home));
         assert!(pool.take(1, now).is_none(), "{fds:?}");
         assert_eq!(pool.sweep(now), 1);
         assert!(pool.take(2, now + MINUTE).is_none());
@@ -176,18 +282,58 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_leads_to_no_backend_any_more_is_closed() {
+        let (pool, now) = (Pool::new(8), Instant::now());
+        let (stays, moves, goes) = (home("stays.test"), home("moves.test"), home("goes.test"));
+        let mut far = Vec::new();
+        for (key, home) in [&stays, &moves, &goes].into_iter().enumerate() {
+            let (line, end) = pair().await;
+            pool.put(key as u64, line, now, MINUTE, anchor(home));
+            far.push(end);
+        }
+        assert_eq!(pool.sweep(now), 3);
+        moves.backends()[0].set_target(([10, 0, 0, 2], 80).into());
+        assert_eq!(pool.sweep(now), 2);
+        drop(goes);
+        assert_eq!(pool.sweep(now), 1);
+        assert!(pool.take(0, now).is_some());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_connections_is_woken_by_the_first() {
+        let (pool, now) = (Pool::new(8), Instant::now());
+        let home = home("app.test");
+        for _ in 0..2 {
+            let (line, _end) = pair().await;
+            let put = std::cell::Cell::new(false);
+            let waits = async {
+                pool.filled().await;
+                assert!(put.get(), "it was empty");
+            };
+            let puts = async {
+                put.set(true);
+                pool.put(1, line, now, MINUTE, anchor(&home));
+            };
+            tokio::time::timeout(MINUTE, async { tokio::join!(waits, puts) }).await.expect("woken");
+            pool.filled().await;
+            assert!(pool.take(1, now).is_some());
+        }
+    }
+
+    #[tokio::test]
     async fn there_are_never_too_many() {
+        let home = home("app.test");
         let pool = Pool::new(2);
         let now = Instant::now();
         let mut far = Vec::new();
         for _ in 0..5 {
             let (line, end) = pair().await;
-            pool.put(1, line, now, MINUTE);
+            pool.put(1, line, now, MINUTE, anchor(&home));
             far.push(end);
         }
         assert_eq!(pool.sweep(now), 2);
         let (line, _end) = pair().await;
-        Pool::new(0).put(1, line, now, MINUTE);
+        Pool::new(0).put(1, line, now, MINUTE, anchor(&home));
         assert_eq!(Pool::new(0).sweep(now), 0);
     }
 }

@@ -15,4 +15,5 @@ pub mod ramp;
 pub mod selection;
 pub mod snapshot;
 pub mod store;
+pub mod tls;
 pub mod upstream;

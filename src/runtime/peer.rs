@@ -126,7 +126,7 @@ pub fn server_name(tls: &model::UpstreamTls, address: &BackendAddress) -> String
 }
 
 /// What is offered to a backend. Pingora knows no order with HTTP/1.1 before HTTP/2, so both are offered h2 first.
-fn alpn(upstream: &model::Upstream) -> ALPN {
+pub(super) fn alpn(upstream: &model::Upstream) -> ALPN {
     match (upstream.protocol, &upstream.tls) {
         (UpstreamProtocol::Http1, _) | (UpstreamProtocol::Auto, None) => ALPN::H1,
         (UpstreamProtocol::Http2 | UpstreamProtocol::H2c, _) => ALPN::H2,

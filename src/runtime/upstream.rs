@@ -16,13 +16,14 @@ use std::{
 };
 
 use async_trait::async_trait;
-use pingora_core::protocols::l4::socket::SocketAddr;
+use pingora_core::protocols::{l4::socket::SocketAddr, tls::ALPN};
 use pingora_load_balancing::{Backend, Backends, Extensions, LoadBalancer, discovery::ServiceDiscovery};
 
 use super::{
     backend::{BackendState, Generation, Picked},
     connect::Connector,
     connections::Connections,
+    line::Opener,
     outlier::Outliers,
     peer::{self, TlsProfile},
     selection::{Pool, Selection, SelectionConfig},
@@ -60,7 +61,7 @@ pub struct Upstream {
     /// Counts requests and retries, kept over builds; the share is `retry.budget`.
     pub budget: Arc<RetryBudget>,
     /// Opens connections of our own, where Pingora's upstream path is not needed.
-    exchange: Option<Arc<Connector>>,
+    exchange: Option<Opener>,
     backends: Box<[Arc<BackendState>]>,
     balancer: LoadBalancer<Selection>,
     /// What `balancer` selects by; see [`Upstream::pick`].
@@ -122,6 +123,10 @@ impl Upstream {
             Some(config.clone()),
         );
         update_now(&balancer);
+        let exchange = is_http1(model).then(|| {
+            let client = |tls| connections.tls().of(tls, &tls_profile, process);
+            Opener::new(connector, model.tls.as_ref().map(|tls| (client(tls), model.timeouts.tls)))
+        });
         let pool = config.pool();
         if pool.is_ramping() {
             // It may have been built between two steps of a slow start.
@@ -140,7 +145,7 @@ impl Upstream {
             proxy_protocol: model.proxy_protocol,
             grpc_web: model.grpc_web,
             budget: previous.map(|previous| previous.budget.clone()).unwrap_or_default(),
-            exchange: is_plain(model).then_some(connector),
+            exchange,
             backends,
             pool,
             balancer,
@@ -170,7 +175,7 @@ impl Upstream {
     }
 
     /// What opens connections past Pingora's upstream path; `None` where that is needed.
-    pub fn exchange(&self) -> Option<&Arc<Connector>> {
+    pub fn exchange(&self) -> Option<&Opener> {
         self.exchange.as_ref()
     }
 
@@ -245,11 +250,9 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// Whether its backends are spoken to in HTTP/1.1 and in nothing else, in plain text, and are told nothing of the client
-/// before.
-fn is_plain(model: &model::Upstream) -> bool {
-    let http1 = matches!(model.protocol, UpstreamProtocol::Auto | UpstreamProtocol::Http1);
-    http1 && model.tls.is_none() && model.proxy_protocol.is_none() && !model.grpc_web
+/// Whether its backends are spoken to in HTTP/1.1 and in nothing else, and are told nothing of the client before.
+fn is_http1(model: &model::Upstream) -> bool {
+    peer::alpn(model) == ALPN::H1 && model.proxy_protocol.is_none() && !model.grpc_web
 }
 
 fn members(

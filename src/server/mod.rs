@@ -199,8 +199,9 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
     metrics.config_generation.set(1);
     let conf = assembly::worker_conf();
     let epoch = Instant::now();
-    let kits: Vec<Arc<Kit>> =
-        (0..process.threads).map(|index| Arc::new(Kit::new(index, epoch, metrics.clone()))).collect();
+    // Another size needs an upgrade: kits, and what they keep, outlive reloads.
+    let kit = |index| Arc::new(Kit::new(index, epoch, metrics.clone(), process.upstream_keepalive_pool_size));
+    let kits: Vec<Arc<Kit>> = (0..process.threads).map(kit).collect();
     let profiles = assembly::profiles(model);
     let format = model.access_log.as_ref().map(|log| log.format);
     let current = |kit: &Arc<Kit>| {

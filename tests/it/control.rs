@@ -15,15 +15,15 @@ use crate::support::{
 
 /// `app` with backends `a`, `b` … at these origins.
 fn config(origins: &[&Origin]) -> Config {
-    config_with("", origins)
+    config_with("", "", origins)
 }
 
-/// As [`config`], with these lines in `app`.
-fn config_with(lines: &str, origins: &[&Origin]) -> Config {
+/// As [`config`], with these lines before everything, and these in `app`.
+fn config_with(before: &str, lines: &str, origins: &[&Origin]) -> Config {
     let backend = |(origin, id): (&&Origin, char)| format!("      - {{ id: {id}, address: \"{}\" }}\n", origin.address);
     let backends: String = origins.iter().zip('a'..).map(backend).collect();
     Config::new(&format!(
-        "admin: {{ socket: <dir>/admin.sock }}\nstate_file: <dir>/state.json\nupstreams:\n  app:\n{lines}    backends:\n{backends}"
+        "{before}admin: {{ socket: <dir>/admin.sock }}\nstate_file: <dir>/state.json\nupstreams:\n  app:\n{lines}    backends:\n{backends}"
     ))
 }
 
@@ -88,6 +88,55 @@ async fn requests_of_a_removed_backend_finish_and_its_idle_connections_close() {
     api.settles(&["a:up"]).await;
     wait_until("the idle connections to be closed", || b.open() == 0).await;
     assert_eq!(proxy.scrape().await.sum("rrlb_backend_requests_total", &["backend=\"b\""]), 0.0, "it is forgotten");
+}
+
+#[tokio::test]
+async fn the_idle_connections_of_a_drained_backend_close_after_its_last_request() {
+    for engine in ["exchange", "pingora"] {
+        for how in [json!({ "admin": "drain" }), json!({ "admin": "maint" }), json!({ "weight": 0 })] {
+            let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
+            let proxy = config_with(&format!("engine: {engine}\nthreads: 1\n"), "", &[&a, &b]).start().await;
+            let api = Api::of(&proxy);
+            let mut held = [proxy.client().await, proxy.client().await];
+            for client in &mut held {
+                client.send(get("/hold")).await;
+            }
+            wait_until("a request at each", || a.count("/hold") == 1 && b.count("/hold") == 1).await;
+            // One at `b` waits, and two are idle.
+            let mut more = [proxy.client().await, proxy.client().await, proxy.client().await, proxy.client().await];
+            for client in &mut more {
+                client.send(get("/hold/too")).await;
+            }
+            wait_until("two more at each", || a.open() == 3 && b.open() == 3).await;
+            api.change("PATCH", "/v1/upstreams/app/backends/b", how.clone()).await;
+            assert_eq!(answering(&proxy, 4).await, ["a"]);
+            assert_eq!(b.open(), 3, "{engine}, {how}: requests are finished first");
+            a.release();
+            b.release();
+            for client in held.iter_mut().chain(&mut more) {
+                assert_eq!(client.response().await.status(), 200, "{engine}, {how}");
+            }
+            wait_until("the idle connections to be closed", || b.open() == 0).await;
+            assert!(a.open() > 0, "{engine}, {how}: those of the other stay");
+            api.change("PATCH", "/v1/upstreams/app/backends/b", json!({ "admin": "ready", "weight": 1 })).await;
+            assert_eq!(answering(&proxy, 4).await, ["a", "b"], "{engine}, {how}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn connections_to_an_address_that_a_backend_has_left_are_closed() {
+    for engine in ["exchange", "pingora"] {
+        let (a, b, c) = (Origin::echo("a").await, Origin::echo("b").await, Origin::echo("c").await);
+        let proxy = config_with(&format!("engine: {engine}\n"), "", &[&a, &b]).start().await;
+        let api = Api::of(&proxy);
+        assert_eq!(answering(&proxy, 8).await, ["a", "b"]);
+        assert!(b.open() > 0);
+        api.change("PUT", "/v1/upstreams/app/backends/b", json!({ "address": c.address })).await;
+        assert_eq!(answering(&proxy, 8).await, ["a", "c"]);
+        wait_until("the connections to the old address to be closed", || b.open() == 0).await;
+        assert!(a.open() > 0 && c.open() > 0, "{engine}");
+    }
 }
 
 #[tokio::test]
@@ -440,7 +489,7 @@ async fn everything_at_once_costs_no_request() {
     let (stable, b, mut flips) = (Origin::echo("a").await, Origin::echo("b").await, Origin::echo("c").await);
     // Whoever comes back does so slowly, and whoever refuses connections is ejected.
     let policies = "    eject: { consecutive_failures: 3, base: 1s }\n    slow_start: 1s\n";
-    let mut proxy = config_with(policies, &[&stable, &b, &flips]).start().await;
+    let mut proxy = config_with("", policies, &[&stable, &b, &flips]).start().await;
     let api = Api::of(&proxy);
     let load = Load::on(proxy.listen);
     let end = tokio::time::Instant::now() + Duration::from_secs(seconds);

@@ -76,7 +76,9 @@ async fn both_engines_do_the_same_with_the_same() {
             }
             let keys: BTreeSet<&str> = pingora.keys().chain(exchange.keys()).map(String::as_str).collect();
             let differ: Vec<&str> = keys.into_iter().filter(|key| pingora.get(*key) != exchange.get(*key)).collect();
-            let broken = |seen: &Seen| seen.iter().filter(|(key, value)| key.ends_with(".left") && *value == "Some(false)").count();
+            let broken = |seen: &Seen| {
+                seen.iter().filter(|(key, value)| key.ends_with(".left") && *value == "Some(false)").count()
+            };
             if broken(&pingora) + broken(&exchange) > 0 {
                 bugs.push(format!("case {number}: an origin was not left in time\n{case:#?}"));
             }
@@ -89,7 +91,10 @@ async fn both_engines_do_the_same_with_the_same() {
                 let text = |seen: &Seen| seen.get(key).cloned().unwrap_or_else(|| "-".into());
                 match design::meant(&case, &pingora, &exchange, key) {
                     Some(why) => drop(whys.insert(why)),
-                    None => lines += &format!("  {key}\n    pingora:  {}\n    exchange: {}\n", text(&pingora), text(&exchange)),
+                    None => {
+                        lines +=
+                            &format!("  {key}\n    pingora:  {}\n    exchange: {}\n", text(&pingora), text(&exchange))
+                    }
                 }
             }
             whys.into_iter().for_each(|why| *meant.entry(why).or_default() += 1);
@@ -99,7 +104,13 @@ async fn both_engines_do_the_same_with_the_same() {
         }
     }
     eprintln!("meant: {meant:#?}");
-    assert!(bugs.is_empty(), "{} of {} differ:\n{}", bugs.len(), numbers.end - numbers.start, bugs[..bugs.len().min(40)].join("\n"));
+    assert!(
+        bugs.is_empty(),
+        "{} of {} differ:\n{}",
+        bugs.len(),
+        numbers.end - numbers.start,
+        bugs[..bugs.len().min(40)].join("\n")
+    );
 }
 
 async fn proxy(lanes: &[(Stage, Stage)]) -> Proxy {

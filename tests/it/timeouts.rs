@@ -51,12 +51,15 @@ async fn tls_handshake() {
           app:
             backends: [\"<a>\"]
             tls: { sni: origin.test, ca: <ca> }
+            protocol: <protocol>
             timeouts: { tls: 300ms }
             retry: { attempts: 1 }";
-    let config = Config::new(yaml).put("a", &silent.address);
-    let path = Ca::new().write(config.dir());
-    let proxy = config.put("ca", path.display()).start().await;
-    gateway_timeout(&proxy, Duration::from_millis(300)).await;
+    for protocol in ["auto", "h1"] {
+        let config = Config::new(yaml).put("a", &silent.address).put("protocol", protocol);
+        let path = Ca::new().write(config.dir());
+        let proxy = config.put("ca", path.display()).start().await;
+        gateway_timeout(&proxy, Duration::from_millis(300)).await;
+    }
 }
 
 #[tokio::test]

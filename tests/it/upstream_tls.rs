@@ -1,16 +1,22 @@
 //! TLS towards backends: verified unless told otherwise, each failure with its own reason, sessions resumed, pools apart.
 
 use rustls::HandshakeKind;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     failures::reason,
     support::{
         http2::Origin2,
-        origin::Origin,
+        origin::{Origin, Peer},
         proxy::{Config, Proxy},
         tls::{Ca, Leaf, self_signed},
+        wait_until,
     },
 };
+
+/// What may be spoken, and so who speaks it: HTTP/2 too, over Pingora's upstream path; HTTP/1.1 alone, over connections of our own,
+/// and over Pingora's.
+const WAYS: [&str; 3] = ["", "protocol: h1", "protocol: h1\nengine: pingora"];
 
 /// A proxy before one TLS backend, with this in its `tls`; `<ca>` is the CA's file.
 async fn before(address: impl ToString, ca: &Ca, tls: &str, more: &str) -> Proxy {
@@ -20,7 +26,9 @@ async fn before(address: impl ToString, ca: &Ca, tls: &str, more: &str) -> Proxy
             backends: [\"<backend>\"]
             tls: { <tls> }
             <more>";
-    let config = Config::new(yaml).put("backend", address.to_string()).put("tls", tls).put("more", more);
+    // Each line of `more` that is no key of an upstream is one of the file.
+    let more = more.replace('\n', "\n        ");
+    let config = Config::new(&yaml.replace("<more>", &more)).put("backend", address.to_string()).put("tls", tls);
     let path = ca.write(config.dir());
     config.put("ca", path.display()).start().await
 }
@@ -28,12 +36,14 @@ async fn before(address: impl ToString, ca: &Ca, tls: &str, more: &str) -> Proxy
 #[tokio::test]
 async fn a_backend_of_a_known_ca_and_the_right_name_is_served() {
     let ca = Ca::new();
-    let origin = Origin::tls("a", ca.issue(&["origin.test"]).server(&["http/1.1"])).await;
-    let proxy = before(&origin.address, &ca, "sni: origin.test, ca: <ca>", "").await;
-    assert_eq!(proxy.get("/").await.origin(), "a");
-    let handshake = origin.handshakes().remove(0);
-    assert_eq!(handshake.sni.as_deref(), Some("origin.test"));
-    assert_eq!(origin.only_request().field("host"), Some("a.test"), "the host is kept by default");
+    for way in WAYS {
+        let origin = Origin::tls("a", ca.issue(&["origin.test"]).server(&["http/1.1"])).await;
+        let proxy = before(&origin.address, &ca, "sni: origin.test, ca: <ca>", way).await;
+        assert_eq!(proxy.get("/").await.origin(), "a", "{way}");
+        let handshake = origin.handshakes().remove(0);
+        assert_eq!(handshake.sni.as_deref(), Some("origin.test"), "{way}");
+        assert_eq!(origin.only_request().field("host"), Some("a.test"), "the host is kept by default");
+    }
 }
 
 #[tokio::test]
@@ -49,11 +59,17 @@ async fn each_untrusted_certificate_is_502_with_its_own_reason() {
     let mut reasons = Vec::new();
     for (what, leaf) in cases {
         let origin = Origin::tls("a", leaf.server(&["http/1.1"])).await;
-        let proxy = before(&origin.address, &ca, "sni: origin.test, ca: <ca>", "").await;
-        let reply = proxy.get("/").await;
-        assert_eq!(reply.status(), 502, "{what}: {reply:?}");
-        assert_eq!(origin.total(), 0, "{what}: a request was sent");
-        reasons.push((what, reason(&proxy, &reply).await));
+        let mut words = Vec::new();
+        for way in WAYS {
+            let proxy = before(&origin.address, &ca, "sni: origin.test, ca: <ca>", way).await;
+            let reply = proxy.get("/").await;
+            assert_eq!(reply.status(), 502, "{what}: {reply:?}");
+            assert_eq!(origin.total(), 0, "{what}: a request was sent");
+            words.push(reason(&proxy, &reply).await);
+        }
+        words.dedup();
+        assert_eq!(words.len(), 1, "{what}: {words:?}");
+        reasons.push((what, words.remove(0)));
     }
     for (index, (what, reason)) in reasons.iter().enumerate().take(3) {
         let others = reasons.iter().enumerate().take(3).filter(|(at, _)| *at != index);
@@ -68,39 +84,60 @@ async fn each_untrusted_certificate_is_502_with_its_own_reason() {
 async fn the_systems_roots_are_used_without_a_ca() {
     let ca = Ca::new();
     let origin = Origin::tls("a", ca.issue(&["origin.test"]).server(&["http/1.1"])).await;
-    let proxy = before(&origin.address, &ca, "sni: origin.test", "").await;
-    assert_eq!(proxy.get("/").await.status(), 502, "a private CA was trusted");
+    for way in WAYS {
+        let proxy = before(&origin.address, &ca, "sni: origin.test", way).await;
+        assert_eq!(proxy.get("/").await.status(), 502, "a private CA was trusted: {way}");
+    }
+}
+
+#[tokio::test]
+async fn the_file_of_ca_file_is_trusted_instead_of_the_systems_roots() {
+    let ca = Ca::new();
+    let origin = Origin::tls("a", ca.issue(&["origin.test"]).server(&["http/1.1"])).await;
+    for way in WAYS {
+        let proxy = before(&origin.address, &ca, "sni: origin.test", &format!("{way}\nca_file: <ca>")).await;
+        assert_eq!(proxy.get("/").await.origin(), "a", "{way}");
+    }
 }
 
 #[tokio::test]
 async fn verification_is_off_only_by_that_word_and_with_a_warning() {
     let ca = Ca::new();
     let origin = Origin::tls("a", self_signed(&["else.test"]).server(&["http/1.1"])).await;
-    let proxy = before(&origin.address, &ca, "sni: origin.test, verify: false", "").await;
-    assert_eq!(proxy.get("/").await.origin(), "a");
-    let log = proxy.stderr();
-    assert!(log.lines().any(|line| line.to_lowercase().contains("warn") && line.contains("verif")), "{log}");
+    for way in WAYS {
+        let proxy = before(&origin.address, &ca, "sni: origin.test, verify: false", way).await;
+        assert_eq!(proxy.get("/").await.origin(), "a", "{way}");
+        let log = proxy.stderr();
+        assert!(log.lines().any(|line| line.to_lowercase().contains("warn") && line.contains("verif")), "{log}");
+    }
 }
 
 #[tokio::test]
 async fn a_client_certificate_is_shown_to_backends_that_ask() {
     let (ca, clients) = (Ca::new(), Ca::new());
     let server = ca.issue(&["origin.test"]).server_with_clients(&["http/1.1"], &clients);
+    for alpn in ["h2, http/1.1", "http/1.1"] {
+        shows_a_client_certificate(&ca, &clients, server.clone(), alpn).await;
+    }
+}
+
+async fn shows_a_client_certificate(ca: &Ca, clients: &Ca, server: std::sync::Arc<rustls::ServerConfig>, alpn: &str) {
     let origin = Origin::tls("a", server).await;
     let yaml = "
         certificates: { mine: <mine> }
         upstreams:
-          app: { backends: [\"<a>\"], tls: { sni: origin.test, ca: <ca>, client_cert: mine } }
-          none: { backends: [\"<a>\"], tls: { sni: origin.test, ca: <ca> } }
+          app: { backends: [\"<a>\"], tls: { sni: origin.test, ca: <ca>, alpn: [<alpn>], client_cert: mine } }
+          none: { backends: [\"<a>\"], tls: { sni: origin.test, ca: <ca>, alpn: [<alpn>] } }
         routes:
           - { match: { path: /none }, upstream: none }
           - { upstream: app }";
-    let config = Config::new(yaml).put("a", &origin.address);
+    let config = Config::new(yaml).put("a", &origin.address).put("alpn", alpn);
     let (mine, path) = (clients.issue(&["rrlb.test"]).write(config.dir(), "mine"), ca.write(config.dir()));
     let proxy = config.put("mine", mine).put("ca", path.display()).start().await;
     assert_eq!(proxy.get("/").await.origin(), "a");
     assert!(origin.handshakes()[0].client_certificate);
-    assert_eq!(proxy.get("/none").await.status(), 502);
+    let refused = proxy.get("/none").await;
+    assert_eq!((refused.status(), reason(&proxy, &refused).await.as_str()), (502, "tls_failed"), "{alpn}");
 }
 
 #[tokio::test]
@@ -148,11 +185,13 @@ async fn a_backend_without_http2_is_refused_where_it_is_demanded() {
 
 #[tokio::test]
 async fn sessions_with_backends_are_resumed() {
-    // Not with `verify: false`: Pingora makes a new verifier for each connection, and rustls resumes only under the same.
-    for tls in ["sni: origin.test, ca: <ca>"] {
+    // Not with `verify: false` over Pingora's path: it makes a new verifier for each connection, and rustls resumes only
+    // under the same.
+    let (strict, loose) = ("sni: origin.test, ca: <ca>", "sni: origin.test, verify: false");
+    for (tls, way) in [(strict, WAYS[0]), (strict, WAYS[1]), (loose, WAYS[1]), (strict, WAYS[2])] {
         let ca = Ca::new();
         let origin = Origin::tls("a", ca.issue(&["origin.test"]).server(&["http/1.1"])).await;
-        let proxy = before(&origin.address, &ca, tls, "").await;
+        let proxy = before(&origin.address, &ca, tls, way).await;
         let mut client = proxy.client().await;
         for _ in 0..6 {
             // The origin closes each connection, so that each request needs a new one.
@@ -162,25 +201,92 @@ async fn sessions_with_backends_are_resumed() {
         let kinds: Vec<_> = origin.handshakes().iter().map(|h| h.kind).collect();
         assert_eq!(kinds.len(), 6, "{kinds:?}");
         let resumed = kinds.iter().filter(|kind| **kind == Some(HandshakeKind::Resumed)).count();
-        assert!(resumed >= 4, "{tls}: {kinds:?}");
+        assert!(resumed >= 4, "{tls}, {way}: {kinds:?}");
     }
+}
+
+#[tokio::test]
+async fn sessions_outlive_a_reload() {
+    let ca = Ca::new();
+    let origin = Origin::tls("a", ca.issue(&["origin.test"]).server(&["http/1.1"])).await;
+    let tls = "sni: origin.test, ca: <ca>";
+    let proxy = before(&origin.address, &ca, tls, "protocol: h1\nthreads: 1").await;
+    let ask = async || {
+        let reply = proxy.client().await.ask("GET / HTTP/1.1\r\nHost: a.test\r\nX-Close: 1\r\n\r\n").await;
+        assert_eq!(reply.origin(), "a");
+    };
+    ask().await;
+    let text = std::fs::read_to_string(proxy.config.dir().join("rrlb.yaml")).expect("the file");
+    proxy.config.write_text(&text.replace("protocol: h1", "protocol: h1\n    timeouts: { idle: 7s }"));
+    proxy.signal(libc::SIGHUP);
+    proxy.logged("config.reloaded").await;
+    ask().await;
+    let kinds: Vec<_> = origin.handshakes().iter().map(|h| h.kind).collect();
+    assert_eq!(kinds, [Some(HandshakeKind::Full), Some(HandshakeKind::Resumed)]);
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_with_the_connection_is_whole_only_after_close_notify() {
+    let ca = Ca::new();
+    let server = ca.issue(&["origin.test"]).server(&["http/1.1"]);
+    let origin = Origin::tls_script("a", server, |mut peer: Peer| async move {
+        while let Some(request) = peer.request().await {
+            peer.send("HTTP/1.1 200 OK\r\nX-Origin: a\r\n\r\nsome words").await;
+            if request.target() == "/whole" {
+                let _ = peer.wire.finish().await;
+            }
+            return;
+        }
+    })
+    .await;
+    let proxy = before(&origin.address, &ca, "sni: origin.test, ca: <ca>", "protocol: h1").await;
+    assert_eq!(proxy.get("/whole").await.text(), "some words");
+    let mut client = tokio::net::TcpStream::connect(proxy.listen).await.expect("connects");
+    client.write_all(b"GET /cut HTTP/1.1\r\nHost: a.test\r\n\r\n").await.expect("sends");
+    let mut answer = Vec::new();
+    // An end or a reset.
+    let _ = client.read_to_end(&mut answer).await;
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.contains("some words") && !answer.ends_with("0\r\n\r\n"), "{answer}");
+    assert_eq!(proxy.access_log(2).await[1]["reason"], "response_truncated");
+}
+
+#[tokio::test]
+async fn an_idle_connection_with_tls_is_used_again_and_seen_to_close() {
+    let ca = Ca::new();
+    let origin = Origin::tls("a", ca.issue(&["origin.test"]).server(&["http/1.1"])).await;
+    let more = "protocol: h1\n    timeouts: { idle: 400ms }\nthreads: 1";
+    let proxy = before(&origin.address, &ca, "sni: origin.test, ca: <ca>", more).await;
+    let mut client = proxy.client().await;
+    for _ in 0..20 {
+        assert_eq!(client.get("/").await.origin(), "a");
+    }
+    assert_eq!(origin.connections(), 1, "the connection was not kept");
+    wait_until("the idle connection to be closed", || origin.open() == 0).await;
+    assert_eq!(client.get("/").await.origin(), "a");
 }
 
 #[tokio::test]
 async fn different_tls_settings_never_share_a_connection() {
     let (ca, clients) = (Ca::new(), Ca::new());
+    for protocol in ["auto", "h1"] {
+        never_share_a_connection(&ca, &clients, protocol).await;
+    }
+}
+
+async fn never_share_a_connection(ca: &Ca, clients: &Ca, protocol: &str) {
     let origin = Origin::tls("a", ca.issue(&["one.test", "two.test"]).server(&["http/1.1"])).await;
     let yaml = "
         threads: 1
         certificates: { mine: <mine>, other: <other> }
         upstreams:
-          loose: { backends: [\"<a>\"], tls: { sni: one.test, verify: false } }
-          strict: { backends: [\"<a>\"], tls: { sni: one.test, ca: <ca> } }
-          named: { backends: [\"<a>\"], tls: { sni: two.test, ca: <ca> } }
-          system: { backends: [\"<a>\"], tls: { sni: one.test } }
-          mine: { backends: [\"<a>\"], tls: { sni: one.test, ca: <ca>, client_cert: mine } }
-          other: { backends: [\"<a>\"], tls: { sni: one.test, ca: <ca>, client_cert: other } }
-          plain: { backends: [\"<a>\"], tls: { sni: one.test, ca: <ca>, alpn: [http/1.1] } }
+          loose: { backends: [\"<a>\"], protocol: <protocol>, tls: { sni: one.test, verify: false } }
+          strict: { backends: [\"<a>\"], protocol: <protocol>, tls: { sni: one.test, ca: <ca> } }
+          named: { backends: [\"<a>\"], protocol: <protocol>, tls: { sni: two.test, ca: <ca> } }
+          system: { backends: [\"<a>\"], protocol: <protocol>, tls: { sni: one.test } }
+          mine: { backends: [\"<a>\"], protocol: <protocol>, tls: { sni: one.test, ca: <ca>, client_cert: mine } }
+          other: { backends: [\"<a>\"], protocol: <protocol>, tls: { sni: one.test, ca: <ca>, client_cert: other } }
+          plain: { backends: [\"<a>\"], protocol: <protocol>, tls: { sni: one.test, ca: <ca>, alpn: [http/1.1] } }
         routes:
           - { match: { path: /loose }, upstream: loose }
           - { match: { path: /strict }, upstream: strict }
@@ -189,13 +295,16 @@ async fn different_tls_settings_never_share_a_connection() {
           - { match: { path: /mine }, upstream: mine }
           - { match: { path: /other }, upstream: other }
           - { match: { path: /plain }, upstream: plain }";
-    let config = Config::new(yaml).put("a", &origin.address);
+    let config = Config::new(yaml).put("a", &origin.address).put("protocol", protocol);
     let mine = clients.issue(&["mine.test"]).write(config.dir(), "mine");
     let other = clients.issue(&["other.test"]).write(config.dir(), "other");
     let path = ca.write(config.dir());
     let proxy = config.put("mine", mine).put("other", other).put("ca", path.display()).start().await;
     let mut client = proxy.client().await;
-    for (index, upstream) in ["loose", "strict", "named", "mine", "other", "plain"].iter().enumerate() {
+    // What differs in what is offered alone has connections of its own where both are.
+    let all = ["loose", "strict", "named", "mine", "other", "plain"];
+    let apart = if protocol == "auto" { 6 } else { 5 };
+    for (index, upstream) in all.iter().enumerate().take(apart) {
         for _ in 0..2 {
             assert_eq!(client.get(&format!("/{upstream}")).await.status(), 200, "{upstream}");
         }

@@ -1,9 +1,11 @@
 //! Backends: unix sockets, host names, protocols, connections that are kept.
 
 use crate::support::{
+    http1::get,
     http2::Origin2,
     origin::Origin,
     proxy::{Config, Proxy},
+    wait_until,
 };
 
 #[tokio::test]
@@ -72,11 +74,35 @@ async fn http2_in_plain_text_is_spoken_to_h2c_backends() {
 }
 
 #[tokio::test]
+async fn no_more_idle_connections_to_a_backend_are_kept_than_the_file_says() {
+    let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
+    let more = "threads: 1\nupstream_keepalive_pool_size: 2\n";
+    let proxy = Config::before(&[&a, &b], more).start().await;
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        let mut client = proxy.client().await;
+        client.send(get("/hold")).await;
+        clients.push(client);
+    }
+    wait_until("all requests at the origins", || (a.open(), b.open()) == (5, 5)).await;
+    a.release();
+    b.release();
+    for client in &mut clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    wait_until("only two of each to be kept", || (a.open(), b.open()) == (2, 2)).await;
+    for client in &mut clients {
+        client.get("/").await;
+    }
+    assert_eq!((a.connections(), b.connections()), (5, 5), "those that were kept are used");
+}
+
+#[tokio::test]
 async fn an_idle_upstream_connection_is_closed_after_its_timeout() {
     let origin = Origin::echo("a").await;
     let more = "    timeouts: { idle: 300ms }";
     let config = Config::new(&format!("upstreams:\n  app:\n    backends: [\"<a>\"]\n{more}"));
     let proxy = config.put("a", &origin.address).start().await;
     proxy.get("/").await;
-    crate::support::wait_until("the idle connection to be closed", || origin.open() == 0).await;
+    wait_until("the idle connection to be closed", || origin.open() == 0).await;
 }

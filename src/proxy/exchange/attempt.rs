@@ -174,8 +174,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                 failed => self.no_more(failed),
             };
         }
-        if !self.deaf && ready!(Pin::new(&mut self.link).poll_flush(cx)).is_err() {
-            self.deaf = true;
+        // What TLS has taken may not have left yet.
+        if !self.deaf
+            && let Err(error) = ready!(Pin::new(&mut self.link).poll_flush(cx))
+        {
+            self.no_more(Err(error));
         }
         Poll::Ready(())
     }

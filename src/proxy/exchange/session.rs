@@ -4,6 +4,7 @@
 use std::{
     future::{Future as _, poll_fn},
     pin::pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -13,7 +14,6 @@ use http::{HeaderName, HeaderValue, Version, header};
 use pingora_core::{Error, ErrorType, OrErr, Result, protocols::http::HttpTask};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
-use tokio_util::either::Either;
 
 use super::{
     super::{
@@ -27,7 +27,10 @@ use super::{
 };
 use crate::{
     policy::{fields::Fields as _, framing::Border},
-    runtime::line::{Line, descriptor},
+    runtime::{
+        backend::Target,
+        line::{Line, descriptor},
+    },
     telemetry::metrics::ConnectionUse,
 };
 
@@ -51,7 +54,7 @@ pub(in crate::proxy) async fn serve(kit: &Kit, session: &mut Session, ctx: &mut 
 async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
     select::backend(ctx)?;
     ctx.read_timeout = Duration::MAX;
-    let (line, reused) = match connection(kit, ctx).await {
+    let (line, Way { target, key, reused }) = match connection(kit, ctx).await {
         Ok(connected) => connected,
         Err(error) => return Err(retry::after_connect(kit, session, ctx, error)),
     };
@@ -67,8 +70,9 @@ async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<
             // Before the socket is another request's.
             ctx.deadline.iter().for_each(|deadline| _ = deadline.disarm());
             ctx.upstream_fd = -1;
-            if let (Some(line), Some((key, patience))) = (again, key(ctx)) {
-                kit.pool().put(key, line, Instant::now(), patience);
+            if let (Some(line), Some(member), Some(picked)) = (again, ctx.member(), &ctx.picked) {
+                let patience = member.upstream.timeouts.idle;
+                kit.pool().put(key, line, Instant::now(), patience, || picked.backend().anchor(target));
             }
             Ok(())
         }
@@ -76,31 +80,37 @@ async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<
     }
 }
 
-/// What the pool knows the backend's connections by, and how long it may keep one.
-fn key(ctx: &RequestCtx) -> Option<(u64, Duration)> {
-    let idle = ctx.member()?.upstream.timeouts.idle;
-    Some((ctx.picked.as_ref()?.backend().connection()?.1, idle))
+/// Where a connection leads; a host name may mean another address by the time it is given back.
+struct Way {
+    target: Arc<Target>,
+    /// What the pool knows such connections by.
+    key: u64,
+    reused: bool,
 }
 
-/// A connection to the chosen backend, and whether it was used before.
-async fn connection(kit: &Kit, ctx: &mut RequestCtx) -> Result<(Line, bool)> {
-    let connector = ctx.member().and_then(|member| member.upstream.exchange().cloned());
+/// A connection to the chosen backend.
+async fn connection(kit: &Kit, ctx: &mut RequestCtx) -> Result<(Line, Way)> {
+    let no_address = || Error::explain(ErrorType::ConnectError, "the backend has no address");
     let backend = ctx.picked.as_ref().and_then(|picked| picked.backend().connection());
-    let (Some(connector), Some((target, key))) = (connector, backend) else {
-        return Err(Error::explain(ErrorType::ConnectError, "the backend has no address"));
-    };
+    let (target, key) = backend.ok_or_else(no_address)?;
     if ctx.fresh == Fresh::Needed {
         ctx.fresh = Fresh::Done;
     } else if let Some(line) = kit.pool().take(key, Instant::now()) {
-        return Ok((line, true));
+        return Ok((line, Way { target, key, reused: true }));
     }
-    let dialled = match ctx.total_due {
-        None => connector.dial(&target).await,
-        Some(due) => tokio::time::timeout_at(due.into(), connector.dial(&target))
+    let current = ctx.current().cloned();
+    let member = current.as_ref().and_then(|current| Some(current.member(ctx.upstream?)));
+    let (Some(opener), Some(picked)) = (member.and_then(|member| member.upstream.exchange()), &ctx.picked) else {
+        return Err(no_address());
+    };
+    let opening = opener.open(&target, picked.backend().sni());
+    let opened = match ctx.total_due {
+        None => opening.await,
+        Some(due) => tokio::time::timeout_at(due.into(), opening)
             .await
             .unwrap_or_else(|_| Err(Error::explain(ErrorType::ConnectTimedout, "no time left for connecting"))),
     };
-    dialled.map(|socket| (Either::Left(socket), false))
+    opened.map(|line| (line, Way { target, key, reused: false }))
 }
 
 /// The request and its answer on `line`. Returns the connection where it may be used again.

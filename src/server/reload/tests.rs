@@ -75,7 +75,7 @@ impl Process {
         let log = model.access_log.as_ref().map(|log| Open::of(log, &metrics, None).expect("a log"));
         let format = model.access_log.as_ref().map(|log| log.format);
         let store = Store::new(Arc::new(model.clone()), <_>::default(), None, metrics.clone(), events.clone());
-        let (conf, kit) = (assembly::worker_conf(), Arc::new(Kit::new(0, Instant::now(), metrics.clone())));
+        let (conf, kit) = (assembly::worker_conf(), Arc::new(Kit::new(0, Instant::now(), metrics.clone(), 8)));
         let proxies = assembly::proxies(&conf, &kit, &model.process, &assembly::profiles(&model), &[]);
         let line = log.as_ref().map(Open::handle).zip(format).map(|(handle, format)| Log { handle, format });
         let current = Current::new(store.snapshot(), proxies, line);

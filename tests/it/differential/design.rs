@@ -50,7 +50,8 @@ fn early(case: &Case, of: usize, pingora: &str, exchange: &str) -> Option<&'stat
         words.map(|word| if word.starts_with("reason=") { "reason" } else { word }).collect::<Vec<_>>().join(" ")
     };
     let left = pingora.contains("\"client_aborted\"") && exchange.contains("\"ok\"");
-    (case.asks.get(of)?.half && left && known(pingora) == known(exchange)).then_some("an upload that an answer cut short")
+    (case.asks.get(of)?.half && left && known(pingora) == known(exchange))
+        .then_some("an upload that an answer cut short")
 }
 
 /// Of several `Connection` fields Pingora reads one. Whichever says `close`, the connection ends (RFC 9110 §7.6.1, RFC 9112 §9.3).
@@ -102,9 +103,9 @@ fn strict(case: &Case, of: usize, exchange: &Seen) -> Option<&'static str> {
         line.is_some_and(|line| line.contains("\"bad_response\"") || line.contains("\"response_truncated\""))
     };
     let asks = case.asks.iter().enumerate().take(of.saturating_add(1));
-    let mut flaws = asks.filter(|(n, _)| refused(*n)).flat_map(|(_, ask)| {
-        ask.answers.iter().filter_map(|answer| flaw(&answer.bytes, ask.method))
-    });
+    let mut flaws = asks
+        .filter(|(n, _)| refused(*n))
+        .flat_map(|(_, ask)| ask.answers.iter().filter_map(|answer| flaw(&answer.bytes, ask.method)));
     flaws.next()
 }
 
@@ -154,7 +155,9 @@ fn head(bytes: &[u8]) -> Result<Lines<'_>, &'static str> {
         }
         let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
         if !lines.is_empty() && name.last().is_some_and(|byte| b" \t".contains(byte)) {
-            return Err("a blank before a colon (RFC 9112 §5.1: a proxy takes it out; the exchange trusts no such answer)");
+            return Err(
+                "a blank before a colon (RFC 9112 §5.1: a proxy takes it out; the exchange trusts no such answer)",
+            );
         }
         lines.push(line);
     }
@@ -203,7 +206,10 @@ fn trailers(mut rest: &[u8]) -> Result<(), &'static str> {
         }
         let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':').ok_or(ODD)?);
         let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-        if name.is_empty() || !name.iter().all(token) || value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+        if name.is_empty()
+            || !name.iter().all(token)
+            || value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t')
+        {
             return Err(ODD);
         }
         rest = &rest[end + 1..];

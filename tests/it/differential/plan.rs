@@ -162,7 +162,8 @@ const NOT_IN_H2: [&str; 6] = ["connection", "keep-alive", "proxy-connection", "t
 pub fn case(number: u64) -> Case {
     let mut dice = Dice::new(number);
     let protocol = dice.pick(&[Protocol::H11, Protocol::H11, Protocol::H11, Protocol::H10, Protocol::H2]);
-    let end = dice.pick(&[End::Stay, End::Stay, End::Stay, End::Stay, End::Stay, End::Stay, End::Leave, End::HalfClose]);
+    let end =
+        dice.pick(&[End::Stay, End::Stay, End::Stay, End::Stay, End::Stay, End::Stay, End::Leave, End::HalfClose]);
     let end = if protocol == Protocol::H2 && end == End::HalfClose { End::Stay } else { end };
     let count = if end == End::Stay { dice.pick(&[1, 1, 2, 3]) } else { 1 };
     let mut asks: Vec<Ask> = (0..count).map(|_| ask(&mut dice, protocol)).collect();
@@ -211,7 +212,8 @@ pub fn case(number: u64) -> Case {
 
 fn ask(dice: &mut Dice, protocol: Protocol) -> Ask {
     let method = dice.pick(&["GET", "GET", "GET", "POST", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH", "foo"]);
-    let target = dice.pick(&["/", "/a", "/a?b=c&d", "/%41%2e", "/a%20b", "//x", "/a;b=c", "/?", "/a'(b)*", "/%zz", "/a/../b"]);
+    let target =
+        dice.pick(&["/", "/a", "/a?b=c&d", "/%41%2e", "/a%20b", "//x", "/a;b=c", "/?", "/a'(b)*", "/%zz", "/a/../b"]);
     let many = dice.pick(&[0, 1, 3, 6]);
     let mut fields: Vec<_> = (0..many).map(|_| dice.pick(&FIELDS)).collect();
     fields.retain(|(name, _)| {
@@ -240,7 +242,9 @@ fn ask(dice: &mut Dice, protocol: Protocol) -> Ask {
     // Then comes one that ends it.
     answers.push(Answer {
         whole: true,
-        bytes: b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX-Last: 1\r\n\r\nlast"[..if method == "HEAD" { 49 } else { 53 }].to_vec(),
+        bytes: b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX-Last: 1\r\n\r\nlast"
+            [..if method == "HEAD" { 49 } else { 53 }]
+            .to_vec(),
         cuts: vec![],
         then: Then::Keep,
     });
@@ -326,7 +330,17 @@ fn answer(dice: &mut Dice, method: &str) -> Answer {
         bytes.extend(format!("HTTP/1.1 {interim}\r\n\r\n").into_bytes());
     }
     let version = dice.pick(&["1.1", "1.1", "1.1", "1.0"]);
-    let status = dice.pick(&["200 OK", "200 OK", "200 OK", "201 Made", "204 No Content", "304 Not Modified", "404 ", "205 Reset Content", "302 Found"]);
+    let status = dice.pick(&[
+        "200 OK",
+        "200 OK",
+        "200 OK",
+        "201 Made",
+        "204 No Content",
+        "304 Not Modified",
+        "404 ",
+        "205 Reset Content",
+        "302 Found",
+    ]);
     let first = if dice.one_in(12) { dice.pick(&STATUS_LINES).to_owned() } else { format!("HTTP/{version} {status}") };
     let mut lines = vec![first.clone()];
     let odd = !first.starts_with(&format!("HTTP/{version} {status}"));
@@ -359,9 +373,17 @@ fn answer(dice: &mut Dice, method: &str) -> Answer {
     if !bodiless || dice.one_in(10) {
         bytes.extend(framed);
     }
-    let mut then = if until_close && !bodiless { Then::Close } else { dice.pick(&[Then::Keep, Then::Keep, Then::Keep, Then::Close]) };
+    let mut then = if until_close && !bodiless {
+        Then::Close
+    } else {
+        dice.pick(&[Then::Keep, Then::Keep, Then::Keep, Then::Close])
+    };
     if dice.one_in(12) {
-        bytes.extend(dice.pick(&[&b"x"[..], b"\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX-Smuggled: 1\r\n\r\nevil"]));
+        bytes.extend(dice.pick(&[
+            &b"x"[..],
+            b"\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX-Smuggled: 1\r\n\r\nevil",
+        ]));
     }
     match dice.below(12) {
         0 => {
@@ -377,7 +399,24 @@ fn answer(dice: &mut Dice, method: &str) -> Answer {
             // Mostly where framing is: in the head, or right behind it.
             for _ in 0..dice.pick(&[1, 1, 2]) {
                 let at = dice.below((head + 20).min(bytes.len()));
-                let with = dice.pick(&[&b"\r"[..], b"\n", b"\r\n", b" ", b"\t", b"\0", b":", b",", b";", b"0", b"f", b"+", b"-", b"\x7f", b"\xff", b""]);
+                let with = dice.pick(&[
+                    &b"\r"[..],
+                    b"\n",
+                    b"\r\n",
+                    b" ",
+                    b"\t",
+                    b"\0",
+                    b":",
+                    b",",
+                    b";",
+                    b"0",
+                    b"f",
+                    b"+",
+                    b"-",
+                    b"\x7f",
+                    b"\xff",
+                    b"",
+                ]);
                 let over = dice.below(2).min(bytes.len() - at);
                 bytes.splice(at..at + over, with.iter().copied());
             }
@@ -403,9 +442,20 @@ fn chunked(dice: &mut Dice, body: &[u8]) -> Vec<u8> {
         rest = after;
     }
     if dice.one_in(15) {
-        let odd = dice.pick(&["zz\r\n", "5 \r\nhello\r\n", "1\nx\r\n", "1\r\nxy\r\n", "-1\r\n", "\r\n", "fffffffffffffffff\r\n"]);
+        let odd = dice.pick(&[
+            "zz\r\n",
+            "5 \r\nhello\r\n",
+            "1\nx\r\n",
+            "1\r\nxy\r\n",
+            "-1\r\n",
+            "\r\n",
+            "fffffffffffffffff\r\n",
+        ]);
         out.extend(odd.as_bytes());
     }
-    out.extend(dice.pick(&["0\r\n\r\n", "0\r\n\r\n", "0\r\n\r\n", "000\r\n\r\n", "0;x\r\n\r\n", "0\r\nX-Sum: 1\r\n\r\n"]).as_bytes());
+    out.extend(
+        dice.pick(&["0\r\n\r\n", "0\r\n\r\n", "0\r\n\r\n", "000\r\n\r\n", "0;x\r\n\r\n", "0\r\nX-Sum: 1\r\n\r\n"])
+            .as_bytes(),
+    );
     out
 }

@@ -130,7 +130,8 @@ impl Stage {
         let mut client = Client::connect(listen).await;
         let mut open = true;
         if case.pipelined {
-            let all: Vec<u8> = case.asks.iter().enumerate().flat_map(|(n, ask)| self.request(case, n, ask).concat()).collect();
+            let all: Vec<u8> =
+                case.asks.iter().enumerate().flat_map(|(n, ask)| self.request(case, n, ask).concat()).collect();
             send(&mut client.wire, &all, &case.asks[0].cuts).await;
         }
         for (n, ask) in case.asks.iter().enumerate() {
@@ -140,7 +141,8 @@ impl Stage {
             let [head, body] = self.request(case, n, ask);
             let mut waits = ask.expects.then_some(&body[..]);
             if !case.pipelined {
-                let rest = if ask.expects { &[][..] } else { &body[..if ask.half { body.len() / 2 } else { body.len() }] };
+                let rest =
+                    if ask.expects { &[][..] } else { &body[..if ask.half { body.len() / 2 } else { body.len() }] };
                 send(&mut client.wire, &[&head[..], rest].concat(), &ask.cuts).await;
             }
             match case.end {
@@ -171,14 +173,18 @@ impl Stage {
             let probe = format!("GET /probe HTTP/1.1\r\nHost: {}\r\nX-Request-Id: probe\r\n\r\n", self.host);
             let _ = client.wire.send(probe).await;
             let probed = within("a probe", client.try_response(true)).await;
-            seen.insert("probe".into(), probed.map_or_else(|_| "closed".into(), |reply| reply.status().to_string() + &reply.text()));
+            seen.insert(
+                "probe".into(),
+                probed.map_or_else(|_| "closed".into(), |reply| reply.status().to_string() + &reply.text()),
+            );
         }
     }
 
     async fn client2(&self, listen: SocketAddr, case: &Case, seen: &mut Seen) {
         let client = Client2::prior(listen).await;
         for (n, ask) in case.asks.iter().enumerate() {
-            let mut request = http::Request::builder().method(ask.method).uri(format!("http://{}{}", self.host, ask.target));
+            let mut request =
+                http::Request::builder().method(ask.method).uri(format!("http://{}{}", self.host, ask.target));
             for (name, value) in &ask.fields {
                 request = request.header(*name, *value);
             }
@@ -229,7 +235,9 @@ impl Stage {
                 Ok(reply) => {
                     seen.insert(told("status"), reply.status().as_u16().to_string());
                     let fields = reply.headers().iter();
-                    let fields = fields.map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()));
+                    let fields = fields.map(|(name, value)| {
+                        (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+                    });
                     fields_told(&told("fields"), fields, seen);
                     let (mut body, mut all) = (reply.into_body(), Vec::new());
                     let end = loop {
@@ -308,7 +316,11 @@ impl Stage {
             let told = |key: &str| format!("origin.{}.{count}.{key}", attempt.id);
             let place = if Some(attempt.backend) == first { "first" } else { "second" };
             seen.insert(told("start"), format!("{} at the {place}, reused: {}", attempt.head.start, attempt.reused));
-            let fields = attempt.head.fields.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.replace(&self.host, "host")));
+            let fields = attempt
+                .head
+                .fields
+                .iter()
+                .map(|(name, value)| (name.to_ascii_lowercase(), value.replace(&self.host, "host")));
             fields_told(&told("fields"), fields, seen);
             seen.insert(told("body"), hex(&attempt.head.body));
             seen.insert(told("whole"), attempt.whole.to_string());
@@ -329,7 +341,9 @@ fn fields_told(key: &str, fields: impl Iterator<Item = (String, String)>, seen: 
 
 /// Enough to tell bodies apart.
 fn hex(body: &[u8]) -> String {
-    let fold = body.iter().fold(0xcbf2_9ce4_8422_2325_u64, |fold, byte| (fold ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let fold = body
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |fold, byte| (fold ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     format!("{} bytes {fold:016x} {:?}", body.len(), String::from_utf8_lossy(&body[..body.len().min(40)]))
 }
 
@@ -359,7 +373,9 @@ impl Came {
     /// Returns whether the connection may go on.
     fn tell(&self, n: usize, seen: &mut Seen) -> bool {
         let told = |key: &str| format!("{n}.{key}");
-        let lower = |head: &Message| head.fields.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect::<Vec<_>>();
+        let lower = |head: &Message| {
+            head.fields.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect::<Vec<_>>()
+        };
         let interim: Vec<_> = self.interim.iter().map(|head| (&head.start, lower(head))).collect();
         seen.insert(told("interim"), format!("{interim:?}"));
         let Some(head) = &self.head else {
@@ -413,7 +429,8 @@ async fn serve(play: &Play, stream: TcpStream, backend: SocketAddr) {
         let change = |with: &dyn Fn(&mut Attempt)| play.attempts.lock().expect("no panic").get_mut(place).map(with);
         let case = play.case.lock().expect("no panic").clone();
         let ask = id.rsplit('.').next().and_then(|n| case.asks.get(n.parse::<usize>().ok()?));
-        let Some((ask, answer)) = ask.and_then(|ask| Some((ask, ask.answers.get(before.min(ask.answers.len() - 1))?))) else {
+        let Some((ask, answer)) = ask.and_then(|ask| Some((ask, ask.answers.get(before.min(ask.answers.len() - 1))?)))
+        else {
             let _ = wire.send("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nprobed").await;
             reused = true;
             continue;

@@ -96,6 +96,18 @@ impl Origin {
         Self::start(address::unused().to_string(), name, None, boxed(script)).await
     }
 
+    /// As [`Origin::script`], over TLS.
+    pub async fn tls_script<F>(
+        name: &str,
+        config: Arc<ServerConfig>,
+        script: impl Fn(Peer) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self::start(address::unused().to_string(), name, Some(config), boxed(script)).await
+    }
+
     async fn start(address: String, name: &str, tls: Option<Arc<ServerConfig>>, script: Script) -> Self {
         let (gate, _) = watch::channel(false);
         let seen = Arc::new(Seen::default());
