@@ -220,11 +220,7 @@ impl Rules {
                     self.begun = None;
                 }
                 match head.kind {
-                    HEADERS | CONTINUATION => {
-                        if !self.in_block && self.opening.is_some() {
-                            return Ok(Then::Stop);
-                        }
-                    }
+                    HEADERS | CONTINUATION if !self.in_block && self.opening.is_some() => return Ok(Then::Stop),
                     DATA if head.has(END_STREAM) => self.ended(head.stream, now),
                     RST_STREAM => drop(self.streams.remove(&head.stream)),
                     WINDOW_UPDATE => self.opened(head.stream, number(payload, 0), now)?,

@@ -101,14 +101,14 @@ fn values_are_appended_and_quoted() {
 #[test]
 fn forwarding_fields_are_known_by_name() {
     for name in ["forwarded", "x-real-ip", "x-forwarded-for", "x-forwarded-port", "x-forwarded-anything"] {
-        assert!(is_forwarding_field(&HeaderName::from_static(name)), "{name}");
+        assert!(is_forwarding_field(HeaderName::from_static(name)), "{name}");
     }
     for name in ["x-original-url", "x_original-host", "x-rewrite-url", "front_end_https", "true-client-ip", "client_ip"]
     {
-        assert!(is_forwarding_field(&HeaderName::from_static(name)), "{name}");
+        assert!(is_forwarding_field(HeaderName::from_static(name)), "{name}");
     }
     for name in ["x-forward", "x-original", "x-http-method-override", "x-method-override", "ip"] {
-        assert!(!is_forwarding_field(&HeaderName::from_static(name)), "{name}");
+        assert!(!is_forwarding_field(HeaderName::from_static(name)), "{name}");
     }
 }
 

@@ -148,7 +148,11 @@ async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line) -> Re
                 let Some(step) = step else { continue };
                 if step.is_err() && session.response_written().is_some() {
                     // What the client has of the answer already must not wait for a rest that never comes.
-                    poll_fn(|cx| Poll::Ready(drop(pin!(session.as_mut().read_body_or_idle(true)).poll(cx)))).await;
+                    poll_fn(|cx| {
+                        let _ = pin!(session.as_mut().read_body_or_idle(true)).poll(cx);
+                        Poll::Ready(())
+                    })
+                    .await;
                 }
                 if hand_on(session, ctx, &mut attempt, step).await? {
                     return Ok(attempt.finish().1);

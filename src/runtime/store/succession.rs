@@ -1,7 +1,7 @@
 //! From one process to the next: what was said at run time is handed over by who knows it, and not by way of the disk,
 //! which may be damaged, full or elsewhere. Only a process that serves writes the journal.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{Store, compare::keeps_alike, said_of, tell_conflicts};
 use crate::{
@@ -89,7 +89,7 @@ fn with_transient<'a>(mut journal: Overrides, known: impl Iterator<Item = (&'a N
             };
             if same {
                 let over = Override { beneath: kept.cloned().map(Box::new), ..over.clone() };
-                journal.entry(upstream.clone()).or_insert_with(BTreeMap::new).insert(id.clone(), over);
+                journal.entry(upstream.clone()).or_default().insert(id.clone(), over);
             }
         }
     }
