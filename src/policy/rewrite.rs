@@ -146,6 +146,9 @@ fn value(text: Bytes) -> HeaderValue {
 impl HeaderEdits {
     /// Whether fields of this name go, whoever said them.
     fn replaces(&self, name: &[u8]) -> bool {
+        if self.remove.is_empty() && self.set.is_empty() {
+            return false;
+        }
         let is = |edited: &HeaderName| name.eq_ignore_ascii_case(edited.as_str().as_bytes());
         self.remove.iter().any(is) || self.set.iter().any(|(edited, _)| is(edited))
     }

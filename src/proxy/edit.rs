@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// What a route without a word on it does to a head: nothing.
+/// What is done to a head where the operator has not said a word: nothing.
 const NO_EDITS: &HeaderEdits = &HeaderEdits { remove: Vec::new(), set: Vec::new(), add: Vec::new() };
 
 /// A client's request, whoever parsed it.

@@ -91,7 +91,8 @@ impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
         let to = &mut Unedited { edits: self.edits, to };
         self.forwarding(to);
         for (name, value) in self.identity {
-            if !(self.is_certified(name) || self.join_cookies && *name == header::COOKIE) {
+            let joined = self.join_cookies && *name == header::COOKIE;
+            if !joined && !self.is_certified(name) {
                 to.field(name, value);
             }
         }

@@ -266,11 +266,12 @@ fn indexed(mut head: Vec<u8>) -> (Vec<u8>, Index) {
     (head, index)
 }
 
-/// The values of each name, in their order.
+/// The values of each name, in their order. White space around one is none of it (RFC 9112 §5.1): cookies that were joined may
+/// end with a blank.
 fn multimap(fields: &impl Fields) -> BTreeMap<String, Vec<Vec<u8>>> {
     let mut all = BTreeMap::<_, Vec<_>>::new();
     for (name, value) in fields.each() {
-        all.entry(String::from_utf8_lossy(name).to_lowercase()).or_default().push(value.to_vec());
+        all.entry(String::from_utf8_lossy(name).to_lowercase()).or_default().push(value.trim_ascii().to_vec());
     }
     all
 }
