@@ -230,16 +230,15 @@ async fn an_answer_that_ends_with_the_connection_is_whole_only_after_close_notif
     let ca = Ca::new();
     let server = ca.issue(&["origin.test"]).server(&["http/1.1"]);
     let origin = Origin::tls_script("a", server, |mut peer: Peer| async move {
-        while let Some(request) = peer.request().await {
-            peer.send("HTTP/1.1 200 OK\r\nX-Origin: a\r\n\r\nsome words").await;
-            if request.target() == "/whole" {
-                let _ = peer.wire.finish().await;
-            }
-            return;
+        let Some(request) = peer.request().await else { return };
+        peer.send("HTTP/1.1 200 OK\r\nX-Origin: a\r\n\r\nsome words").await;
+        if request.target() == "/whole" {
+            let _ = peer.wire.finish().await;
         }
     })
     .await;
-    let proxy = before(&origin.address, &ca, "sni: origin.test, ca: <ca>", "protocol: h1").await;
+    // One worker, whose log lines are in order.
+    let proxy = before(&origin.address, &ca, "sni: origin.test, ca: <ca>", "protocol: h1\nthreads: 1").await;
     assert_eq!(proxy.get("/whole").await.text(), "some words");
     let mut client = tokio::net::TcpStream::connect(proxy.listen).await.expect("connects");
     client.write_all(b"GET /cut HTTP/1.1\r\nHost: a.test\r\n\r\n").await.expect("sends");
