@@ -222,7 +222,7 @@ impl Kind {
             (b'x', 12) if is(&X_REQUEST_ID) => Self::RequestId,
             (b'x', 15) if is(&X_FORWARDED_FOR) => Self::Hearsay,
             (b'x', 20..) if is_client_cert_field(name) => Self::ClientCert,
-            (b'c', 14) | (b'p', 5) | (b't', 17) | (b'x', _) if is_forwarding_field(name) => Self::Forwarding,
+            (b'c' | b'f' | b'p' | b't' | b'x', _) if is_forwarding_field(name) => Self::Forwarding,
             _ => Self::Plain,
         }
     }

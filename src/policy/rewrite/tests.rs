@@ -1,3 +1,5 @@
+//! Bytes and maps get the same fields as when each edit is made by itself.
+
 use std::{collections::BTreeMap, net::IpAddr};
 
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -15,7 +17,13 @@ use super::{
 };
 
 /// Everything that matters to a proxy, what looks like it, and what does not matter.
-const NAMES: [&str; 40] = [
+const NAMES: [&str; 46] = [
+    "CF-Connecting-IP",
+    "client_ip",
+    "Front-End-Https",
+    "True-Client-IP",
+    "X-Original-URL",
+    "X_Rewrite-Url",
     "Accept",
     "Authorization",
     "close",
