@@ -58,6 +58,8 @@ enum Place {
     Read(Head),
     /// After the answer's head.
     Body(Body),
+    /// The answer broke off. It stays so: a socket tells of a reset once, and then of an end.
+    Broken,
     End,
 }
 
@@ -261,15 +263,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                 Place::Body(Body::Bordered(border)) if border.reached() => self.place = Place::End,
                 Place::Body(body) => {
                     if !self.ahead.is_empty() {
-                        self.place = Place::Body(self.check(body)?);
+                        match self.check(body) {
+                            Ok(body) => self.place = Place::Body(body),
+                            Err(failure) => {
+                                self.place = Place::Broken;
+                                return Poll::Ready(Err(failure));
+                            }
+                        }
                         continue;
                     }
                     match ready!(self.poll_read(cx)) {
                         Ok(0) if body == Body::UntilClose => self.place = Place::End,
-                        Ok(0) | Err(_) => return Poll::Ready(Err(Failure::Truncated)),
+                        Ok(0) | Err(_) => {
+                            self.place = Place::Broken;
+                            return Poll::Ready(Err(Failure::Truncated));
+                        }
                         Ok(_) => {}
                     }
                 }
+                Place::Broken => return Poll::Ready(Err(Failure::Truncated)),
                 Place::End => return Poll::Ready(Ok(Step::End)),
             }
         }

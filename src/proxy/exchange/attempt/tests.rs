@@ -120,6 +120,62 @@ async fn a_connection_is_kept_where_the_last_byte_was_given_on_and_the_end_not_a
     assert!(attempt.finish().1.is_some());
 }
 
+/// Gives an answer, then an error, then an end: as a socket that was reset.
+struct Reset(u8, &'static [u8]);
+
+impl AsyncRead for Reset {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        into: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.0 += 1;
+        match self.0 {
+            1 => into.put_slice(self.1),
+            2 => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            _ => {}
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Reset {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_broke_off_stays_so_however_often_it_is_asked_for() {
+    for answer in [
+        &b"HTTP/1.1 200 OK\r\n\r\nhello"[..],
+        // Read anew from behind the first CRLF the rest would be well-formed.
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n\r\n1\r\ny\r\n0\r\n\r\n",
+    ] {
+        let mut attempt = Attempt::new(Reset(0, answer), Method::GET, Room::default(), true, true);
+        let mut body = BytesMut::new();
+        let mut failures = 0;
+        for _ in 0..10 {
+            match poll_fn(|cx| attempt.poll_answer(cx)).await {
+                Ok(Step::Head(_)) => {}
+                Ok(Step::Body) => body.extend_from_slice(&attempt.split_body()),
+                Ok(Step::End) => panic!("whole, with {body:?}"),
+                Err(_) => failures += 1,
+            }
+        }
+        assert!(failures > 5 && (&body[..] == b"hello" || &body[..] == b"x"), "{failures} {body:?}");
+        assert!(attempt.finish().1.is_none());
+    }
+}
+
 #[tokio::test]
 async fn interim_answers_come_before_the_answer() {
     let all =
