@@ -165,6 +165,7 @@ fn add_log(log: &Log, host: &str, case: &Case, seen: &mut Seen) {
         for line in lines.into_iter().flatten() {
             let place = match line["backend"].as_str() {
                 None | Some("" | "-") => "none",
+                Some(_) if n > 0 => "next",
                 Some(backend) if backend == first => "first",
                 Some(_) => "second",
             };

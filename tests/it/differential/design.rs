@@ -2,7 +2,7 @@
 //! answers that were sent, and only towards the strict side.
 
 use super::{
-    plan::{Case, Protocol},
+    plan::{Ask, Body, Case, Protocol},
     stage::Seen,
 };
 
@@ -10,7 +10,7 @@ use super::{
 pub fn meant(case: &Case, pingora: &Seen, exchange: &Seen, key: &str) -> Option<&'static str> {
     let of = ask_of(key);
     if let Some((pingora, exchange)) = pingora.get(key).zip(exchange.get(key)) {
-        let rules: [Rule; 3] = [via, early, closing];
+        let rules: [Rule; 5] = [via, phrase, early, closing, empty];
         if let Some(why) = rules.iter().find_map(|rule| rule(case, of, pingora, exchange)) {
             return Some(why);
         }
@@ -28,7 +28,8 @@ fn ask_of(key: &str) -> usize {
     let mut words = key.split('.');
     let number = match words.next() {
         Some("log") => words.next(),
-        Some("origin") => words.nth(1),
+        // `origin.c17.0.1.body` is of request 0; the probe's has no number of its own.
+        Some("origin") => words.next().filter(|id| *id != "probe").and_then(|_| words.next()),
         word => word,
     };
     number.and_then(|number| number.parse().ok()).unwrap_or(usize::MAX)
@@ -42,6 +43,20 @@ fn via(case: &Case, of: usize, pingora: &str, exchange: &str) -> Option<&'static
     (old && same).then_some("the version in Via")
 }
 
+/// Pingora drops a reason phrase that is not ASCII; it may be so (RFC 9112 §4).
+fn phrase(_: &Case, _: usize, pingora: &str, exchange: &str) -> Option<&'static str> {
+    let status = |line: &str| line.starts_with("HTTP/1.1 ") && line.len() == 13;
+    (status(pingora) && exchange.starts_with(pingora) && !exchange.is_ascii()).then_some("a reason phrase beyond ASCII")
+}
+
+/// See [`stray`]: a connection that Pingora has written too much on it does not use again.
+fn empty(case: &Case, _: usize, pingora: &str, exchange: &str) -> Option<&'static str> {
+    let empty = |ask: &Ask| matches!(ask.body, Body::Chunked(_));
+    let reused = |start: &str| start.replace("reused: true", "reused: false");
+    let same = pingora.contains("reused: ") && reused(pingora) == reused(exchange);
+    (same && case.protocol == Protocol::H2 && case.asks.iter().any(empty)).then_some("a stray last chunk")
+}
+
 /// After an answer before the request's end Pingora goes on reading the request, and logs that the client left it. The exchange
 /// is done with it, as the client is told (`Connection: close`, RFC 9112 §9.3).
 fn early(case: &Case, of: usize, pingora: &str, exchange: &str) -> Option<&'static str> {
@@ -49,7 +64,8 @@ fn early(case: &Case, of: usize, pingora: &str, exchange: &str) -> Option<&'stat
         let words = line.split(' ');
         words.map(|word| if word.starts_with("reason=") { "reason" } else { word }).collect::<Vec<_>>().join(" ")
     };
-    let left = pingora.contains("\"client_aborted\"") && exchange.contains("\"ok\"");
+    let left = ["\"client_aborted\"", "\"client_timeout\""].iter().any(|word| pingora.contains(word))
+        && exchange.contains("\"ok\"");
     (case.asks.get(of)?.half && left && known(pingora) == known(exchange))
         .then_some("an upload that an answer cut short")
 }

@@ -167,7 +167,10 @@ pub fn case(number: u64) -> Case {
     let end = if protocol == Protocol::H2 && end == End::HalfClose { End::Stay } else { end };
     let count = if end == End::Stay { dice.pick(&[1, 1, 2, 3]) } else { 1 };
     let mut asks: Vec<Ask> = (0..count).map(|_| ask(&mut dice, protocol)).collect();
-    let pipelined = protocol == Protocol::H11 && dice.one_in(3) && asks.len() > 1;
+    // Whether the next request of a pipeline or the end of the origin's connection is first is left to chance.
+    let closes =
+        asks.iter().flat_map(|ask| &ask.answers).any(|answer| matches!(answer.then, Then::Close | Then::Reset));
+    let pipelined = protocol == Protocol::H11 && !closes && asks.len() > 1;
     for ask in &mut asks {
         if pipelined || end == End::HalfClose {
             (ask.half, ask.expects) = (false, false);
@@ -196,6 +199,12 @@ pub fn case(number: u64) -> Case {
         }
         if matches!(ask.body, Body::None) {
             (ask.half, ask.expects) = (false, false);
+        }
+        if ask.half
+            && let Body::Counted(body) = &mut ask.body
+        {
+            // Of more, chance decides whether all that was read is still at hand for another attempt.
+            body.truncate(40_000);
         }
         if ask.half && end == End::Stay {
             // Whether the answer or the body's end is first must not be left to chance.

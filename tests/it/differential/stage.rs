@@ -139,6 +139,10 @@ impl Stage {
                 break;
             }
             let [head, body] = self.request(case, n, ask);
+            if n > 0 && !case.pipelined {
+                // By then an origin that closes after its answer has done so.
+                tokio::time::sleep(5 * MOMENT).await;
+            }
             let mut waits = ask.expects.then_some(&body[..]);
             if !case.pipelined {
                 let rest =
@@ -170,6 +174,7 @@ impl Stage {
         }
         if open && case.end == End::Stay {
             // Whether it still serves.
+            tokio::time::sleep(5 * MOMENT).await;
             let probe = format!("GET /probe HTTP/1.1\r\nHost: {}\r\nX-Request-Id: probe\r\n\r\n", self.host);
             let _ = client.wire.send(probe).await;
             let probed = within("a probe", client.try_response(true)).await;
@@ -183,6 +188,9 @@ impl Stage {
     async fn client2(&self, listen: SocketAddr, case: &Case, seen: &mut Seen) {
         let client = Client2::prior(listen).await;
         for (n, ask) in case.asks.iter().enumerate() {
+            if n > 0 {
+                tokio::time::sleep(5 * MOMENT).await;
+            }
             let mut request =
                 http::Request::builder().method(ask.method).uri(format!("http://{}{}", self.host, ask.target));
             for (name, value) in &ask.fields {
@@ -314,7 +322,12 @@ impl Stage {
             let count = counts.entry(&attempt.id).or_default();
             *count += 1;
             let told = |key: &str| format!("origin.{}.{count}.{key}", attempt.id);
-            let place = if Some(attempt.backend) == first { "first" } else { "second" };
+            // Whose turn it is later depends on all that was before.
+            let place = match Some(attempt.backend) == first {
+                _ if !attempt.id.ends_with(".0") => "next",
+                true => "first",
+                false => "second",
+            };
             seen.insert(told("start"), format!("{} at the {place}, reused: {}", attempt.head.start, attempt.reused));
             let fields = attempt
                 .head
