@@ -16,7 +16,7 @@ use crate::{
 
 /// What may be spoken, and so who speaks it: HTTP/2 too, over Pingora's upstream path; HTTP/1.1 alone, over connections of our own,
 /// and over Pingora's.
-const WAYS: [&str; 3] = ["", "protocol: h1", "protocol: h1\nengine: pingora"];
+const WAYS: [&str; 3] = ["", "protocol: h1\nengine: exchange", "protocol: h1\nengine: pingora"];
 
 /// A proxy before one TLS backend, with this in its `tls`; `<ca>` is the CA's file.
 async fn before(address: impl ToString, ca: &Ca, tls: &str, more: &str) -> Proxy {

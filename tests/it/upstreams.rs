@@ -76,7 +76,7 @@ async fn http2_in_plain_text_is_spoken_to_h2c_backends() {
 #[tokio::test]
 async fn no_more_idle_connections_to_a_backend_are_kept_than_the_file_says() {
     let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
-    let more = "threads: 1\nupstream_keepalive_pool_size: 2\n";
+    let more = "engine: exchange\nthreads: 1\nupstream_keepalive_pool_size: 2\n";
     let proxy = Config::before(&[&a, &b], more).start().await;
     let mut clients = Vec::new();
     for _ in 0..10 {
