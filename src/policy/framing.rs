@@ -44,7 +44,7 @@ pub enum Chunk {
     SizeLf(u64),
     /// Before the LF that ends a trailer line.
     TrailerLf(Trailers),
-    /// In a trailer's name; the fold of what there is of it, see [`fold`].
+    /// In a trailer's name; the fold of what there is of it, see `fold`.
     TrailerName(Trailers, u64),
     /// In a trailer's value.
     TrailerValue(Trailers),

@@ -366,7 +366,7 @@ fn answer(dice: &mut Dice, method: &str) -> Answer {
         _ => (String::new(), body),
     };
     let until_close = line.is_empty();
-    if !until_close && !(bodiless && dice.one_in(2)) {
+    if !(until_close || bodiless && dice.one_in(2)) {
         let at = 1 + dice.below(lines.len());
         lines.insert(at, line);
     }
