@@ -96,7 +96,7 @@ boot() {
   for device in generators environment-generators; do
     mount -t tmpfs tmpfs "$root/lib/systemd/system-$device" 2>/dev/null || true
   done
-  mkdir -p "$root/units" "$root/work"
+  mkdir -p "$root/units" "$root/rrlb-test"
   for unit in basic.target multi-user.target shutdown.target sockets.target network.target network-online.target \
     nss-lookup.target systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket; do
     cp "/lib/systemd/system/$unit" "$root/units/"
@@ -106,12 +106,12 @@ boot() {
   cat >"$root/units/check.service" <<'UNIT'
 [Service]
 Type=oneshot
-StandardOutput=append:/work/report
+StandardOutput=append:/rrlb-test/report
 StandardError=inherit
 TimeoutStartSec=infinity
-ExecStart=/work/test --check
+ExecStart=/rrlb-test/test --check
 UNIT
-  mount --bind "$work" "$root/work"
+  mount --bind "$work" "$root/rrlb-test"
 
   # As the unit's first lines tell an operator.
   cp "$work/rrlb.service" "$root/units/"
@@ -500,8 +500,8 @@ case ${1:-} in
   --check)
     check_all
     sleep 0.5 # for who reads the report
-    echo $((failures > 0)) >/work/result.new
-    mv /work/result.new /work/result
+    echo $((failures > 0)) >/rrlb-test/result.new
+    mv /rrlb-test/result.new /rrlb-test/result
     ;;
   *) outside "$@" ;;
 esac
