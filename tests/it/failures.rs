@@ -15,19 +15,22 @@ use crate::support::{
     run, wait_until,
 };
 
-/// The reason word of the last request: in the access log, and in `Proxy-Status` (RFC 9209) of its reply.
+/// The reason word of the request that had this reply: in `Proxy-Status` (RFC 9209), and in the access log (whose lines of
+/// two workers come in any order).
 pub async fn reason(proxy: &Proxy, reply: &Message) -> String {
-    let path = proxy.config.dir().join("access.log");
-    let last = || run::read(&path).lines().last().map(str::to_owned);
-    let status = format!("\"status\":{}", reply.status());
-    wait_until("the request in the access log", || last().is_some_and(|l| l.replace(' ', "").contains(&status))).await;
-    let line: serde_json::Value = serde_json::from_str(&last().unwrap_or_default()).expect("JSON");
-    let word = line["reason"].as_str().unwrap_or_default().to_owned();
-    assert!(!word.is_empty() && word != "-", "no reason in {line}");
     let told = reply.field("proxy-status").unwrap_or_else(|| panic!("no Proxy-Status: {reply:?}"));
     assert!(told.starts_with("rrlb"), "Proxy-Status begins with the proxy's name: {told}");
-    assert!(told.contains(&word), "{told:?} does not say {word:?}");
-    word
+    let path = proxy.config.dir().join("access.log");
+    let logged = || {
+        let lines = run::read(&path);
+        let lines = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let lines = lines.filter(|line| line["status"] == reply.status());
+        lines
+            .filter_map(|line| line["reason"].as_str().map(str::to_owned))
+            .find(|word| word.len() > 1 && told.contains(word))
+    };
+    wait_until(&format!("a line of the access log with the reason of {told:?}"), || logged().is_some()).await;
+    logged().unwrap_or_default()
 }
 
 /// One upstream `app` of these addresses.
