@@ -190,7 +190,5 @@ pub(super) fn adopt(socket: socket2::Socket, client: Option<SocketAddr>) -> io::
     if client.is_none() {
         return tokio::net::UnixStream::from_std(socket.into()).map(Socket::Unix);
     }
-    // A reply must not wait for the acknowledgement of the one before.
-    socket.set_tcp_nodelay(true)?;
     tokio::net::TcpStream::from_std(socket.into()).map(Socket::Tcp)
 }

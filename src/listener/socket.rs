@@ -20,6 +20,9 @@ const BACKLOG: i32 = 65_535;
 const UNIX_MODE: u32 = 0o666;
 /// Who may administrate: user and group.
 const PRIVATE_MODE: u32 = 0o660;
+/// Bytes of answers that the system holds for one connection before the network has asked for them. Without a bound that is up
+/// to `net.ipv4.tcp_wmem`, usually 4 MiB, for a client that takes nothing; and who is that slow is seen only when no more fits.
+const UNSENT: u32 = 128 * 1024;
 
 /// A socket that accepts.
 #[derive(Debug)]
@@ -85,6 +88,9 @@ impl ListenSocket {
     pub fn inherit(fd: OwnedFd) -> io::Result<Self> {
         let socket = socket2::Socket::from(fd);
         socket.set_nonblocking(true)?;
+        if socket.domain()? != Domain::UNIX {
+            bequeath(&socket)?;
+        }
         Ok(Self(socket))
     }
 
@@ -125,9 +131,17 @@ fn bind_inet(address: SocketAddr) -> io::Result<socket2::Socket> {
         // `[::]` and `0.0.0.0` may stand beside each other.
         socket.set_only_v6(true)?;
     }
+    bequeath(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
+}
+
+/// What a TCP connection has from the socket that accepted it, without a system call of its own.
+fn bequeath(socket: &socket2::Socket) -> io::Result<()> {
+    // A reply must not wait for the acknowledgement of the one before.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT)
 }
 
 fn bind_unix(path: &Path, mode: u32) -> io::Result<socket2::Socket> {
@@ -181,6 +195,20 @@ mod tests {
         let address = first.0.local_addr().expect("address").as_socket().expect("inet");
         let error = ListenSocket::bind(&ListenAddress::Inet(address)).expect_err("it is used").to_string();
         assert!(error.contains("another process listens there"), "{error}");
+    }
+
+    #[test]
+    fn connections_have_what_their_socket_has() {
+        let (fresh, old) =
+            (ListenAddress::Inet(([127, 0, 0, 1], 0).into()), std::net::TcpListener::bind("127.0.0.1:0"));
+        let fresh = ListenSocket::bind(&fresh).expect("bind");
+        for socket in [fresh, ListenSocket::inherit(old.expect("bind").into()).expect("inherit")] {
+            let address = socket.0.local_addr().expect("address").as_socket().expect("inet");
+            let _client = std::net::TcpStream::connect(address).expect("connect");
+            let accepted = socket.accept().expect("the handshake is done").0;
+            assert!(accepted.tcp_nodelay().expect("option"));
+            assert_eq!(accepted.tcp_notsent_lowat().expect("option"), UNSENT);
+        }
     }
 
     #[test]

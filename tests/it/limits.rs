@@ -208,6 +208,17 @@ async fn a_reader_slower_than_the_rate_is_cut_and_one_that_keeps_it_is_not() {
 }
 
 #[tokio::test]
+async fn the_systems_buffers_do_not_take_a_whole_answer_off_a_reader_that_stands_still() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "min_body_rate: 1KiB").await;
+    let mut stuck = Client::with_small_buffer(proxy.listen).await;
+    // Less than the system would hold for one connection if it were let.
+    stuck.send(get("/size/1500000")).await;
+    proxy.metric("rrlb_failures_total", &["reason=\"too_slow\""], |n| n == 1.0).await;
+    assert!(stuck.closed().await.len() < 1_500_000);
+}
+
+#[tokio::test]
 async fn the_last_request_of_a_connection_closes_it() {
     let origin = Origin::echo("a").await;
     let proxy = limited(&origin, "requests_per_connection: 3").await;

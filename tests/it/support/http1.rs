@@ -320,6 +320,14 @@ impl Client {
         Self { wire: Wire::new(stream), handshake: None }
     }
 
+    /// Connects over TCP, and lets next to nothing come before it is read.
+    pub async fn with_small_buffer(to: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("socket");
+        socket.set_recv_buffer_size(4096).expect("a size");
+        let stream = within("connect", socket.connect(to)).await.unwrap_or_else(|e| panic!("connect to {to}: {e}"));
+        Self { wire: Wire::new(stream), handshake: None }
+    }
+
     /// Connects to a unix socket.
     pub async fn unix(path: &Path) -> Self {
         let stream = UnixStream::connect(path).await.unwrap_or_else(|e| panic!("connect to {}: {e}", path.display()));
