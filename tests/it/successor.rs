@@ -251,16 +251,25 @@ impl Notified {
     }
 }
 
+/// A proxy under a service manager that wants to hear from it every `watchdog` microseconds; not at all where that is empty.
+async fn managed(origin: &Origin, watchdog: &str) -> (Notified, Proxy) {
+    let config = Config::before(&[origin], "");
+    let path = config.dir().join("notify.sock");
+    let manager = Notified::at(&path);
+    let mut proxy = config.spawn_with(&[], |command| {
+        command.env("NOTIFY_SOCKET", &path);
+        if !watchdog.is_empty() {
+            command.env("WATCHDOG_USEC", watchdog);
+        }
+    });
+    proxy.ready().await;
+    (manager, proxy)
+}
+
 #[tokio::test]
 async fn the_service_manager_hears_of_start_upgrade_life_and_stop() {
     let origin = Origin::echo("a").await;
-    let config = Config::before(&[&origin], "");
-    let path = config.dir().join("notify.sock");
-    let mut manager = Notified::at(&path);
-    let mut old = config.spawn_with(&[], |command| {
-        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
-    });
-    old.ready().await;
+    let (mut manager, mut old) = managed(&origin, "200000").await;
     let (ready, alive) = ("READY=1".to_owned(), "WATCHDOG=1".to_owned());
     manager.hears(&[format!("MAINPID={}", old.pid()), ready.clone()]).await;
     manager.hears(std::slice::from_ref(&alive)).await;
@@ -285,13 +294,7 @@ async fn the_service_manager_hears_of_start_upgrade_life_and_stop() {
 #[tokio::test]
 async fn the_service_manager_hears_of_reloads_and_how_they_went() {
     let origin = Origin::echo("a").await;
-    let config = Config::before(&[&origin], "");
-    let path = config.dir().join("notify.sock");
-    let mut manager = Notified::at(&path);
-    let mut old = config.spawn_with(&[], |command| {
-        command.env("NOTIFY_SOCKET", &path);
-    });
-    old.ready().await;
+    let (mut manager, mut old) = managed(&origin, "").await;
     let (reloading, ready) = ("RELOADING=1".to_owned(), "READY=1".to_owned());
     manager.hears(std::slice::from_ref(&ready)).await;
     manager.forget();
@@ -353,13 +356,7 @@ async fn a_process_that_drains_finishes_its_requests_where_its_successor_has_die
 #[tokio::test]
 async fn the_service_manager_hears_of_a_failed_upgrade() {
     let origin = Origin::echo("a").await;
-    let config = Config::before(&[&origin], "");
-    let path = config.dir().join("notify.sock");
-    let mut manager = Notified::at(&path);
-    let mut old = config.spawn_with(&[], |command| {
-        command.env("NOTIFY_SOCKET", &path);
-    });
-    old.ready().await;
+    let (mut manager, mut old) = managed(&origin, "").await;
     old.config.write_text("version: 1\nlisteners: nowhere\n");
     old.signal(libc::SIGUSR2);
     manager.hears(&["STATUS=serving; the last upgrade failed".to_owned()]).await;
