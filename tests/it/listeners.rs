@@ -50,15 +50,32 @@ async fn forty_listeners_are_served_at_once() {
 #[tokio::test]
 async fn connections_are_spread_evenly_over_workers() {
     let origin = Origin::echo("a").await;
-    let proxy = Proxy::before(&[&origin]).await;
+    spread_evenly(&Proxy::before(&[&origin]).await, 2).await;
+}
+
+#[tokio::test]
+async fn connections_are_spread_evenly_after_an_upgrade_to_another_number_of_workers() {
+    let origin = Origin::echo("a").await;
+    let mut proxy = Config::before(&[&origin], "threads: 1").start().await;
+    for workers in [4, 3] {
+        let yaml = format!("upstreams: {{ app: {{ backends: [\"{}\"] }} }}\nthreads: {workers}\n", origin.address);
+        proxy.config = proxy.config.instead(&yaml);
+        proxy = proxy.upgrade().await;
+        spread_evenly(&proxy, workers).await;
+    }
+}
+
+/// 64 connections and more: no worker has more than 1.2 of the mean, nor less than 0.8.
+async fn spread_evenly(proxy: &Proxy, workers: u32) {
     let mut clients = Vec::new();
-    for _ in 0..64 {
+    for _ in 0..32 * workers {
         let mut client = proxy.client().await;
         client.get("/").await;
         clients.push(client);
     }
-    for worker in ["worker=\"0\"", "worker=\"1\""] {
-        proxy.metric("rrlb_connections_per_worker", &[worker], |n| (26.0..=38.0).contains(&n)).await;
+    for worker in 0..workers {
+        let worker = format!("worker=\"{worker}\"");
+        proxy.metric("rrlb_connections_per_worker", &[&worker], |n| (25.6..=38.4).contains(&n)).await;
     }
     drop(clients);
     proxy.metric("rrlb_connections_per_worker", &[], |n| n == 0.0).await;
