@@ -52,7 +52,7 @@ pub trait Rewrite {
         let nominated = nominated(self, fields);
         for (name, value) in fields.each() {
             if self.passes(name) && !names(&nominated, name) {
-                put(name, value, out);
+                put(name, if is_length(name) { decimal(value) } else { value }, out);
             }
         }
         self.ours(&mut Wire(out));
@@ -67,6 +67,11 @@ pub trait Rewrite {
         };
         for name in &gone {
             fields.remove(name);
+        }
+        if let header::Entry::Occupied(mut lengths) = fields.entry(header::CONTENT_LENGTH) {
+            for length in lengths.iter_mut().filter(|length| decimal(length.as_bytes()) != length.as_bytes()) {
+                *length = value(Bytes::copy_from_slice(decimal(length.as_bytes())));
+            }
         }
         // Without room a map takes what still fits.
         _ = fields.try_reserve(Self::OURS);
@@ -101,6 +106,16 @@ impl Sink for Wire<'_> {
         write(self.0);
         self.0.put_slice(b"\r\n");
     }
+}
+
+fn is_length(name: &[u8]) -> bool {
+    name.len() == 14 && name.eq_ignore_ascii_case(header::CONTENT_LENGTH.as_str().as_bytes())
+}
+
+/// A length without leading zeros, by which some read it as octal.
+fn decimal(length: &[u8]) -> &[u8] {
+    let zeros = length.iter().take_while(|byte| **byte == b'0').count();
+    &length[zeros.min(length.len().saturating_sub(1))..]
 }
 
 fn put(name: &[u8], value: &[u8], out: &mut BytesMut) {

@@ -124,6 +124,20 @@ async fn the_same_length_twice_reaches_the_origin_once() {
 }
 
 #[tokio::test]
+async fn a_length_with_leading_zeros_is_told_to_nobody_who_may_read_octal() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let mut client = proxy.client().await;
+    for path in ["/one", "/two"] {
+        let request = format!("POST {path} HTTP/1.1\r\nHost: a.test\r\nContent-Length: 010\r\n\r\n0123456789");
+        assert_eq!(client.ask(&request).await.text(), "0123456789");
+    }
+    let lengths: Vec<_> =
+        origin.requests().iter().map(|seen| seen.field("content-length").map(str::to_owned)).collect();
+    assert_eq!(lengths, [Some("10".to_owned()), Some("10".to_owned())]);
+}
+
+#[tokio::test]
 async fn broken_chunks_end_the_request_and_nothing_is_smuggled() {
     let origin = Origin::echo("a").await;
     let proxy = Config::before(&[&origin], "").start().await;

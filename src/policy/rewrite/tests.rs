@@ -379,6 +379,20 @@ proptest! {
 }
 
 #[test]
+fn a_length_is_never_told_in_what_may_be_octal() {
+    let interim = AnswerRewrite { framing: true, ..AnswerRewrite::INTERIM };
+    for (said, told) in [("010", "10"), ("000", "0"), ("0", "0"), ("00042", "42"), ("42", "42")] {
+        let (bytes, index) = head(&[("Content-Length", said.to_owned())]);
+        let mut out = BytesMut::new();
+        interim.write(&Raw::new(&bytes, &index), &mut out);
+        assert_eq!(out, format!("Content-Length: {told}\r\n"));
+        let mut fields = HeaderMap::from_iter([(header::CONTENT_LENGTH, said.parse().expect("a value"))]);
+        interim.apply(&mut fields);
+        assert_eq!(fields[header::CONTENT_LENGTH], told);
+    }
+}
+
+#[test]
 fn a_plain_head_is_written_in_one_piece() {
     let lines =
         [("Host", "example.com"), ("Accept", "*/*"), ("Connection", "keep-alive"), ("X-Forwarded-For", "10.9.9.9")];
