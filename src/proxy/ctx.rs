@@ -419,6 +419,8 @@ pub struct RequestCtx {
     /// What Pingora waits for each read of the answer.
     pub(super) read_timeout: Duration,
     pub(super) answered: bool,
+    /// Interim answers of the attempt.
+    pub(super) interim: u8,
     /// The attempt was counted for or against its backend, or is not to be.
     pub(super) judged: bool,
     /// A backend's answer has been on its way to the client.
@@ -463,6 +465,7 @@ impl RequestCtx {
             retry: None,
             read_timeout: Duration::MAX,
             answered: false,
+            interim: 0,
             judged: false,
             relayed: false,
             upgraded: false,
