@@ -9,7 +9,8 @@ use pingora_proxy::Session;
 
 use super::{
     admit,
-    ctx::{ConnInfo, RequestCtx, Verified},
+    client::Verified,
+    ctx::{ConnInfo, RequestCtx},
     grpc_web, guard,
 };
 use crate::{
