@@ -308,6 +308,43 @@ async fn http_1_0_clients_are_not_promised_a_connection_whose_end_is_their_answe
 }
 
 #[tokio::test]
+async fn max_forwards_counts_the_proxies_that_options_passes() {
+    for engine in ENGINES {
+        let origin = Origin::echo("a").await;
+        let more = format!("listeners: [{{ address: <listen>, h2c: true }}]\n{engine}");
+        let proxy = Config::before(&[&origin], &more).start().await;
+        let mut client = proxy.client().await;
+        let ask =
+            |method: &str, left: &str| format!("{method} / HTTP/1.1\r\nHost: a.test\r\nMax-Forwards: {left}\r\n\r\n");
+        for (method, left, sent) in
+            [("OPTIONS", "2", "1"), ("OPTIONS", "1", "0"), ("OPTIONS", "x", "x"), ("GET", "0", "0"), ("GET", "1", "1")]
+        {
+            assert_eq!(client.ask(ask(method, left)).await.status(), 200, "{method} {left}");
+            let seen = origin.requests().pop().expect("a request");
+            assert_eq!(seen.fields("max-forwards"), [sent], "{engine}: {method} {left}");
+        }
+        let before = origin.total();
+        let answer = client.ask(ask("OPTIONS", "0")).await;
+        assert!(answer.status() == 204 && answer.field("allow").is_some_and(|allow| allow.contains("OPTIONS")));
+        let mut options = crate::support::http2::request("OPTIONS", "/");
+        options.headers_mut().insert("max-forwards", "0".parse().expect("a value"));
+        assert_eq!(Client2::prior(proxy.listen).await.send(options, Vec::new(), None).await.status, 204);
+        assert_eq!(origin.total(), before, "{engine}: it was for us");
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_shown_what_a_request_became() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]").start().await;
+    let answer = proxy.client().await.ask("TRACE / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert!(answer.status() == 405 && answer.field("allow").is_some(), "{answer:?}");
+    let answer = Client2::prior(proxy.listen).await;
+    let answer = answer.send(crate::support::http2::request("TRACE", "/"), Vec::new(), None).await;
+    assert_eq!((answer.status, origin.total()), (405, 0));
+}
+
+#[tokio::test]
 async fn a_request_id_is_made_and_told_everywhere() {
     let origin = Origin::echo("a").await;
     let proxy = Proxy::before(&[&origin]).await;
