@@ -4,7 +4,7 @@
 pub use crate::{
     config::fuzzing::config,
     listener::fuzzing::{framing, h2_frames},
-    policy::fuzzing::{forwarded, htpasswd, proxy_protocol, route},
+    policy::fuzzing::{forwarded, htpasswd, ocsp, proxy_protocol, route},
     proxy::fuzzing::{answer, cookies},
 };
 

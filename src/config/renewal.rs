@@ -21,6 +21,11 @@ pub struct RenewalError {
 }
 
 impl RenewalError {
+    /// The file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
     fn io(file: &Path) -> impl Fn(io::Error) -> Self {
         move |error| Self { file: file.to_owned(), what: super::reason(&error) }
     }

@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{
     config::model::ListenerLimits,
-    telemetry::metrics::{AcceptError, Metrics, OpenConnection, RefusedConnection},
+    telemetry::metrics::{AcceptError, Metrics, OpenConnection},
+    types::Refusal,
 };
 
 /// Connections accepted in a row before other work of the worker gets its turn.
@@ -64,7 +65,7 @@ impl Open {
     ///
     /// # Errors
     /// As there; nothing is counted any more.
-    pub(super) fn of(self, client: Option<IpAddr>, limits: &ListenerLimits) -> Result<Self, RefusedConnection> {
+    pub(super) fn of(self, client: Option<IpAddr>, limits: &ListenerLimits) -> Result<Self, Refusal> {
         let Self { held, counted } = self;
         Ok(Self { held, counted: counted.of(client, limits)? })
     }
@@ -151,8 +152,13 @@ fn accept_some(listening: &Arc<Listening>, crew: &Crew, me: usize, metrics: &Met
                         let open = Open::new(worker, &endpoint, counted);
                         worker.send(Mail::Accepted(Accepted { socket, client, endpoint, open }));
                     }
-                    // Counted, not logged: a flood would fill the disk. The socket is closed here.
-                    Err(cause) => endpoint.metrics.refused(cause),
+                    Err(cause) => {
+                        let post = &crew.member(me).post;
+                        post.refusals.count(&endpoint, client.map(|client| client.ip()), cause, None);
+                        if endpoint.tls.is_none() {
+                            turn_away(&socket, &post.kit.one_too_many(cause));
+                        }
+                    }
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Drained::All),
@@ -168,6 +174,19 @@ fn accept_some(listening: &Arc<Listening>, crew: &Crew, me: usize, metrics: &Met
         }
     }
     Ok(Drained::Some)
+}
+
+/// Answers as far as the socket takes it, and does not wait: who is one too many must cost nothing.
+fn turn_away(socket: &socket2::Socket, answer: &[u8]) {
+    let mut scratch = [std::mem::MaybeUninit::uninit(); 4096];
+    // What has been sent must have been read, or closing would take the answer away.
+    for _ in 0..4 {
+        if !matches!(socket.recv(&mut scratch), Ok(1..)) {
+            break;
+        }
+    }
+    _ = socket.send(answer);
+    _ = socket.shutdown(std::net::Shutdown::Write);
 }
 
 /// The listening socket in a worker's event loop.

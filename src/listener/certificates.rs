@@ -259,14 +259,20 @@ impl Certificates {
         }
         let read = renew_client_auth(&watched.current);
         let changed = watched.settle();
-        let name = watched.current.ca.path.display().to_string();
         match read {
-            Ok(clients) if same_clients(Some(&clients), Some(&watched.current)) => {}
             Ok(clients) => {
-                watched.current = clients;
-                fresh.push(name);
+                let before = std::mem::replace(&mut watched.current, clients);
+                let (ca, crl) = client_files(&watched.current);
+                let named = |file: &PathBuf| file.display().to_string();
+                if watched.current.ca.certificates != before.ca.certificates {
+                    fresh.push(named(ca));
+                }
+                let lists = |clients: &ClientAuth| clients.crl.as_ref().map(|crl| crl.lists.clone());
+                if lists(&watched.current) != lists(&before) {
+                    fresh.extend(crl.map(named));
+                }
             }
-            Err(error) => self.failed(&name, &error.to_string(), changed),
+            Err(error) => self.failed(&error.file().display().to_string(), &error.to_string(), changed),
         }
     }
 

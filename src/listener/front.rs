@@ -151,14 +151,26 @@ fn strict_lines(head: &[u8], request: &httparse::Request<'_, '_>) -> bool {
 }
 
 fn refuse(reason: Reason, request: Option<&httparse::Request<'_, '_>>) -> Parsed {
+    Parsed::Refused(Box::new(refused(reason, request)))
+}
+
+fn refused(reason: Reason, request: Option<&httparse::Request<'_, '_>>) -> Refused {
     let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
     let host = request.and_then(|request| request.headers.iter().find(|field| is(field, "host")));
-    Parsed::Refused(Box::new(Refused {
+    Refused {
         reason,
         method: text(request.and_then(|request| request.method)),
         target: text(request.and_then(|request| request.path)),
         host: host.map(|field| String::from_utf8_lossy(field.value).into_owned()).unwrap_or_default(),
-    }))
+    }
+}
+
+/// What is known of an accepted head that is refused all the same.
+pub(super) fn told(head: &[u8], reason: Reason) -> Refused {
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut []);
+    _ = request.parse_with_uninit_headers(head, &mut fields);
+    refused(reason, Some(&request))
 }
 
 fn is(field: &httparse::Header<'_>, name: &str) -> bool {

@@ -83,7 +83,7 @@ pub(super) async fn serve(
 }
 
 /// Waits for the next head. `None` is the end of the connection.
-async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadline, wait: Wait) -> Option<Parsed> {
+pub(super) async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadline, wait: Wait) -> Option<Parsed> {
     let limits = &endpoint.model.limits;
     let limit = usize::try_from(limits.max_header_size.0).unwrap_or(usize::MAX);
     let mut blank = false;
@@ -202,7 +202,14 @@ fn afterwards(post: &Post, returned: Option<ReusedHttpStream>, info: &ConnInfo, 
 }
 
 /// Answers what is not served, and closes so that the answer arrives.
-async fn refuse(post: &Post, conn: &mut Conn, info: &ConnInfo, deadline: &Deadline, refused: Refused, foreign: bool) {
+pub(super) async fn refuse(
+    post: &Post,
+    conn: &mut Conn,
+    info: &ConnInfo,
+    deadline: &Deadline,
+    refused: Refused,
+    foreign: bool,
+) {
     let Refused { reason, method, target, host } = refused;
     let unserved = Unserved { reason, method, target, host, protocol: "HTTP/1.1", began: Instant::now() };
     let answer = if foreign { h2::NO_PREFACE.into() } else { post.kit.refusal(reason) };

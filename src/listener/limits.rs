@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use crate::{config::model::ListenerLimits, telemetry::metrics::RefusedConnection};
+use crate::{config::model::ListenerLimits, types::Refusal};
 
 /// Locks that workers rarely wait for; a power of two.
 const SHARDS: usize = 16;
@@ -46,16 +46,12 @@ impl Census {
     ///
     /// # Errors
     /// There are too many already. Those that came before `connections_per_ip` was set are not known to it.
-    pub(super) fn admit(
-        self: &Arc<Self>,
-        client: Option<IpAddr>,
-        limits: &ListenerLimits,
-    ) -> Result<Counted, RefusedConnection> {
+    pub(super) fn admit(self: &Arc<Self>, client: Option<IpAddr>, limits: &ListenerLimits) -> Result<Counted, Refusal> {
         let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
         // Dropped, it takes back what it counted.
         let counted = Counted { census: self.clone(), client: None };
         if limits.connections.is_some_and(|most| open > to_usize(most)) {
-            return Err(RefusedConnection::Limit);
+            return Err(Refusal::Limit);
         }
         counted.of(client, limits)
     }
@@ -71,7 +67,7 @@ impl Counted {
     ///
     /// # Errors
     /// That client has too many already.
-    pub(super) fn of(mut self, client: Option<IpAddr>, limits: &ListenerLimits) -> Result<Self, RefusedConnection> {
+    pub(super) fn of(mut self, client: Option<IpAddr>, limits: &ListenerLimits) -> Result<Self, Refusal> {
         let (Some(most), Some(client), None) = (limits.connections_per_ip, client.map(Client::of), self.client) else {
             return Ok(self);
         };
@@ -79,7 +75,7 @@ impl Counted {
         let mut clients = census.shard(client);
         let of_client = clients.entry(client).or_insert(0);
         if *of_client >= most {
-            return Err(RefusedConnection::PerIp);
+            return Err(Refusal::PerIp);
         }
         *of_client += 1;
         self.client = Some(client);
@@ -132,8 +128,8 @@ mod tests {
         let limits = limits(Some(2), None);
         let first = census.admit(ip("192.0.2.1"), &limits).expect("free");
         let _second = census.admit(None, &limits).expect("free");
-        assert_eq!(census.admit(ip("192.0.2.2"), &limits).err(), Some(RefusedConnection::Limit));
-        assert_eq!(census.admit(ip("192.0.2.2"), &limits).err(), Some(RefusedConnection::Limit));
+        assert_eq!(census.admit(ip("192.0.2.2"), &limits).err(), Some(Refusal::Limit));
+        assert_eq!(census.admit(ip("192.0.2.2"), &limits).err(), Some(Refusal::Limit));
         drop(first);
         assert!(census.admit(ip("192.0.2.2"), &limits).is_ok());
     }
@@ -143,10 +139,10 @@ mod tests {
         let census = Arc::new(Census::default());
         let limits = limits(None, Some(1));
         let v4 = census.admit(ip("192.0.2.1"), &limits).expect("free");
-        assert_eq!(census.admit(ip("::ffff:192.0.2.1"), &limits).err(), Some(RefusedConnection::PerIp));
+        assert_eq!(census.admit(ip("::ffff:192.0.2.1"), &limits).err(), Some(Refusal::PerIp));
         let _other = census.admit(ip("192.0.2.2"), &limits).expect("another client");
         let _v6 = census.admit(ip("2001:db8::1"), &limits).expect("free");
-        assert_eq!(census.admit(ip("2001:db8::ffff:1"), &limits).err(), Some(RefusedConnection::PerIp));
+        assert_eq!(census.admit(ip("2001:db8::ffff:1"), &limits).err(), Some(Refusal::PerIp));
         assert!(census.admit(ip("2001:db8:0:1::1"), &limits).is_ok());
         assert!(census.admit(None, &limits).is_ok() && census.admit(None, &limits).is_ok());
         drop(v4);

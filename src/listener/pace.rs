@@ -16,7 +16,7 @@ use crate::{
 /// What everyone may wait for at first.
 const GRACE: Duration = Duration::from_secs(5);
 /// As long as this nobody is silent, however much came before. A client that was told to wait for `100 Continue` has
-/// this from the beginning: it is a backend who lets it wait.
+/// this until its body begins: it is a backend who lets it wait.
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// What is asked of the clients of a listener.
@@ -34,6 +34,8 @@ pub(super) struct Pace {
     /// What this direction may wait. Of an answer each write that is held up begins anew: what the client takes
     /// meanwhile is counted where the deadline is swept, out of the system's buffer.
     credit: Duration,
+    /// The client may wait to be asked for its body, and has sent none of it.
+    patient: bool,
     answer: bool,
     since: Option<Instant>,
     late: bool,
@@ -47,7 +49,9 @@ impl Pacing {
 
     /// For bytes from the client. `patient`: it has been asked for nothing yet.
     pub(super) fn sender(&self, patient: bool) -> Box<Pace> {
-        self.pace(How::Read, if patient { LONGEST } else { GRACE })
+        let mut pace = self.pace(How::Read, if patient { LONGEST } else { GRACE });
+        pace.patient = patient;
+        pace
     }
 
     /// For bytes to the client. What it takes out of the system's buffer counts, though nothing is written meanwhile.
@@ -60,7 +64,7 @@ impl Pacing {
 
     fn pace(&self, how: How, credit: Duration) -> Box<Pace> {
         let (deadline, rate) = (self.deadlines.guard(how), self.rate);
-        Box::new(Pace { deadline, rate, credit, answer: false, since: None, late: false })
+        Box::new(Pace { deadline, rate, credit, patient: false, answer: false, since: None, late: false })
     }
 }
 
@@ -78,7 +82,10 @@ impl Pace {
     pub(super) fn moved(&mut self, bytes: usize) {
         if let Some(since) = self.since.take() {
             self.late |= self.deadline.disarm();
-            if !self.answer {
+            if std::mem::take(&mut self.patient) {
+                // Its body has begun: from now on it is as any other.
+                self.credit = GRACE;
+            } else if !self.answer {
                 self.credit = self.credit.saturating_sub(since.elapsed());
             }
         }
@@ -105,5 +112,24 @@ impl std::fmt::Debug for Pacing {
 impl std::fmt::Debug for Pace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pace").field("credit", &self.credit).field("late", &self.late).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_to_be_asked_has_a_minute_until_its_body_begins_and_then_the_grace_of_all() {
+        let pacing = Pacing::new(&Deadlines::new(), Some(ByteSize(1000))).expect("a rate");
+        let mut pace = pacing.sender(true);
+        assert_eq!(pace.credit, LONGEST);
+        pace.waits(-1);
+        pace.moved(0);
+        assert_eq!(pace.credit, GRACE);
+        pace.waits(-1);
+        pace.moved(2000);
+        assert!(pace.credit > GRACE && pace.credit <= GRACE + Duration::from_secs(2), "{pace:?}");
+        assert_eq!(pacing.sender(false).credit, GRACE);
     }
 }

@@ -13,17 +13,17 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::{Endpoint, conn::Socket};
 use crate::{
-    policy::proxy_protocol::{self, Header, Parsed, Source, Version},
+    policy::proxy_protocol::{self, Agreed, Header, Parsed, Source, Version},
     runtime::deadlines::Deadline,
     telemetry::metrics::ProxyHeader,
-    types::ListenAddress,
+    types::{ListenAddress, Refusal},
 };
 
 /// Read at once; more than any header that carries no certificate.
 const READ: usize = 512;
 
 /// Both ends of a client's connection, as everything after this sees them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ends {
     /// Who connected to us, whatever a header says; `None` for a unix socket.
     pub(super) peer: Option<IpAddr>,
@@ -35,6 +35,8 @@ pub(super) struct Ends {
     pub(super) client: Option<SocketAddr>,
     /// Where the client connected to; `None` for a unix socket.
     pub(super) local: Option<SocketAddr>,
+    /// What the client agreed on with whom it connected to.
+    pub(super) agreed: Agreed,
 }
 
 impl Ends {
@@ -45,70 +47,90 @@ impl Ends {
             (_, Socket::Tcp(stream)) => stream.local_addr().ok(),
             _ => None,
         };
-        Self { peer: client.map(|client| client.ip()), hidden: false, counted: None, client, local }
+        Self {
+            peer: client.map(|client| client.ip()),
+            hidden: false,
+            counted: None,
+            client,
+            local,
+            agreed: Agreed::default(),
+        }
+    }
+
+    /// The client's address.
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.client.map(|client| client.ip())
     }
 
     /// As a header says.
-    fn told(self, source: Source) -> Self {
+    fn told(self, source: Source, agreed: Agreed) -> Self {
         match source {
-            Source::Inet { from, to } => Self { client: Some(from), local: Some(to), counted: Some(from.ip()), ..self },
+            Source::Inet { from, to } => {
+                Self { client: Some(from), local: Some(to), counted: Some(from.ip()), agreed, ..self }
+            }
             // Its own connections are no client's. Those it says nothing about may be of many: counted as one client's they
             // would be cut, and who believes the load balancer has `connections` for them.
             Source::Local => self,
             Source::Unknown => Self { hidden: true, ..self },
-            Source::Unix => Self { client: None, local: None, ..self },
+            Source::Unix => Self { client: None, local: None, agreed, ..self },
         }
     }
 }
 
 /// Reads the header that the listener asks for, if it does. Gives the ends of the connection and what came behind the
-/// header; `None` where the connection is not to be served. `deadline` is armed on the socket.
+/// header. `deadline` is armed on the socket.
+///
+/// # Errors
+/// The connection is not to be served; says why, unless it went away without a word.
 pub(super) async fn read(
     socket: &mut Socket,
     ends: Ends,
     endpoint: &Endpoint,
     deadline: &Deadline,
-) -> Option<(Ends, BytesMut)> {
-    let Some(rule) = &endpoint.model.proxy_protocol else { return Some((ends, BytesMut::new())) };
+) -> Result<(Ends, BytesMut), Option<Refusal>> {
+    let Some(rule) = &endpoint.model.proxy_protocol else { return Ok((ends, BytesMut::new())) };
     let count = |result| endpoint.metrics.proxy_header(result);
-    if !rule.believes(ends.client.map(|client| client.ip())) {
+    if !rule.believes(ends.address()) {
         // What it sends is never taken for a header.
         if rule.required {
             count(ProxyHeader::Refused);
+            return Err(Some(Refusal::ProxyHeaderRefused));
         }
-        return (!rule.required).then(|| (ends, BytesMut::new()));
+        return Ok((ends, BytesMut::new()));
     }
     let mut bytes = BytesMut::with_capacity(READ);
     let (header, length) = loop {
         match proxy_protocol::parse(&bytes) {
             Parsed::Absent if !rule.required => {
-                return Some((Ends { counted: ends.peer, ..ends }, bytes));
+                return Ok((Ends { counted: ends.peer, ..ends }, bytes));
             }
             Parsed::Absent => {
                 count(ProxyHeader::Missing);
-                return None;
+                return Err(Some(Refusal::ProxyHeaderMissing));
             }
             Parsed::Complete(header, length) => break (header, length),
             Parsed::Incomplete => {}
             Parsed::Malformed => {
                 count(ProxyHeader::Malformed);
-                return None;
+                return Err(Some(Refusal::ProxyHeaderMalformed));
             }
         }
         if !matches!(socket.read_buf(&mut bytes).await, Ok(1..)) {
-            if deadline.fired() {
+            return Err(if deadline.fired() {
                 count(ProxyHeader::TimedOut);
+                Some(Refusal::ProxyHeaderTimeout)
             } else if !bytes.is_empty() {
                 count(ProxyHeader::Malformed);
-            }
-            return None;
+                Some(Refusal::ProxyHeaderMalformed)
+            } else {
+                None
+            });
         }
     };
     count(result(&header));
-    let told = ends.told(header.source);
-    log::debug!("{}: {:?} connects for {:?}: {header:?}", endpoint.model.address, ends.client, told.client);
+    log::debug!("{}: {:?} connects: {header:?}", endpoint.model.address, ends.client);
     bytes.advance(length);
-    Some((told, bytes))
+    Ok((ends.told(header.source, header.agreed), bytes))
 }
 
 fn result(header: &Header) -> ProxyHeader {
@@ -130,6 +152,11 @@ impl Replayed {
     /// The socket itself where nothing was read.
     pub(super) fn over(socket: Socket, ahead: BytesMut) -> Socket {
         if ahead.is_empty() { socket } else { Socket::Replayed(Box::new(Self { ahead, socket })) }
+    }
+
+    /// The first byte that was read before.
+    pub(super) fn first(&self) -> Option<u8> {
+        self.ahead.first().copied()
     }
 }
 

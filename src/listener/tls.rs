@@ -20,7 +20,7 @@ use rustls::{
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor, server::TlsStream};
 
-use super::{conn::Socket, subject, tickets::TicketKeys};
+use super::{conn::Socket, refusals::UnknownName, subject, tickets::TicketKeys};
 use crate::{
     config::model::{Alpn, Certificate, CipherProfile, ClientAuth, ClientAuthMode, ListenerTls, TlsVersion},
     proxy::{ClientCertificate, Verified},
@@ -129,12 +129,14 @@ impl Serving {
             return TlsAcceptor::from(self.config.clone()).accept(socket).await;
         }
         let mut start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
-        if start.client_hello().server_name().is_some_and(|name| self.names.find(name).is_some()) {
+        let name = start.client_hello().server_name().map(str::to_owned);
+        if name.as_deref().is_some_and(|name| self.names.find(name).is_some()) {
             return start.into_stream(self.config.clone()).await;
         }
-        start.io.write_all(&UNRECOGNIZED_NAME).await?;
-        start.io.shutdown().await?;
-        Err(io::Error::new(io::ErrorKind::InvalidData, "no certificate for the name that was asked for"))
+        // Whether the alert arrives or not, this is why.
+        _ = start.io.write_all(&UNRECOGNIZED_NAME).await;
+        _ = start.io.shutdown().await;
+        Err(io::Error::other(UnknownName(name)))
     }
 
     /// What is known of the client after a handshake. rustls takes a certificate out of a ticket as it was; here it is

@@ -2,13 +2,15 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     os::fd::{AsRawFd, RawFd},
     pin::Pin,
     task::{Context, Poll},
 };
 
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::server::TlsStream;
@@ -45,6 +47,21 @@ impl Transport {
             Self::Plain(socket) => socket.as_raw_fd(),
             Self::Tls(stream) => stream.get_ref().0.as_raw_fd(),
         }
+    }
+}
+
+impl Socket {
+    /// The first byte that is there to be read, left there; `None` at the end of the stream.
+    pub(super) async fn peek(&self) -> io::Result<Option<u8>> {
+        let mut byte = [MaybeUninit::uninit()];
+        let mut peek = |socket: SockRef<'_>| socket.peek(&mut byte);
+        let seen = match self {
+            Self::Replayed(stream) => return Ok(stream.first()),
+            Self::Tcp(stream) => stream.async_io(Interest::READABLE, || peek(stream.into())).await?,
+            Self::Unix(stream) => stream.async_io(Interest::READABLE, || peek(stream.into())).await?,
+        };
+        // SAFETY: a byte that was seen was written.
+        Ok((seen > 0).then(|| unsafe { byte[0].assume_init() }))
     }
 }
 

@@ -1,6 +1,7 @@
 //! A worker: one thread, one event loop, its own `HttpProxy` and upstream pool. A connection stays where it began.
 
 use std::{
+    net::IpAddr,
     os::fd::{AsRawFd, RawFd},
     sync::{
         Arc,
@@ -11,11 +12,15 @@ use std::{
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use bytes::BytesMut;
 use pingora_core::{
     server::{ListenFds, ShutdownWatch},
     services::Service,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{mpsc, watch},
+};
 
 use super::{
     Crew, Draining, Endpoint, Listening,
@@ -24,14 +29,18 @@ use super::{
     crew::{Mail, Member},
     h1, h2,
     pace::Pacing,
+    plain,
     proxy_protocol::{self, Ends, Replayed},
     pulse::Pulse,
+    refusals::{self, Refusals},
 };
 use crate::{
     config::model::Alpn,
+    policy::proxy_protocol::Agreed,
     proxy::{ConnInfo, Current, Kit, TlsInfo, Unserved},
-    runtime::deadlines::{How, TICK, Wait},
+    runtime::deadlines::{Deadline, How, TICK, Wait},
     telemetry::metrics::Handshake,
+    types::Refusal,
 };
 
 /// When a drain begins or a listener goes, connections that wait for their next request get this long: a client that is just about to
@@ -64,6 +73,8 @@ pub(super) struct Post {
     pub(super) last: watch::Receiver<bool>,
     /// Of HTTP/2 connections that had to go.
     pub(super) abuse: h2::AbuseLog,
+    /// Of connections that nothing was asked on.
+    pub(super) refusals: Refusals,
     current: ArcSwap<Current>,
 }
 
@@ -101,6 +112,7 @@ impl Worker {
                 draining: draining.clone(),
                 last: watch::channel(true).1,
                 abuse: h2::AbuseLog::default(),
+                refusals: Refusals::default(),
                 current: ArcSwap::from_pointee(current),
             };
             (Member { open, metrics, inbox, post: Arc::new(post), pulse: Arc::new(Pulse::new()) }, receiver)
@@ -226,14 +238,29 @@ fn start(post: &Arc<Post>, accepted: Accepted) {
     }
 }
 
-/// Counts a connection as its client's, where a header has told it; `None` where that has too many.
-fn counted(open: Open, ends: Ends, endpoint: &Endpoint) -> Option<Open> {
-    open.of(ends.counted, &endpoint.model.limits).map_err(|cause| endpoint.metrics.refused(cause)).ok()
+/// The ends of a connection, where its PROXY header lets it in; what came behind that; and it counted as its client's.
+///
+/// # Errors
+/// It is turned away; says why, unless it went away without a word.
+async fn announced_ends(
+    socket: &mut Socket,
+    ends: Ends,
+    endpoint: &Endpoint,
+    deadline: &Deadline,
+    open: Open,
+) -> Result<(Ends, BytesMut, Open), (Option<IpAddr>, Option<Refusal>)> {
+    let peer = ends.address();
+    let read = proxy_protocol::read(socket, ends, endpoint, deadline).await;
+    let (ends, ahead) = read.map_err(|cause| (peer, cause))?;
+    let counted = open.of(ends.counted, &endpoint.model.limits);
+    let open = counted.map_err(|cause| (ends.address(), Some(cause)))?;
+    Ok((ends, ahead, open))
 }
 
-fn info(ends: Ends, tls: Option<TlsInfo>, endpoint: &Endpoint, fd: RawFd) -> ConnInfo {
-    let Ends { peer, hidden, counted: _, client, local } = ends;
-    ConnInfo::new(client, tls, &endpoint.model, fd).at(local).from(peer, hidden)
+/// What requests know of their connection.
+pub(super) fn info(ends: Ends, tls: Option<TlsInfo>, endpoint: &Endpoint, fd: RawFd) -> ConnInfo {
+    let Ends { peer, hidden, counted: _, client, local, agreed } = ends;
+    ConnInfo::new(client, tls, &endpoint.model, fd).at(local).from(peer, hidden).agreed_on(agreed)
 }
 
 fn pacing(post: &Post, endpoint: &Endpoint) -> Option<Pacing> {
@@ -244,11 +271,20 @@ fn pacing(post: &Post, endpoint: &Endpoint) -> Option<Pacing> {
 async fn announced(post: Arc<Post>, endpoint: Arc<Endpoint>, mut socket: Socket, ends: Ends, open: Open) {
     let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
     deadline.arm(socket.as_raw_fd(), Wait::First, Instant::now(), endpoint.model.limits.header_timeout);
-    let Some((ends, ahead)) = Box::pin(proxy_protocol::read(&mut socket, ends, &endpoint, &deadline)).await else {
-        return;
+    let (ends, ahead, open) = match Box::pin(announced_ends(&mut socket, ends, &endpoint, &deadline, open)).await {
+        Ok(announced) => announced,
+        Err((client, cause)) => {
+            if let Some(cause) = cause {
+                post.refusals.count(&endpoint, client, cause, None);
+            }
+            if let Some(cause @ Refusal::PerIp) = cause {
+                _ = socket.write_all(&post.kit.one_too_many(cause)).await;
+                _ = socket.shutdown().await;
+            }
+            return;
+        }
     };
     drop(deadline);
-    let Some(open) = counted(open, ends, &endpoint) else { return };
     let mut conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint)));
     *conn.ahead() = ahead;
     let info = Arc::new(info(ends, None, &endpoint, conn.fd()));
@@ -276,9 +312,29 @@ async fn handshake(
     let tls = endpoint.tls.as_ref()?.serving();
     let deadline = post.kit.deadlines().guard(How::Both);
     deadline.arm(socket.as_raw_fd(), Wait::Work, Instant::now(), endpoint.model.limits.handshake_timeout);
-    let (ends, ahead) = proxy_protocol::read(&mut socket, ends, endpoint, &deadline).await?;
-    let open = counted(open, ends, endpoint)?;
+    let (mut ends, ahead, open) = match announced_ends(&mut socket, ends, endpoint, &deadline, open).await {
+        Ok(announced) => announced,
+        Err((client, cause)) => {
+            cause.into_iter().for_each(|cause| post.refusals.count(endpoint, client, cause, None));
+            return None;
+        }
+    };
+    let client = ends.address();
     let socket = Replayed::over(socket, ahead);
+    match socket.peek().await {
+        Ok(Some(first)) if plain::may_be_http(first) => {
+            endpoint.metrics.handshake(Handshake::Failed);
+            drop(deadline);
+            Box::pin(plain::refuse(post, endpoint, socket, ends)).await;
+            return None;
+        }
+        // Nobody said a word: a look whether the port is open.
+        Ok(None) if !deadline.fired() => {
+            endpoint.metrics.handshake(Handshake::Failed);
+            return None;
+        }
+        _ => {}
+    }
     let accepted = tls.accept(socket).await.and_then(|stream| {
         let session = stream.get_ref().1;
         let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
@@ -289,6 +345,11 @@ async fn handshake(
         Ok((stream, resumed, verified)) => {
             let session = stream.get_ref().1;
             endpoint.metrics.handshake(if resumed { Handshake::Resumed } else { Handshake::Full });
+            // Whoever was before us did not look into it.
+            ends.agreed = Agreed {
+                alpn: session.alpn_protocol().map(Box::from),
+                authority: session.server_name().map(Box::from),
+            };
             let info = TlsInfo {
                 version: session.protocol_version(),
                 alpn: session.alpn_protocol().map(|name| if name == b"h2" { Alpn::Http2 } else { Alpn::Http1 }),
@@ -297,10 +358,14 @@ async fn handshake(
             let info = self::info(ends, Some(info), endpoint, conn.fd());
             Some((conn, Arc::new(info.with_client(verified)), open))
         }
+        Err(_) if deadline.fired() => {
+            endpoint.metrics.handshake(Handshake::TimedOut);
+            post.refusals.count(endpoint, client, Refusal::TlsTimeout, None);
+            None
+        }
         Err(error) => {
-            endpoint.metrics.handshake(if deadline.fired() { Handshake::TimedOut } else { Handshake::Failed });
-            // Scanners fail handshakes all day long: counted, not logged.
-            log::debug!("{}: TLS handshake failed: {error}", endpoint.model.address);
+            endpoint.metrics.handshake(Handshake::Failed);
+            post.refusals.count(endpoint, client, refusals::of_handshake(&error), Some(&error));
             None
         }
     }

@@ -2,12 +2,14 @@
 
 mod forwarded;
 mod htpasswd;
+mod ocsp;
 mod proxy_protocol;
 mod route;
 
 pub use forwarded::forwarded;
 pub use htpasswd::htpasswd;
 use http::{HeaderMap, HeaderName, HeaderValue};
+pub use ocsp::ocsp;
 pub use proxy_protocol::proxy_protocol;
 pub use route::route;
 

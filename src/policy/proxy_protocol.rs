@@ -22,7 +22,14 @@ pub struct Header {
     pub version: Version,
     /// Who is at the other end.
     pub source: Source,
-    /// What client and load balancer agreed on (PP2_TYPE_ALPN), at most [`LONGEST_ALPN`] bytes.
+    /// What the client agreed on with the first who spoke TLS to it.
+    pub agreed: Agreed,
+}
+
+/// What is known of a client's TLS session. Version 1 has no words for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agreed {
+    /// The protocol that was agreed on (PP2_TYPE_ALPN), 1 to [`LONGEST_ALPN`] bytes.
     pub alpn: Option<Box<[u8]>>,
     /// The name the client asked for (PP2_TYPE_AUTHORITY), at most [`LONGEST_AUTHORITY`] bytes.
     pub authority: Option<Box<str>>,
@@ -101,10 +108,10 @@ fn parse_v1(bytes: &[u8]) -> Parsed {
         _ => return Parsed::Malformed,
     }
     match std::str::from_utf8(&line[V1_START.len()..end]).ok().and_then(source_v1) {
-        Some(source) => Parsed::Complete(Header { version: Version::V1, source, alpn: None, authority: None }, end + 2),
+        Some(source) => Parsed::Complete(Header { version: Version::V1, source, agreed: Agreed::default() }, end + 2),
         // What follows UNKNOWN need not be text.
         None if is_unknown(&line[V1_START.len()..end]) => {
-            let header = Header { version: Version::V1, source: Source::Unknown, alpn: None, authority: None };
+            let header = Header { version: Version::V1, source: Source::Unknown, agreed: Agreed::default() };
             Parsed::Complete(header, end + 2)
         }
         None => Parsed::Malformed,
@@ -154,18 +161,17 @@ fn parse_v2(bytes: &[u8]) -> Parsed {
     let Some(header) = bytes.get(..total) else { return Parsed::Incomplete };
     let read = if command == 0x20 {
         // Everything behind it is to be passed over.
-        Some((Source::Local, Extensions::default()))
+        Some((Source::Local, Agreed::default()))
     } else {
         proxied_v2(header, family)
     };
-    read.map_or(Parsed::Malformed, |(source, extensions)| {
-        let Extensions { alpn, authority } = extensions;
-        Parsed::Complete(Header { version: Version::V2, source, alpn, authority }, total)
+    read.map_or(Parsed::Malformed, |(source, agreed)| {
+        Parsed::Complete(Header { version: Version::V2, source, agreed }, total)
     })
 }
 
 /// The addresses count whether the client came over TCP or over UDP (QUIC).
-fn proxied_v2(header: &[u8], family: u8) -> Option<(Source, Extensions)> {
+fn proxied_v2(header: &[u8], family: u8) -> Option<(Source, Agreed)> {
     let rest = &header[V2_FIXED..];
     let (source, taken) = match (family >> 4, family & 15) {
         (1, 1 | 2) => {
@@ -193,17 +199,11 @@ fn proxied_v2(header: &[u8], family: u8) -> Option<(Source, Extensions)> {
             return match extensions(header, 0) {
                 Ok(found) => Some((Source::Unknown, found)),
                 Err(bad) if bad.checksum => None,
-                Err(_) => Some((Source::Unknown, Extensions::default())),
+                Err(_) => Some((Source::Unknown, Agreed::default())),
             };
         }
     };
-    extensions(header, taken).ok().map(|extensions| (source, extensions))
-}
-
-#[derive(Default)]
-struct Extensions {
-    alpn: Option<Box<[u8]>>,
-    authority: Option<Box<str>>,
+    extensions(header, taken).ok().map(|agreed| (source, agreed))
 }
 
 /// Extensions that are not well-formed, or whose checksum is wrong.
@@ -213,9 +213,9 @@ struct Bad {
 
 /// Reads type, length and value of each extension after `addresses` bytes of addresses. Those that are not known, and
 /// NOOP, are passed over.
-fn extensions(header: &[u8], addresses: usize) -> Result<Extensions, Bad> {
+fn extensions(header: &[u8], addresses: usize) -> Result<Agreed, Bad> {
     const MALFORMED: Bad = Bad { checksum: false };
-    let mut found = Extensions::default();
+    let mut found = Agreed::default();
     let mut at = V2_FIXED + addresses;
     while at < header.len() {
         let [kind, high, low] = *header.get(at..at + 3).and_then(|head| head.first_chunk::<3>()).ok_or(MALFORMED)?;
@@ -279,8 +279,9 @@ pub enum Said {
     Unknown,
 }
 
-/// Writes a header. Version 1 has no word for a connection of our own but UNKNOWN.
-pub fn write(version: Version, said: Said) -> Vec<u8> {
+/// Writes a header. Version 1 has no word for a connection of our own but UNKNOWN. What the client `agreed` on goes where
+/// version 2 has an address of it; what is longer than a header may hold is left out.
+pub fn write(version: Version, said: Said, agreed: &Agreed) -> Vec<u8> {
     let said = match said {
         Said::Client { from, to } => one_family(from, to),
         other => other,
@@ -293,17 +294,24 @@ pub fn write(version: Version, said: Said) -> Vec<u8> {
             }
             Said::Local | Said::Unknown => b"PROXY UNKNOWN\r\n".to_vec(),
         },
-        Version::V2 => write_v2(said),
+        Version::V2 => write_v2(said, agreed),
     }
 }
 
-fn write_v2(said: Said) -> Vec<u8> {
+fn write_v2(said: Said, agreed: &Agreed) -> Vec<u8> {
     let mut out = Vec::with_capacity(V2_FIXED + 36);
     out.extend_from_slice(V2_START);
     match said {
         Said::Client { from, to } => {
-            let (family, length) = if from.is_ipv4() { (0x11, 12) } else { (0x21, 36) };
-            out.extend_from_slice(&[0x21, family, 0, length]);
+            let alpn = agreed.alpn.as_deref().filter(|alpn| (1..=LONGEST_ALPN).contains(&alpn.len()));
+            let authority = agreed.authority.as_deref().filter(|name| name.len() <= LONGEST_AUTHORITY);
+            let extensions = [alpn.map(|alpn| (ALPN, alpn)), authority.map(|name| (AUTHORITY, name.as_bytes()))];
+            let (family, addresses) = if from.is_ipv4() { (0x11, 12) } else { (0x21, 36) };
+            // Both are short.
+            let length = |value: &[u8]| (value.len() as u16).to_be_bytes();
+            let more: u16 = extensions.iter().flatten().map(|(_, value)| 3 + value.len() as u16).sum();
+            out.extend_from_slice(&[0x21, family]);
+            out.extend_from_slice(&(addresses + more).to_be_bytes());
             for ip in [from.ip(), to.ip()] {
                 match ip {
                     IpAddr::V4(ip) => out.extend_from_slice(&ip.octets()),
@@ -312,6 +320,11 @@ fn write_v2(said: Said) -> Vec<u8> {
             }
             out.extend_from_slice(&from.port().to_be_bytes());
             out.extend_from_slice(&to.port().to_be_bytes());
+            for (kind, value) in extensions.into_iter().flatten() {
+                out.push(kind);
+                out.extend_from_slice(&length(value));
+                out.extend_from_slice(value);
+            }
         }
         Said::Local => out.extend_from_slice(&[0x20, 0, 0, 0]),
         Said::Unknown => out.extend_from_slice(&[0x21, 0, 0, 0]),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, Version, header, uri::PathAndQuery};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, uri::PathAndQuery};
 use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
@@ -103,6 +103,10 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
     if let Some(reason) = over_limit(session.req_header(), ctx) {
         return refuse(session, ctx, reason, None).await;
     }
+    if session.req_header().method == Method::TRACE {
+        // Its answer would be the request itself, with what was added to it on the way (RFC 9110 §9.3.8).
+        return refuse(session, ctx, Reason::MethodNotAllowed, None).await;
+    }
     if ctx.info().is_some_and(|info| info.redirect_https()) {
         return redirect_https(session, ctx).await;
     }
@@ -125,6 +129,12 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
         ctx.asked = Instant::now();
     }
     match &route.action {
+        Action::Proxy { .. } if is_last_hop(session) => {
+            ctx.reason = Some(Reason::Respond);
+            let mut head = ResponseHeader::build(StatusCode::NO_CONTENT, Some(4))?;
+            head.insert_header(header::ALLOW, reject::METHODS)?;
+            respond(session, ctx, head, Bytes::new()).await
+        }
         Action::Proxy { upstreams, .. } => {
             let seed = ctx.start.as_ref().map_or(0, |start| start.seed);
             let upstream = choose(upstreams, seed);
@@ -244,6 +254,18 @@ fn target(request: &RequestHeader) -> Result<&str, Ambiguous> {
 pub(super) fn canonical_target(request: &RequestHeader) -> Result<String, Ambiguous> {
     let (path, query) = split_target(&request.method, target(request)?);
     Ok([&*canonical(path)?.path, query].concat())
+}
+
+/// Whether OPTIONS asks us and nobody behind us (`Max-Forwards`, RFC 9110 §7.6.2); if not, the next one is asked as one fewer.
+fn is_last_hop(session: &mut Session) -> bool {
+    let request = session.req_header();
+    if request.method != Method::OPTIONS {
+        return false;
+    }
+    let left = request.headers.get(header::MAX_FORWARDS).and_then(|left| left.to_str().ok()?.parse::<u32>().ok());
+    let Some(left) = left else { return false };
+    // A number is a value.
+    left.checked_sub(1).is_none_or(|left| session.req_header_mut().insert_header(header::MAX_FORWARDS, left).is_err())
 }
 
 async fn redirect_https(session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {

@@ -17,10 +17,14 @@ use pingora_http::ResponseHeader;
 use rustls::ProtocolVersion;
 use tokio::sync::Notify;
 
-use super::{current::Current, guard::Admitted};
+use super::{
+    client::{TlsInfo, Verified},
+    current::Current,
+    guard::Admitted,
+};
 use crate::{
-    config::model::{self, Alpn},
-    policy::{access::Access, forwarded::Scheme},
+    config::model,
+    policy::{access::Access, forwarded::Scheme, proxy_protocol::Agreed},
     runtime::{
         backend::{BackendState, Picked},
         deadlines::{Deadline, Deadlines, Wait, abort_on_close},
@@ -41,6 +45,7 @@ pub struct ConnInfo {
     /// As the connection itself says.
     connected: Option<IpAddr>,
     hidden: bool,
+    agreed: Agreed,
     tls: Option<TlsInfo>,
     verified: Verified,
     redirect_https: bool,
@@ -65,35 +70,6 @@ pub enum Afterwards {
     NextRequest,
 }
 
-/// What is known of a client's TLS session.
-#[derive(Clone, Copy, Debug)]
-pub struct TlsInfo {
-    /// The version.
-    pub version: Option<ProtocolVersion>,
-    /// The protocol agreed on; `None` where the client offered none.
-    pub alpn: Option<Alpn>,
-}
-
-/// What came of asking a client for its certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verified {
-    /// It showed none.
-    None,
-    /// It was not asked.
-    NotAsked,
-    /// It showed a good one.
-    Success(Box<ClientCertificate>),
-}
-
-/// What backends are told of a client's certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientCertificate {
-    /// Its subject, as in RFC 4514.
-    pub subject: HeaderValue,
-    /// The SHA-256 of the whole, in hexadecimal digits.
-    pub fingerprint: HeaderValue,
-}
-
 impl ConnInfo {
     /// A connection from `client` (`None` for a unix socket), by the PROXY header where there was one, on the descriptor `fd`.
     pub fn new(client: Option<SocketAddr>, tls: Option<TlsInfo>, listener: &model::Listener, fd: RawFd) -> Self {
@@ -102,6 +78,7 @@ impl ConnInfo {
             local: None,
             connected: client.map(|client| client.ip()),
             hidden: false,
+            agreed: Agreed::default(),
             tls,
             verified: Verified::NotAsked,
             redirect_https: listener.redirect_https,
@@ -123,6 +100,16 @@ impl ConnInfo {
     /// What is known of the client's certificate.
     pub(super) fn verified(&self) -> &Verified {
         &self.verified
+    }
+
+    /// As it is, of a client who agreed on this with the first who spoke TLS to it.
+    pub fn agreed_on(self, agreed: Agreed) -> Self {
+        Self { agreed, ..self }
+    }
+
+    /// What the client agreed on in TLS, here or before a PROXY header.
+    pub(super) fn agreed(&self) -> &Agreed {
+        &self.agreed
     }
 
     /// As it is, from a client that connected to `local`.
@@ -419,6 +406,8 @@ pub struct RequestCtx {
     /// What Pingora waits for each read of the answer.
     pub(super) read_timeout: Duration,
     pub(super) answered: bool,
+    /// Interim answers of the attempt.
+    pub(super) interim: u8,
     /// The attempt was counted for or against its backend, or is not to be.
     pub(super) judged: bool,
     /// A backend's answer has been on its way to the client.
@@ -463,6 +452,7 @@ impl RequestCtx {
             retry: None,
             read_timeout: Duration::MAX,
             answered: false,
+            interim: 0,
             judged: false,
             relayed: false,
             upgraded: false,

@@ -9,7 +9,8 @@ use pingora_proxy::Session;
 
 use super::{
     admit,
-    ctx::{ConnInfo, RequestCtx, Verified},
+    client::Verified,
+    ctx::{ConnInfo, RequestCtx},
     grpc_web, guard,
 };
 use crate::{
@@ -66,7 +67,11 @@ impl<'a, F: Fields> Client<'a, F> {
             hop_scheme: info.map_or(Scheme::Http, ConnInfo::scheme),
             scheme: ctx.scheme,
             asked_host: self.host,
-            host: host_header(ctx).or(self.authority.filter(|_| down).map(str::as_bytes)),
+            host: host_header(ctx).or(self.authority.filter(|_| down).map(str::as_bytes)).or_else(|| match self.host {
+                // HTTP/1.0 asks for none; HTTP/1.1 must (RFC 9112 §3.2).
+                None => ctx.picked.as_ref().map(|picked| picked.backend().authority().as_bytes()),
+                Some(_) => None,
+            }),
             join_cookies: down && self.version == Version::HTTP_2,
             drop_authorization: told.drop_authorization,
             told: told.names,
@@ -209,8 +214,7 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
         // The client still sends; what it has yet to send would be taken for the next request.
         session.set_keepalive(None);
     }
-    let old_client = session.req_header().version == Version::HTTP_10;
-    if old_client && answer.headers.contains_key(header::TRANSFER_ENCODING) {
+    if session.req_header().version == Version::HTTP_10 && is_unbounded(&session.req_header().method, answer) {
         // HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
         answer.remove_header(&header::TRANSFER_ENCODING);
         session.set_keepalive(None);
@@ -223,6 +227,15 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
         answer.set_version(Version::HTTP_11);
     }
     Ok(())
+}
+
+/// Whether an answer has a body of which its head does not say how long it is.
+fn is_unbounded(method: &Method, answer: &ResponseHeader) -> bool {
+    let bodiless = *method == Method::HEAD
+        || matches!(answer.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        || answer.status.is_informational();
+    let counted = answer.headers.contains_key(header::CONTENT_LENGTH);
+    answer.headers.contains_key(header::TRANSFER_ENCODING) || !(bodiless || counted)
 }
 
 /// What becomes of an answer's head on its way from a backend to a client of these versions. `framing`: its fields of framing go

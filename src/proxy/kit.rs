@@ -21,7 +21,7 @@ use super::{
 use crate::{
     runtime::{deadlines::Deadlines, line::Pool},
     telemetry::metrics::Metrics,
-    types::Reason,
+    types::{Reason, Refusal},
 };
 
 /// A worker's tools.
@@ -117,6 +117,11 @@ impl Kit {
     pub fn refusal_head(&self, reason: Reason) -> Option<Box<ResponseHeader>> {
         let (head, _) = reject::failure(&RequestCtx::new(self.epoch), reject::status(reason)?, reason).ok()?;
         Some(Box::new(head))
+    }
+
+    /// The whole answer, in HTTP/1, to a client whose connection is one too many.
+    pub fn one_too_many(&self, cause: Refusal) -> Bytes {
+        reject::one_too_many(cause)
     }
 
     /// Logs and counts a request that came to no phase.

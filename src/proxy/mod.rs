@@ -2,6 +2,7 @@
 //! decided here; `policy/` decides, these files apply.
 
 mod admit;
+mod client;
 mod ctx;
 mod current;
 mod edit;
@@ -23,7 +24,8 @@ use std::{any::Any, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-pub use ctx::{Afterwards, Cancel, ClientCertificate, ConnInfo, RequestCtx, RequestStart, TlsInfo, Unserved, Verified};
+pub use client::{ClientCertificate, TlsInfo, Verified};
+pub use ctx::{Afterwards, Cancel, ConnInfo, RequestCtx, RequestStart, Unserved};
 pub use current::{Current, Log};
 use http::{HeaderMap, Version};
 pub use kit::Kit;

@@ -12,16 +12,21 @@ use super::{
     guard,
 };
 pub(super) use crate::policy::headers::X_REQUEST_ID;
-use crate::types::Reason;
+use crate::types::{Reason, Refusal};
 
 /// `Proxy-Status` (RFC 9209).
 pub(super) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+/// What `Allow` says. Others are passed on too, but these are what everybody knows.
+pub(super) const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
 
 /// The status a client gets; `None` where there is no client left to get one.
 pub(super) fn status(reason: Reason) -> Option<StatusCode> {
     Some(match reason {
         Reason::ClientAborted | Reason::TooSlow => return None,
-        Reason::AmbiguousFraming | Reason::AmbiguousPath | Reason::BadRequest => StatusCode::BAD_REQUEST,
+        Reason::AmbiguousFraming | Reason::AmbiguousPath | Reason::BadRequest | Reason::PlainHttp => {
+            StatusCode::BAD_REQUEST
+        }
         Reason::Unauthorized => StatusCode::UNAUTHORIZED,
         Reason::Denied => StatusCode::FORBIDDEN,
         Reason::NoRoute => StatusCode::NOT_FOUND,
@@ -106,7 +111,7 @@ pub(super) fn failure(ctx: &RequestCtx, status: StatusCode, reason: Reason) -> R
         head.insert_header(PROXY_STATUS, value)?;
     }
     if reason == Reason::MethodNotAllowed {
-        head.insert_header(header::ALLOW, "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS")?;
+        head.insert_header(header::ALLOW, METHODS)?;
     }
     head.insert_header(header::CACHE_CONTROL, "no-store")?;
     if let Some(id) = &ctx.request_id {
@@ -143,11 +148,20 @@ fn proxy_status(reason: Reason) -> Option<HeaderValue> {
 /// The whole answer to an HTTP/1 request that came to no phase.
 pub(super) fn raw_answer(reason: Reason) -> Bytes {
     let status = status(reason).unwrap_or(StatusCode::BAD_REQUEST);
-    let body = body(status);
     let proxy_status = proxy_status(reason);
     let proxy_status = proxy_status.as_ref().and_then(|value| value.to_str().ok()).unwrap_or("rrlb");
-    let allow =
-        if reason == Reason::MethodNotAllowed { "Allow: GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS\r\n" } else { "" };
+    let allow = if reason == Reason::MethodNotAllowed { format!("Allow: {METHODS}\r\n") } else { String::new() };
+    raw(status, proxy_status, &allow)
+}
+
+/// The whole answer to a client whose connection is one too many.
+pub(super) fn one_too_many(cause: Refusal) -> Bytes {
+    let proxy_status = format!("rrlb; error=http_request_denied; details=\"{}\"", cause.as_str());
+    raw(StatusCode::TOO_MANY_REQUESTS, &proxy_status, "")
+}
+
+fn raw(status: StatusCode, proxy_status: &str, allow: &str) -> Bytes {
+    let body = body(status);
     Bytes::from(format!(
         "HTTP/1.1 {} {}\r\nProxy-Status: {proxy_status}\r\n{allow}Cache-Control: no-store\r\n\
          Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     config::model::UpstreamProtocol,
-    policy::proxy_protocol::Said,
+    policy::proxy_protocol::{Agreed, Said},
     runtime::{
         backend::Picked,
         peer::{self, TlsProfile},
@@ -52,7 +52,9 @@ pub(super) fn peer(
     };
     if let Some(version) = upstream.proxy_protocol {
         let ends = ctx.info().and_then(ConnInfo::ends);
-        peer::announce(&mut peer, version, ends.map_or(Said::Unknown, |(from, to)| Said::Client { from, to }));
+        let said = ends.map_or(Said::Unknown, |(from, to)| Said::Client { from, to });
+        let none = Agreed::default();
+        peer::announce(&mut peer, version, said, ctx.info().map_or(&none, ConnInfo::agreed));
     }
     if ctx.fresh == Fresh::Needed {
         // No pooled connection is known by this key.

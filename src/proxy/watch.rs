@@ -32,10 +32,13 @@ use crate::{
 /// A request of an HTTP/2 client is dropped so much later, for a deadline of Pingora's that passes at the same moment:
 /// that can still be answered.
 const ANSWER_GRACE: Duration = Duration::from_millis(100);
+/// Interim answers of one attempt; nobody needs more than a few.
+const MOST_INTERIM: u8 = 32;
 
 /// The head is about to be sent to a backend that speaks `version`.
 pub(super) fn request_begins(kit: &Kit, session: &mut Session, version: Version, ctx: &mut RequestCtx) {
     ctx.answered = false;
+    ctx.interim = 0;
     ctx.body_sent = false;
     let Some(timeouts) = ctx.member().map(|member| member.upstream.timeouts) else { return };
     let body = !session.as_mut().is_body_empty();
@@ -143,15 +146,12 @@ fn hold(session: &Session, body: &mut Option<Bytes>, end: bool, ctx: &mut Reques
 /// The answer's head has come.
 ///
 /// # Errors
-/// The backend switches protocols without having been asked, or its framing is ambiguous.
+/// The backend switches protocols without having been asked, its framing is ambiguous, or it only says that it will answer.
 pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
     framing(answer, ctx)?;
     if answer.status == StatusCode::SWITCHING_PROTOCOLS {
         if !session.is_upgrade_req() {
-            ctx.reason = Some(Reason::BadResponse);
-            let mut error = Error::explain(ErrorType::InvalidHTTPHeader, "101 without a request to upgrade");
-            error.as_up();
-            return Err(error);
+            return bad(ctx, "101 without a request to upgrade");
         }
         ctx.upgraded = true;
         ctx.answered = true;
@@ -159,7 +159,12 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
         ctx.total_due = None;
         let silence = ctx.member().map(|member| member.upstream.timeouts.websocket_idle);
         wait_for(ctx, Waiting::WebSocket, silence);
-    } else if !answer.status.is_informational() {
+    } else if answer.status.is_informational() {
+        ctx.interim = ctx.interim.saturating_add(1);
+        if ctx.interim > MOST_INTERIM {
+            return bad(ctx, "interim answers without end");
+        }
+    } else {
         (ctx.answered, ctx.relayed) = (true, true);
         judge::answered(ctx, answer.status);
         let timeouts = ctx.member().map(|member| member.upstream.timeouts);
@@ -189,10 +194,7 @@ pub(super) fn framing(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Resu
         return Ok(());
     }
     if let Err(why) = framed(answer) {
-        ctx.reason = Some(Reason::BadResponse);
-        let mut error = Error::explain(ErrorType::InvalidHTTPHeader, why);
-        error.as_up();
-        return Err(error);
+        return bad(ctx, why);
     }
     if answer.status == StatusCode::NOT_MODIFIED {
         // What it says of a body is about another answer's.
@@ -206,6 +208,13 @@ pub(super) fn framing(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Resu
         answer.insert_header(header::CONTENT_LENGTH, first)?;
     }
     Ok(())
+}
+
+fn bad(ctx: &mut RequestCtx, why: &'static str) -> Result<()> {
+    ctx.reason = Some(Reason::BadResponse);
+    let mut error = Error::explain(ErrorType::InvalidHTTPHeader, why);
+    error.as_up();
+    Err(error)
 }
 
 fn framed(answer: &ResponseHeader) -> Result<(), &'static str> {

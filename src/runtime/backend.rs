@@ -319,6 +319,16 @@ impl BackendState {
         &self.peer.sni
     }
 
+    /// Whom to ask for where the client has not said: the name in SNI, else the address as written.
+    pub fn authority(&self) -> &str {
+        match &self.address {
+            // An IPv6 address is no host as it stands there.
+            _ if !self.peer.sni.is_empty() && !self.peer.sni.contains(':') => &self.peer.sni,
+            BackendAddress::Host(_) | BackendAddress::Inet(_) => &self.label,
+            BackendAddress::Unix(_) => "localhost",
+        }
+    }
+
     /// Requests in flight, of all builds.
     pub fn in_flight(&self) -> u32 {
         self.state.in_flight.load(Ordering::Relaxed)

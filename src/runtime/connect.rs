@@ -28,7 +28,7 @@ use tokio_util::either::Either;
 use super::{connections::Connections, line::Socket};
 use crate::{
     config::model,
-    policy::proxy_protocol::{self, Said, Version},
+    policy::proxy_protocol::{self, Agreed, Said, Version},
 };
 
 /// Opens the connections of one upstream.
@@ -149,7 +149,9 @@ impl Announcing {
 pub fn for_probes(connector: Connector, version: Option<Version>) -> Arc<dyn Connect + Send + Sync> {
     let connector = Arc::new(connector);
     match version {
-        Some(version) => Arc::new(Announcing::new(connector, proxy_protocol::write(version, Said::Local))),
+        Some(version) => {
+            Arc::new(Announcing::new(connector, proxy_protocol::write(version, Said::Local, &Agreed::default())))
+        }
         None => connector,
     }
 }

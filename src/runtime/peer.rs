@@ -18,7 +18,7 @@ use pingora_core::{
 use super::connect::Announcing;
 use crate::{
     config::model::{self, Alpn, UpstreamProtocol},
-    policy::proxy_protocol::{self, Said},
+    policy::proxy_protocol::{self, Agreed, Said},
     types::{BackendAddress, HostPort},
 };
 
@@ -105,8 +105,8 @@ pub fn template(
 }
 
 /// Has a new connection for `peer` begin with a PROXY header, and a pooled one taken only if it began with the same.
-pub fn announce(peer: &mut HttpPeer, version: proxy_protocol::Version, said: Said) {
-    let header = proxy_protocol::write(version, said);
+pub fn announce(peer: &mut HttpPeer, version: proxy_protocol::Version, said: Said, agreed: &Agreed) {
+    let header = proxy_protocol::write(version, said, agreed);
     let mut hasher = DefaultHasher::new();
     (peer.group_key, &header).hash(&mut hasher);
     peer.group_key = hasher.finish();
@@ -235,17 +235,21 @@ mod tests {
     fn a_connection_for_one_client_is_not_taken_for_another() {
         let mut upstream = fixtures::upstream("app", &[("a", 1)]);
         upstream.proxy_protocol = Some(proxy_protocol::Version::V2);
-        let announced = |said| {
+        let agreed = |said, agreed: &Agreed| {
             let mut peer = peer(&upstream);
-            announce(&mut peer, proxy_protocol::Version::V2, said);
+            announce(&mut peer, proxy_protocol::Version::V2, said, agreed);
             peer.reuse_hash()
         };
+        let announced = |said| agreed(said, &Agreed::default());
         let client =
             |from: &str| Said::Client { from: from.parse().expect("an address"), to: ([10, 0, 0, 1], 80).into() };
         let all = [client("192.0.2.1:1"), client("192.0.2.1:2"), client("192.0.2.2:1"), Said::Local, Said::Unknown];
         let hashes: std::collections::BTreeSet<u64> = all.into_iter().map(announced).collect();
         assert_eq!(hashes.len(), all.len());
         assert_eq!(announced(client("192.0.2.1:1")), announced(client("192.0.2.1:1")));
+        let of = |name: &str| Agreed { authority: Some(name.into()), alpn: None };
+        assert_ne!(agreed(client("192.0.2.1:1"), &of("a.test")), agreed(client("192.0.2.1:1"), &of("b.test")));
+        assert_ne!(agreed(client("192.0.2.1:1"), &of("a.test")), announced(client("192.0.2.1:1")));
         assert_ne!(peer(&upstream).reuse_hash(), peer(&fixtures::upstream("app", &[("a", 1)])).reuse_hash());
     }
 

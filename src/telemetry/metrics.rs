@@ -14,7 +14,7 @@ pub use self::upstream::{AttemptInFlight, BackendMetrics, ConnectionUse, Request
 use self::upstream::{CLASSES, add};
 pub use super::cell::{Counter, Gauge};
 use super::{failures::Failures, log_writer::LogCounts};
-use crate::types::{Name, Reason};
+use crate::types::{Name, Reason, Refusal};
 
 mod abuse;
 mod text;
@@ -322,28 +322,6 @@ pub struct WorkerMetrics {
     pub bytes_received: Counter,
 }
 
-/// Why a connection was closed as it came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusedConnection {
-    /// The listener has as many as it may.
-    Limit,
-    /// The client has as many as it may.
-    PerIp,
-}
-
-impl RefusedConnection {
-    /// Every cause.
-    pub const ALL: [Self; 2] = [Self::Limit, Self::PerIp];
-
-    /// The label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Limit => "limit",
-            Self::PerIp => "per_ip",
-        }
-    }
-}
-
 /// How a TLS handshake with a client ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handshake {
@@ -426,7 +404,7 @@ pub struct ListenerMetrics {
     connections: Counter,
     open: Gauge,
     handshakes: [Counter; Handshake::ALL.len()],
-    refused: [Counter; RefusedConnection::ALL.len()],
+    refused: [Counter; Refusal::ALL.len()],
     proxy_headers: [Counter; ProxyHeader::ALL.len()],
 }
 
@@ -440,9 +418,9 @@ impl ListenerMetrics {
         OpenConnection { listener: Arc::clone(self), worker: Arc::clone(worker) }
     }
 
-    /// Counts a connection that was closed as it came.
-    pub fn refused(&self, cause: RefusedConnection) {
-        if let Some(counter) = self.refused.get(cause as usize) {
+    /// Counts a connection that was turned away before anything was asked on it.
+    pub fn refused(&self, cause: Refusal) {
+        if let Some(counter) = self.refused.get(cause.index()) {
             counter.increment();
         }
     }

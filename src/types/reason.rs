@@ -77,6 +77,8 @@ reasons! {
     NoRoute "no_route" Some("destination_not_found");
     /// Passed on and answered.
     Ok "ok" None;
+    /// HTTP in plain text where the listener speaks TLS.
+    PlainHttp "plain_http" Some("http_request_error");
     /// Requests came more often than a route's `rate_limit`.
     RateLimited "rate_limited" Some("http_request_denied");
     /// The backend was silent for too long within its answer.

@@ -180,6 +180,29 @@ async fn a_body_that_breaks_off_at_any_byte_never_ends_for_the_origin() {
     }
 }
 
+/// Also when the answer has begun, and nobody can be told with a status any more.
+#[tokio::test]
+async fn a_broken_chunk_is_the_clients_fault_whatever_was_answered() {
+    for engine in ["engine: exchange", "engine: pingora"] {
+        let origin = Origin::script("a", |mut peer| async move {
+            if peer.request_head().await.is_some() {
+                peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+                peer.held().await;
+            }
+        })
+        .await;
+        let proxy = Config::before(&[&origin], engine).start().await;
+        let mut client = proxy.client().await;
+        client.send(post("Transfer-Encoding: chunked\r\n", "2\r\nhi\r\n")).await;
+        assert_eq!(client.response_head().await.status(), 200, "{engine}");
+        client.send("zz\r\nhello\r\n").await;
+        let text = String::from_utf8_lossy(&client.closed().await).into_owned();
+        assert!(!text.contains("0\r\n\r\n"), "{engine}: the answer looks whole: {text}");
+        let line = &proxy.access_log(1).await[0];
+        assert_eq!(line["reason"], "bad_request", "{engine}: {line}");
+    }
+}
+
 #[tokio::test]
 async fn an_empty_line_before_a_request_is_skipped() {
     let origin = Origin::echo("a").await;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::support::{
     http1::{Client, Message, get_with},
-    http2::Client2,
+    http2::{Client2, Origin2},
     origin::Origin,
     proxy::{Config, Proxy},
     tls::Ca,
@@ -224,6 +224,124 @@ async fn http_1_0_clients_may_keep_their_connection() {
     } else {
         assert_eq!(client.closed().await, b"");
     }
+}
+
+/// Both ways of the bytes to a backend over HTTP/1.1.
+const ENGINES: [&str; 2] = ["engine: exchange", "engine: pingora"];
+/// HTTP/1.0 asks for no host.
+const HOSTLESS: &str = "GET / HTTP/1.0\r\n\r\n";
+
+#[tokio::test]
+async fn a_request_without_a_host_goes_to_an_origin_with_one() {
+    for engine in ENGINES {
+        let origin = Origin::echo("a").await;
+        let proxy = Config::before(&[&origin], engine).start().await;
+        assert_eq!(proxy.client().await.ask(HOSTLESS).await.status(), 200, "{engine}");
+        assert_eq!(origin.only_request().fields("host"), [origin.address.as_str()], "{engine}");
+        let forwarded = origin.only_request();
+        assert_eq!(forwarded.field("x-forwarded-host"), None, "{engine}: the client asked for none");
+        let yaml = format!(
+            "upstreams: {{ app: {{ backends: [\"{}\"], host_header: b.test }} }}\n{engine}\n\
+             routes: [{{ match: {{ path: /set/ }}, upstream: app, request_headers: {{ set: {{ Host: c.test }} }} }}, \
+             {{ upstream: app }}]",
+            origin.address
+        );
+        let proxy = Config::new(&yaml).start().await;
+        proxy.client().await.ask(HOSTLESS).await;
+        proxy.client().await.ask("GET /set/ HTTP/1.0\r\n\r\n").await;
+        let hosts: Vec<_> = origin.requests().iter().skip(1).map(|r| r.fields("host").join("|")).collect();
+        assert_eq!(hosts, ["b.test", "c.test"], "{engine}");
+    }
+}
+
+#[tokio::test]
+async fn over_tls_such_a_request_is_for_the_name_that_the_certificate_is_checked_for() {
+    let ca = Ca::new();
+    for way in ["protocol: h1 } }\nengine: exchange", "protocol: h1 } }\nengine: pingora"] {
+        let origin = Origin::tls("a", ca.issue(&["origin.test"]).server(&["http/1.1"])).await;
+        let yaml = "upstreams: { app: { backends: [\"<backend>\"], tls: { sni: origin.test, ca: <ca> }, ";
+        let config = Config::new(&(yaml.to_owned() + way)).put("backend", &origin.address);
+        let path = ca.write(config.dir());
+        let proxy = config.put("ca", path.display()).start().await;
+        assert_eq!(proxy.client().await.ask(HOSTLESS).await.status(), 200, "{way}");
+        assert_eq!(origin.only_request().fields("host"), ["origin.test"], "{way}");
+    }
+}
+
+#[tokio::test]
+async fn over_http2_such_a_request_has_an_authority() {
+    let origin = Origin2::start("a", None).await;
+    let yaml = format!("upstreams: {{ app: {{ backends: [\"{}\"], protocol: h2c }} }}", origin.address);
+    let proxy = Config::new(&yaml).start().await;
+    assert_eq!(proxy.client().await.ask(HOSTLESS).await.status(), 200);
+    assert_eq!(origin.requests().remove(0).authority, Some(origin.address.to_string()));
+}
+
+#[tokio::test]
+async fn http_1_0_clients_are_not_promised_a_connection_whose_end_is_their_answers() {
+    for engine in ENGINES {
+        for answer in ["HTTP/1.1 200 OK\r\n\r\nhello", "HTTP/1.0 200 OK\r\nConnection: close\r\n\r\nhello"] {
+            let origin = Origin::script("a", move |mut peer| async move {
+                peer.request().await;
+                peer.send(answer).await;
+            })
+            .await;
+            let proxy = Config::before(&[&origin], engine).start().await;
+            let mut client = proxy.client().await;
+            client.send("GET / HTTP/1.0\r\nHost: a.test\r\nConnection: keep-alive\r\n\r\n").await;
+            let text = String::from_utf8_lossy(&client.closed().await).to_lowercase();
+            assert!(text.ends_with("\r\n\r\nhello"), "{engine}: {text}");
+            assert!(!text.contains("keep-alive") && !text.contains("transfer-encoding"), "{engine}: {text}");
+        }
+        let origin = Origin::echo("a").await;
+        let proxy = Config::before(&[&origin], engine).start().await;
+        let mut client = proxy.client().await;
+        client.send("GET /chunked HTTP/1.0\r\nHost: a.test\r\nConnection: keep-alive\r\n\r\n").await;
+        let text = String::from_utf8_lossy(&client.closed().await).to_lowercase();
+        assert!(text.ends_with("\r\n\r\nhello world") && !text.contains("keep-alive"), "{engine}: {text}");
+        // The head of an answer without a body says all: it has an end of its own.
+        let mut client = proxy.client().await;
+        client.send("HEAD / HTTP/1.0\r\nHost: a.test\r\nConnection: keep-alive\r\n\r\n").await;
+        assert_eq!(client.response_head().await.field("connection"), Some("keep-alive"), "{engine}");
+        assert_eq!(client.get("/").await.status(), 200, "{engine}");
+    }
+}
+
+#[tokio::test]
+async fn max_forwards_counts_the_proxies_that_options_passes() {
+    for engine in ENGINES {
+        let origin = Origin::echo("a").await;
+        let more = format!("listeners: [{{ address: <listen>, h2c: true }}]\n{engine}");
+        let proxy = Config::before(&[&origin], &more).start().await;
+        let mut client = proxy.client().await;
+        let ask =
+            |method: &str, left: &str| format!("{method} / HTTP/1.1\r\nHost: a.test\r\nMax-Forwards: {left}\r\n\r\n");
+        for (method, left, sent) in
+            [("OPTIONS", "2", "1"), ("OPTIONS", "1", "0"), ("OPTIONS", "x", "x"), ("GET", "0", "0"), ("GET", "1", "1")]
+        {
+            assert_eq!(client.ask(ask(method, left)).await.status(), 200, "{method} {left}");
+            let seen = origin.requests().pop().expect("a request");
+            assert_eq!(seen.fields("max-forwards"), [sent], "{engine}: {method} {left}");
+        }
+        let before = origin.total();
+        let answer = client.ask(ask("OPTIONS", "0")).await;
+        assert!(answer.status() == 204 && answer.field("allow").is_some_and(|allow| allow.contains("OPTIONS")));
+        let mut options = crate::support::http2::request("OPTIONS", "/");
+        options.headers_mut().insert("max-forwards", "0".parse().expect("a value"));
+        assert_eq!(Client2::prior(proxy.listen).await.send(options, Vec::new(), None).await.status, 204);
+        assert_eq!(origin.total(), before, "{engine}: it was for us");
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_shown_what_a_request_became() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]").start().await;
+    let answer = proxy.client().await.ask("TRACE / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert!(answer.status() == 405 && answer.field("allow").is_some(), "{answer:?}");
+    let answer = Client2::prior(proxy.listen).await;
+    let answer = answer.send(crate::support::http2::request("TRACE", "/"), Vec::new(), None).await;
+    assert_eq!((answer.status, origin.total()), (405, 0));
 }
 
 #[tokio::test]

@@ -1,6 +1,17 @@
 //! 1xx answers: `100 Continue` and 103.
 
-use crate::support::{origin::Origin, proxy::Proxy, wait_until};
+use std::time::{Duration, Instant};
+
+use crate::support::{
+    misbehave,
+    origin::{Origin, Peer},
+    proxy::{Config, Proxy},
+    wait_until,
+};
+
+/// Both ways of the bytes to a backend over HTTP/1.1.
+const ENGINES: [&str; 2] = ["engine: exchange", "engine: pingora"];
+const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n";
 
 const EXPECTING: &str = "POST /p HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
 
@@ -110,5 +121,93 @@ async fn not_modified_and_no_content_have_no_body() {
         let reply = client.get(&format!("/{status}")).await;
         assert_eq!((reply.status(), reply.field("etag")), (status, Some("\"x\"")));
         assert_eq!(reply.fields("transfer-encoding"), [""; 0]);
+    }
+}
+
+/// A backend that gives only interim answers keeps nobody for longer than it takes to count them.
+#[tokio::test]
+async fn interim_answers_without_end_are_a_bad_response() {
+    for engine in ENGINES {
+        let origin = Origin::script("a", |mut peer| async move {
+            if peer.request().await.is_some() {
+                for _ in 0..1000 {
+                    peer.send(HINTS).await;
+                }
+                while peer.request().await.is_some() {}
+            }
+        })
+        .await;
+        let proxy = Config::before(&[&origin], engine).start().await;
+        let mut client = proxy.client().await;
+        client.send(crate::support::http1::get("/")).await;
+        let mut hints = 0;
+        let answer = loop {
+            let answer = client.any_response().await;
+            if answer.status() != 103 {
+                break answer;
+            }
+            hints += 1;
+        };
+        assert_eq!((answer.status(), hints <= 32), (502, true), "{engine}: {hints} interim answers");
+        assert!(answer.field("proxy-status").is_some_and(|status| status.contains("bad_response")), "{answer:?}");
+        assert_eq!(proxy.access_log(1).await[0]["reason"], "bad_response", "{engine}");
+        wait_until("the origin to be left", || origin.open() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn as_many_interim_answers_as_anybody_needs_are_passed_on() {
+    for engine in ENGINES {
+        let origin = Origin::script("a", |mut peer| async move {
+            while peer.request().await.is_some() {
+                peer.send(HINTS.repeat(16)).await;
+                peer.reply(200, "", "a").await;
+            }
+        })
+        .await;
+        let proxy = Config::before(&[&origin], engine).start().await;
+        let mut client = proxy.client().await;
+        for _ in 0..4 {
+            client.send(crate::support::http1::get("/")).await;
+            for _ in 0..16 {
+                assert_eq!(client.any_response().await.status(), 103, "{engine}");
+            }
+            assert_eq!(client.any_response().await.text(), "a", "{engine}");
+        }
+    }
+}
+
+/// The deadline is of the whole head, and interim answers do not put it off.
+#[tokio::test]
+async fn a_final_head_that_does_not_come_is_not_waited_for_longer_than_first_byte() {
+    for engine in ENGINES {
+        for (what, origin) in [
+            ("bytes of a head", Origin::script("a", misbehave::drip).await),
+            ("interim answers", Origin::script("a", hint_slowly).await),
+        ] {
+            let more = format!("defaults: {{ timeouts: {{ first_byte: 1s }}, retry: {{ attempts: 1 }} }}\n{engine}");
+            let proxy = Config::before(&[&origin], &more).start().await;
+            let began = Instant::now();
+            let mut client = proxy.client().await;
+            client.send(crate::support::http1::get("/")).await;
+            let answer = loop {
+                let answer = client.any_response().await;
+                if answer.status() != 103 {
+                    break answer;
+                }
+            };
+            assert_eq!(answer.status(), 504, "{engine}, {what}: {answer:?}");
+            assert!(began.elapsed() < Duration::from_millis(2500), "{engine}, {what}: {:?}", began.elapsed());
+            assert_eq!(proxy.access_log(1).await[0]["reason"], "first_byte_timeout", "{engine}, {what}");
+        }
+    }
+}
+
+/// Fewer interim answers than would be too many, until it is left.
+async fn hint_slowly(mut peer: Peer) {
+    if peer.request().await.is_some() {
+        while peer.wire.send(HINTS).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(150)).await; // the origin's pace
+        }
     }
 }

@@ -152,6 +152,21 @@ async fn an_upload_slower_than_the_rate_is_408() {
     assert_eq!(origin.count("/"), 0, "an origin saw a body that was cut");
 }
 
+/// Who waits to be asked has a minute; who was asked and has begun is as anybody else.
+#[tokio::test]
+async fn a_body_that_was_asked_for_and_has_begun_keeps_the_rate() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "min_body_rate: 1KiB").await;
+    let mut slow = proxy.client().await;
+    slow.send("POST / HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue\r\nContent-Length: 100000\r\n\r\n").await;
+    assert_eq!(slow.any_response().await.status(), 100);
+    let begun = Instant::now();
+    slow.send("x").await;
+    assert_eq!(slow.any_response().await.status(), 408);
+    let took = begun.elapsed();
+    assert!((Duration::from_secs(4)..Duration::from_secs(15)).contains(&took), "cut after {took:?}");
+}
+
 #[tokio::test]
 async fn what_is_around_the_data_does_not_pay_for_the_rate() {
     let origin = Origin::echo("a").await;
@@ -238,13 +253,19 @@ async fn the_last_request_of_a_connection_closes_it() {
     assert_eq!(origin.count("/4"), 0);
 }
 
+/// It is told so, and its connection ends.
+async fn is_one_too_many(mut client: Client) {
+    assert_eq!(client.response().await.status(), 429);
+    assert_eq!(client.closed().await, b"");
+}
+
 #[tokio::test]
-async fn connections_over_the_limit_are_closed_as_they_come() {
+async fn connections_over_the_limit_are_closed_with_429_as_they_come() {
     let origin = Origin::echo("a").await;
     let proxy = limited(&origin, "connections: 2").await;
     let (mut first, mut second) = (proxy.client().await, proxy.client().await);
     assert_eq!((first.get("/").await.status(), second.get("/").await.status()), (200, 200));
-    assert_eq!(proxy.client().await.closed().await, b"");
+    is_one_too_many(proxy.client().await).await;
     proxy.metric("rrlb_connections_refused_total", &["cause=\"limit\""], |n| n == 1.0).await;
     assert_eq!(first.get("/").await.status(), 200);
     drop(second);
@@ -256,13 +277,13 @@ async fn connections_over_the_limit_are_closed_as_they_come() {
 }
 
 #[tokio::test]
-async fn connections_of_one_client_over_the_limit_are_closed_as_they_come() {
+async fn connections_of_one_client_over_the_limit_are_closed_with_429_as_they_come() {
     let origin = Origin::echo("a").await;
     let proxy = limited(&origin, "connections_per_ip: 2").await;
     let from = |last: u8| Client::connect_from(IpAddr::from([127, 0, 0, last]), proxy.listen);
     let (mut first, mut second) = (from(1).await, from(1).await);
     assert_eq!((first.get("/").await.status(), second.get("/").await.status()), (200, 200));
-    assert_eq!(from(1).await.closed().await, b"");
+    is_one_too_many(from(1).await).await;
     assert_eq!(from(2).await.get("/").await.status(), 200);
     proxy.metric("rrlb_connections_refused_total", &["cause=\"per_ip\""], |n| n == 1.0).await;
     drop(first);

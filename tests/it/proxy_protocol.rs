@@ -246,6 +246,7 @@ async fn connections_are_counted_by_the_client_that_the_header_tells() {
     let refused = async |header: &str| {
         let mut client = proxy.client().await;
         client.send(format!("{header}{}", get("/"))).await;
+        assert_eq!(client.response().await.status(), 429, "{header:?}");
         assert_eq!(client.closed().await, b"", "{header:?}");
     };
     let first = served(&told_of("203.0.113.1")).await;

@@ -132,6 +132,8 @@ async fn a_revoked_certificate_is_refused_and_so_is_everyone_by_an_old_list() {
     // From now on the other one is. Its tickets, which bring the certificate back unchecked, are worth nothing.
     fs::write(&list, clients.revoke(&[&good], 2090)).expect("write");
     proxy.metric("rrlb_certificate_reloads_total", &["ok"], |reloads| reloads == 1.0).await;
+    proxy.logged("clients.crl").await;
+    assert!(!proxy.stderr().contains("ca.pem"), "the authorities did not change: {}", proxy.stderr());
     assert!(!is_served(&proxy, &config).await);
     assert!(is_served(&proxy, &bad.client(&ca, &[], BOTH)).await);
     fs::write(&list, "half of a list").expect("write");

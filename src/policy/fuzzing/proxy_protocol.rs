@@ -38,18 +38,21 @@ fn complete(input: &[u8], header: &Header, length: usize) {
     assert_eq!(parse(&own[..length - 1]), Parsed::Incomplete, "its last byte is not needed");
     let more = [own, b"\0\xff\r\nPROXY "].concat();
     assert_eq!(parse(&more), Parsed::Complete(header.clone(), length), "something behind it was read");
-    assert!(header.alpn.as_ref().is_none_or(|alpn| (1..=LONGEST_ALPN).contains(&alpn.len())));
-    assert!(header.authority.as_ref().is_none_or(|name| name.len() <= LONGEST_AUTHORITY));
+    assert!(header.agreed.alpn.as_ref().is_none_or(|alpn| (1..=LONGEST_ALPN).contains(&alpn.len())));
+    assert!(header.agreed.authority.as_ref().is_none_or(|name| name.len() <= LONGEST_AUTHORITY));
     let said = match header.source {
         Source::Inet { from, to } => Said::Client { from, to },
         Source::Local => Said::Local,
         Source::Unix | Source::Unknown => Said::Unknown,
     };
     for version in [Version::V1, Version::V2] {
-        let ours = write(version, said);
+        let ours = write(version, said, &header.agreed);
         assert!(version == Version::V2 || ours.len() <= LONGEST_V1);
         let Parsed::Complete(read, length) = parse(&ours) else { panic!("ours is not understood: {ours:?}") };
         assert_eq!((read.version, length), (version, ours.len()));
+        if version == Version::V2 && matches!(said, Said::Client { .. }) {
+            assert_eq!(read.agreed, header.agreed);
+        }
         match (said, read.source) {
             (Said::Client { from, to }, Source::Inet { from: read_from, to: read_to }) => {
                 assert_eq!((plain(from), plain(to)), (plain(read_from), plain(read_to)));

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn v1(source: Source) -> Header {
-    Header { version: Version::V1, source, alpn: None, authority: None }
+    Header { version: Version::V1, source, agreed: Agreed::default() }
 }
 
 fn inet(from: &str, to: &str) -> Source {
@@ -109,7 +109,7 @@ fn version_2_names_the_client_of_each_family() {
     ] {
         let header = v2(command, family, rest);
         let longer = [&header[..], b"\x16\x03"].concat();
-        let told = Header { version: Version::V2, source, alpn: None, authority: None };
+        let told = Header { version: Version::V2, source, agreed: Agreed::default() };
         assert_eq!(parse(&longer), Parsed::Complete(told, header.len()), "{header:?}");
         for split in 0..header.len() {
             assert_eq!(parse(&header[..split]), Parsed::Incomplete, "{header:?} at {split}");
@@ -145,8 +145,8 @@ fn version_2_that_is_not_well_formed_is_refused() {
 fn extensions_that_matter_are_read_and_others_passed_over() {
     let rest = [&TCP4[..], &tlv(0xea, b"x"), &tlv(4, &[0; 9]), &tlv(ALPN, b"h2"), &tlv(AUTHORITY, b"a.test")].concat();
     let Parsed::Complete(header, _) = parse(&v2(0x21, 0x11, &rest)) else { panic!("a header") };
-    assert_eq!(header.alpn.as_deref(), Some(&b"h2"[..]));
-    assert_eq!(header.authority.as_deref(), Some("a.test"));
+    assert_eq!(header.agreed.alpn.as_deref(), Some(&b"h2"[..]));
+    assert_eq!(header.agreed.authority.as_deref(), Some("a.test"));
 }
 
 /// The check value of CRC-32C, by RFC 3720 §B.4 for 32 zeros.
@@ -187,17 +187,42 @@ fn what_is_written_says_what_it_should() {
         (Said::Local, "PROXY UNKNOWN\r\n"),
         (Said::Unknown, "PROXY UNKNOWN\r\n"),
     ] {
-        assert_eq!(String::from_utf8_lossy(&write(Version::V1, said)), line);
+        assert_eq!(String::from_utf8_lossy(&write(Version::V1, said, &Agreed::default())), line);
     }
-    assert_eq!(source(&write(Version::V2, Said::Local)), Some(Source::Local));
-    assert_eq!(source(&write(Version::V2, Said::Unknown)), Some(Source::Unknown));
+    assert_eq!(source(&write(Version::V2, Said::Local, &Agreed::default())), Some(Source::Local));
+    assert_eq!(source(&write(Version::V2, Said::Unknown, &Agreed::default())), Some(Source::Unknown));
+}
+
+#[test]
+fn what_a_client_agreed_on_is_told_in_version_2_and_read_again() {
+    let (from, to) = ("192.0.2.1:258".parse().expect("an address"), "198.51.100.2:443".parse().expect("an address"));
+    let agreed = Agreed { alpn: Some(b"h2"[..].into()), authority: Some("a.test".into()) };
+    let written = write(Version::V2, Said::Client { from, to }, &agreed);
+    let extensions = b"\x01\x00\x02h2\x02\x00\x06a.test";
+    let addresses = [192, 0, 2, 1, 198, 51, 100, 2, 1, 2, 1, 187];
+    assert_eq!(written, [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x1a"[..], &addresses, extensions].concat());
+    let Parsed::Complete(header, length) = parse(&written) else { panic!("{written:?}") };
+    assert_eq!((header.agreed, length), (agreed.clone(), written.len()));
+    assert_eq!(
+        write(Version::V1, Said::Client { from, to }, &agreed),
+        b"PROXY TCP4 192.0.2.1 198.51.100.2 258 443\r\n"
+    );
+    for said in [Said::Local, Said::Unknown] {
+        assert_eq!(write(Version::V2, said, &agreed), write(Version::V2, said, &Agreed::default()));
+    }
+    let long = Agreed { alpn: Some([7; 256].into()), authority: Some("x".repeat(256).into()) };
+    let none = Agreed { alpn: Some([].into()), authority: None };
+    for agreed in [long, none] {
+        let plain = write(Version::V2, Said::Client { from, to }, &Agreed::default());
+        assert_eq!(write(Version::V2, Said::Client { from, to }, &agreed), plain);
+    }
 }
 
 proptest! {
     #[test]
     fn what_is_written_is_read_again(from: SocketAddr, to: SocketAddr) {
         for version in [Version::V1, Version::V2] {
-            let written = write(version, Said::Client { from, to });
+            let written = write(version, Said::Client { from, to }, &Agreed::default());
             let Parsed::Complete(header, length) = parse(&written) else { panic!("{written:?}") };
             prop_assert_eq!(length, written.len());
             let Source::Inet { from: read, .. } = header.source else { panic!("{header:?}") };

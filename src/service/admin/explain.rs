@@ -16,6 +16,7 @@ use crate::{
     policy::{
         balance::Balance,
         headers::valid_host,
+        path::is_uri_path,
         route::{RequestView, without_port},
     },
     runtime::{
@@ -166,6 +167,10 @@ fn answer(question: &Question, model: &Model, snapshot: &Snapshot) -> Explanatio
         upstreams: Vec::new(),
         detail: String::new(),
     };
+    if !is_uri_path(&question.path) || !question.path_and_query.is_ascii() {
+        explanation.detail = "400 bad_request: the path has characters that no path of a URI has".into();
+        return explanation;
+    }
     if !listeners.is_empty() && listeners.iter().all(|listener| listener.redirect_https) {
         explanation.action = "redirect";
         let host = without_port(&question.host);
@@ -173,8 +178,8 @@ fn answer(question: &Question, model: &Model, snapshot: &Snapshot) -> Explanatio
             format!("308 to https://{host}{}, by `redirect_https` of the listener", question.path_and_query);
         return explanation;
     }
-    if question.method == Method::CONNECT {
-        explanation.detail = "405 method_not_allowed: CONNECT is not served".into();
+    if matches!(question.method, Method::CONNECT | Method::TRACE) {
+        explanation.detail = format!("405 method_not_allowed: {} is not served", question.method);
         return explanation;
     }
     let view = RequestView {

@@ -3,8 +3,7 @@
 use std::{fmt, sync::PoisonError};
 
 use super::{
-    AcceptError, AdminOutcome, CLASSES, H2Abuse, Handshake, Metrics, NO_UPSTREAM, Named, ProxyHeader,
-    RefusedConnection, UpstreamMetrics,
+    AcceptError, AdminOutcome, CLASSES, H2Abuse, Handshake, Metrics, NO_UPSTREAM, Named, ProxyHeader, UpstreamMetrics,
 };
 use crate::{
     telemetry::{
@@ -12,7 +11,7 @@ use crate::{
         exposition::{Exposition, Kind},
         process::ProcessNumbers,
     },
-    types::{AttemptFailure, Reason},
+    types::{AttemptFailure, Reason, Refusal},
 };
 
 pub(super) fn encode(metrics: &Metrics) -> String {
@@ -177,9 +176,9 @@ fn connections(out: &mut Exposition, metrics: &Metrics, named: &Named) {
         out.sample(name, &[("listener", listener.as_str())], counts.open.value());
     }
     let name = "rrlb_connections_refused_total";
-    out.family(name, Kind::Counter, "Connections closed as they came, over a limit of the listener.");
+    out.family(name, Kind::Counter, "Connections turned away before anything was asked on them, by cause.");
     for (listener, counts) in &named.listeners {
-        for (counter, cause) in counts.refused.iter().zip(RefusedConnection::ALL) {
+        for (counter, cause) in counts.refused.iter().zip(Refusal::ALL) {
             out.sample(name, &[("listener", listener.as_str()), ("cause", cause.as_str())], counter.value());
         }
     }

@@ -39,6 +39,9 @@ async fn the_route_is_the_one_that_a_request_would_take() {
         (json!({ "url": "https://fixed.test/" }), "respond", "no listener of this configuration takes this https URL"),
         (json!({ "url": "http://192.0.2.1/old" }), "redirect", "no listener"),
         (json!({ "url": "http://x.test/", "method": "CONNECT" }), "none", "405 method_not_allowed"),
+        (json!({ "url": "http://x.test/", "method": "TRACE" }), "none", "405 method_not_allowed"),
+        (json!({ "url": "http://x.test/a{b}" }), "none", "400 bad_request"),
+        (json!({ "url": "http://fixed.test:8081/a{b}" }), "none", "400 bad_request"),
     ] {
         let answer = explain(&bench, question.clone()).await;
         assert_eq!(answer["action"], action, "{question} {answer}");

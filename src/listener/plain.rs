@@ -1,0 +1,39 @@
+//! HTTP in plain text on a listener that speaks TLS: answered as nginx does, 400, so that who mistyped a URL is told.
+
+use std::sync::Arc;
+
+use super::{
+    Endpoint,
+    conn::{Conn, Socket, Transport},
+    front::{self, Parsed},
+    h1,
+    proxy_protocol::Ends,
+    worker::{self, Post},
+};
+use crate::{
+    runtime::deadlines::{How, Wait},
+    types::{Reason, Refusal},
+};
+
+/// Whether a connection that begins so may be HTTP; a record of TLS begins with a control character.
+pub(super) fn may_be_http(first: u8) -> bool {
+    first.is_ascii_alphabetic()
+}
+
+/// Reads the head of a request and refuses it. What is no HTTP either is left without an answer.
+pub(super) async fn refuse(post: &Post, endpoint: &Endpoint, socket: Socket, ends: Ends) {
+    let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
+    let client = ends.address();
+    let mut conn = Conn::new(Transport::Plain(socket), None);
+    let info = Arc::new(worker::info(ends, None, endpoint, conn.fd()));
+    let refused = match h1::head(&mut conn, endpoint, &deadline, Wait::First).await {
+        Some(Parsed::Request(head)) => front::told(&conn.ahead()[..head.head], Reason::PlainHttp),
+        Some(Parsed::Refused(refused)) if !refused.method.is_empty() => *refused,
+        Some(Parsed::Refused(refused)) if refused.reason == Reason::HeaderTimeout => {
+            return post.refusals.count(endpoint, client, Refusal::TlsTimeout, None);
+        }
+        _ => return post.refusals.count(endpoint, client, Refusal::TlsMalformed, None),
+    };
+    post.refusals.count(endpoint, client, Refusal::PlainHttp, None);
+    h1::refuse(post, &mut conn, &info, &deadline, refused, false).await;
+}

@@ -1,0 +1,152 @@
+//! What is said of connections that are turned away before anything is asked on them: each is counted by its cause; of each
+//! cause a worker logs a line a second, as scanners go on all day.
+
+use std::{
+    fmt, io,
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use rustls::CertificateError;
+
+use super::Endpoint;
+use crate::types::Refusal;
+
+/// Between two lines of a worker for one cause.
+const EVERY: Duration = Duration::from_secs(1);
+/// Of what is said beside the cause.
+const LONGEST_DETAIL: usize = 200;
+
+/// A worker's share of the lines.
+#[derive(Debug, Default)]
+pub(super) struct Refusals([Mutex<Lines>; Refusal::ALL.len()]);
+
+#[derive(Debug, Default)]
+struct Lines {
+    last: Option<Instant>,
+    skipped: u64,
+}
+
+impl Lines {
+    /// Whether to log now, and how many were not logged since the last.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        if self.last.is_some_and(|last| now.saturating_duration_since(last) < EVERY) {
+            self.skipped += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.skipped))
+    }
+}
+
+impl Refusals {
+    /// Counts a connection of `client` (`None`: of a unix socket) that was turned away, and logs it where it is time to.
+    pub(super) fn count(
+        &self,
+        endpoint: &Endpoint,
+        client: Option<IpAddr>,
+        cause: Refusal,
+        detail: Option<&dyn fmt::Display>,
+    ) {
+        endpoint.metrics.refused(cause);
+        let Some(lines) = self.0.get(cause.index()) else { return };
+        let Some(skipped) = lines.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()) else { return };
+        let (listener, cause) = (&endpoint.model.address, cause.as_str());
+        let client = client.map_or_else(|| "unix".to_owned(), |client| client.to_canonical().to_string());
+        let detail = detail.map_or_else(String::new, |detail| format!(" ({})", plain(&detail.to_string())));
+        let more = if skipped == 0 { String::new() } else { format!("; {skipped} more since the last such line") };
+        log::info!("{listener}: turned a connection of {client} away: {cause}{detail}{more}");
+    }
+}
+
+/// On one line and not long, whatever a client had a part in.
+fn plain(text: &str) -> String {
+    let end = text.floor_char_boundary(LONGEST_DETAIL);
+    text[..end].chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
+}
+
+/// No certificate for the name that was asked for, or for none.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.as_ref().map_or("no name was asked for".to_owned(), |name| format!("no certificate for {name}")))]
+pub(super) struct UnknownName(pub(super) Option<String>);
+
+/// Why a handshake failed that was not too slow.
+pub(super) fn of_handshake(error: &io::Error) -> Refusal {
+    let Some(cause) = error.get_ref() else { return Refusal::TlsAborted };
+    if cause.is::<UnknownName>() {
+        return Refusal::UnknownName;
+    }
+    let Some(cause) = cause.downcast_ref::<rustls::Error>() else { return Refusal::TlsAborted };
+    match cause {
+        rustls::Error::AlertReceived(_) => Refusal::TlsAborted,
+        rustls::Error::InvalidCertificate(error) => of_certificate(error),
+        rustls::Error::NoCertificatesPresented => Refusal::ClientCertMissing,
+        rustls::Error::PeerIncompatible(_) | rustls::Error::NoApplicationProtocol => Refusal::TlsNothingInCommon,
+        rustls::Error::DecryptError
+        | rustls::Error::InappropriateHandshakeMessage { .. }
+        | rustls::Error::InappropriateMessage { .. }
+        | rustls::Error::InvalidMessage(_)
+        | rustls::Error::PeerMisbehaved(_)
+        | rustls::Error::PeerSentOversizedRecord => Refusal::TlsMalformed,
+        _ => Refusal::TlsFailed,
+    }
+}
+
+fn of_certificate(error: &CertificateError) -> Refusal {
+    match error {
+        CertificateError::Expired
+        | CertificateError::ExpiredContext { .. }
+        | CertificateError::NotValidYet
+        | CertificateError::NotValidYetContext { .. } => Refusal::ClientCertExpired,
+        CertificateError::ExpiredRevocationList
+        | CertificateError::ExpiredRevocationListContext { .. }
+        | CertificateError::UnknownRevocationStatus => Refusal::ClientCertUnchecked,
+        CertificateError::Revoked => Refusal::ClientCertRevoked,
+        _ => Refusal::ClientCertUntrusted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_connections_is_a_line_a_second() {
+        let mut lines = Lines::default();
+        let start = Instant::now();
+        assert_eq!(lines.take(start), Some(0));
+        assert_eq!((1..1000).filter_map(|ms| lines.take(start + Duration::from_millis(ms))).count(), 0);
+        assert_eq!(lines.take(start + EVERY), Some(999));
+    }
+
+    #[test]
+    fn what_a_client_had_a_part_in_stays_on_one_line() {
+        assert_eq!(plain("a\r\nb\u{1b}[0m"), "a??b?[0m");
+        assert!(plain(&"ä".repeat(1000)).len() <= LONGEST_DETAIL);
+    }
+
+    #[test]
+    fn each_cause_of_a_failed_handshake_has_its_word() {
+        let tls = |error: rustls::Error| io::Error::new(io::ErrorKind::InvalidData, error);
+        let certificate = |error| tls(rustls::Error::InvalidCertificate(error));
+        for (error, cause) in [
+            (io::ErrorKind::UnexpectedEof.into(), Refusal::TlsAborted),
+            (io::Error::from_raw_os_error(libc::ECONNRESET), Refusal::TlsAborted),
+            (io::Error::other(UnknownName(None)), Refusal::UnknownName),
+            (tls(rustls::Error::NoCertificatesPresented), Refusal::ClientCertMissing),
+            (tls(rustls::PeerIncompatible::NoCipherSuitesInCommon.into()), Refusal::TlsNothingInCommon),
+            (tls(rustls::InvalidMessage::InvalidContentType.into()), Refusal::TlsMalformed),
+            (tls(rustls::Error::DecryptError), Refusal::TlsMalformed),
+            (certificate(CertificateError::Expired), Refusal::ClientCertExpired),
+            (certificate(CertificateError::NotValidYet), Refusal::ClientCertExpired),
+            (certificate(CertificateError::Revoked), Refusal::ClientCertRevoked),
+            (certificate(CertificateError::ExpiredRevocationList), Refusal::ClientCertUnchecked),
+            (certificate(CertificateError::UnknownIssuer), Refusal::ClientCertUntrusted),
+            (certificate(CertificateError::BadSignature), Refusal::ClientCertUntrusted),
+            (tls(rustls::Error::General(String::new())), Refusal::TlsFailed),
+        ] {
+            assert_eq!(of_handshake(&error), cause, "{error:?}");
+        }
+    }
+}
