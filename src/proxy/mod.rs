@@ -31,6 +31,7 @@ use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest,
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 pub use profile::Proxies;
+pub use reject::{PROXY_STATUS, proxy_status};
 
 use crate::{runtime::peer::TlsProfile, telemetry::metrics::ConnectionUse, types::Reason};
 

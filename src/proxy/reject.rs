@@ -15,7 +15,7 @@ pub(super) use crate::policy::headers::X_REQUEST_ID;
 use crate::types::Reason;
 
 /// `Proxy-Status` (RFC 9209).
-pub(super) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// The status a client gets; `None` where there is no client left to get one.
 pub(super) fn status(reason: Reason) -> Option<StatusCode> {
@@ -134,8 +134,9 @@ fn body(status: StatusCode) -> String {
     format!("{} {}\n", status.as_u16(), status.canonical_reason().unwrap_or_default())
 }
 
-/// `rrlb; error=connection_refused; details="connect_refused"`
-fn proxy_status(reason: Reason) -> Option<HeaderValue> {
+/// What an answer says of its reason, as in `rrlb; error=connection_refused; details="connect_refused"`; `None` where
+/// nothing failed.
+pub fn proxy_status(reason: Reason) -> Option<HeaderValue> {
     let error = reason.proxy_status_error()?;
     HeaderValue::try_from(format!("rrlb; error={error}; details=\"{}\"", reason.as_str())).ok()
 }
