@@ -111,6 +111,9 @@ impl ProxyHttp for App {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         edit::request(session, upstream, ctx)?;
+        if let Some(picked) = ctx.picked.as_ref().filter(|_| !session.is_upgrade_req()) {
+            picked.backend().set_chose_http2(upstream.version == Version::HTTP_2);
+        }
         watch::request_begins(&self.kit, session, upstream.version, ctx);
         Ok(())
     }
