@@ -9,6 +9,7 @@ mod frames;
 pub(super) mod fuzzing;
 mod guard;
 mod pace;
+mod refusals;
 mod watch;
 
 use std::{
@@ -164,6 +165,17 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
                         }
                         continue;
                     }
+                    Word::Refused(reasons) => {
+                        for reason in reasons {
+                            post.log_unserved(&info, Unserved::unseen(reason, "HTTP/2.0"));
+                            // Resets have a budget of their own.
+                            malformed += usize::from(reason == Reason::HeaderTooLarge);
+                        }
+                        if malformed >= MALFORMED {
+                            told.tell(Verdict::Ours(H2Abuse::Malformed));
+                        }
+                        continue;
+                    }
                 };
                 if let Verdict::Ours(kind) = verdict {
                     connection.abrupt_shutdown(code(kind).into());
@@ -202,7 +214,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
                     connection.graceful_shutdown();
                     leaving = true;
                 }
-                let stream = active.begin(told.opened());
+                let stream = active.begin(told.accepted());
                 let (post, info, endpoint) = (post.clone(), info.clone(), endpoint.clone());
                 tokio::spawn(async move {
                     request(&post, &info, &endpoint, session, &stream.cancel).await;
@@ -210,6 +222,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
                 });
             }
             Ok(Some(H2Accept::Rejected)) => {
+                told.rejected();
                 post.log_unserved(&info, Unserved::unseen(Reason::BadRequest, "HTTP/2.0"));
                 malformed += 1;
                 if malformed >= MALFORMED {

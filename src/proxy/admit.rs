@@ -148,8 +148,7 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
             }
             let ours = member.upstream.exchange().is_some() && !session.is_upgrade_req();
             if ours && route.engine != Engine::Pingora {
-                exchange::serve(kit, session, ctx).await?;
-                return Ok(true);
+                return exchange::serve(kit, session, ctx).await;
             }
             Ok(false)
         }

@@ -377,6 +377,8 @@ pub struct RequestCtx {
     /// Positions of backends that failed this request.
     pub(super) tried: Vec<usize>,
     pub(super) picked: Option<Picked>,
+    /// The attempt's backend has been picked already: by the exchange, and it speaks HTTP/2.
+    pub(super) handed_over: bool,
     /// Counts the attempt, and the request, as in flight.
     pub(super) attempt: Option<AttemptInFlight>,
     pub(super) in_flight: Option<RequestInFlight>,
@@ -435,6 +437,7 @@ impl RequestCtx {
             attempts: 0,
             tried: Vec::new(),
             picked: None,
+            handed_over: false,
             attempt: None,
             in_flight: None,
             last_backend: None,

@@ -33,6 +33,7 @@ use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest,
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 pub use profile::Proxies;
+pub use reject::{PROXY_STATUS, proxy_status};
 
 use crate::{runtime::peer::TlsProfile, telemetry::metrics::ConnectionUse, types::Reason};
 
@@ -112,6 +113,9 @@ impl ProxyHttp for App {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         edit::request(session, upstream, ctx)?;
+        if let Some(picked) = ctx.picked.as_ref().filter(|_| !session.is_upgrade_req()) {
+            picked.backend().set_chose_http2(upstream.version == Version::HTTP_2);
+        }
         watch::request_begins(&self.kit, session, upstream.version, ctx);
         Ok(())
     }

@@ -15,7 +15,7 @@ pub(super) use crate::policy::headers::X_REQUEST_ID;
 use crate::types::{Reason, Refusal};
 
 /// `Proxy-Status` (RFC 9209).
-pub(super) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// What `Allow` says. Others are passed on too, but these are what everybody knows.
 pub(super) const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
@@ -139,8 +139,9 @@ fn body(status: StatusCode) -> String {
     format!("{} {}\n", status.as_u16(), status.canonical_reason().unwrap_or_default())
 }
 
-/// `rrlb; error=connection_refused; details="connect_refused"`
-fn proxy_status(reason: Reason) -> Option<HeaderValue> {
+/// What an answer says of its reason, as in `rrlb; error=connection_refused; details="connect_refused"`; `None` where
+/// nothing failed.
+pub fn proxy_status(reason: Reason) -> Option<HeaderValue> {
     let error = reason.proxy_status_error()?;
     HeaderValue::try_from(format!("rrlb; error={error}; details=\"{}\"", reason.as_str())).ok()
 }

@@ -37,7 +37,9 @@ pub(super) fn peer(
     ctx: &mut RequestCtx,
     profile: &TlsProfile,
 ) -> Result<Box<HttpPeer>> {
-    backend(ctx)?;
+    if !std::mem::take(&mut ctx.handed_over) {
+        backend(ctx)?;
+    }
     let current = ctx.current().cloned();
     let Some(member) = current.as_ref().and_then(|current| Some(current.member(ctx.upstream?))) else {
         return fail(ctx, Reason::Internal, "a request came to an upstream without a route");

@@ -87,6 +87,8 @@ pub struct BackendState {
     state: Arc<State>,
     /// Kept over builds while the address stays. `None` while a host name has none.
     target: Arc<ArcSwapOption<Target>>,
+    /// It chose HTTP/2 when it had the choice last. Kept as `target` is.
+    http2: Arc<AtomicBool>,
     /// What its attempts came to; see [`BackendState::with_ejection_of`].
     ejection: Arc<Ejection>,
 }
@@ -122,10 +124,12 @@ impl BackendState {
             },
             |previous| previous.state.clone(),
         );
-        let target = previous.filter(|previous| previous.address == backend.address).map_or_else(
+        let known = previous.filter(|previous| previous.address == backend.address);
+        let target = known.map_or_else(
             || Arc::new(ArcSwapOption::from_pointee(fixed_target(&backend.address).map(Target::new))),
             |previous| previous.target.clone(),
         );
+        let http2 = known.map(|previous| previous.http2.clone()).unwrap_or_default();
         Self {
             index,
             id: backend.id.clone(),
@@ -138,6 +142,7 @@ impl BackendState {
             peer,
             state,
             target,
+            http2,
             ejection: Arc::default(),
         }
     }
@@ -326,6 +331,18 @@ impl BackendState {
             _ if !self.peer.sni.is_empty() && !self.peer.sni.contains(':') => &self.peer.sni,
             BackendAddress::Host(_) | BackendAddress::Inet(_) => &self.label,
             BackendAddress::Unix(_) => "localhost",
+        }
+    }
+
+    /// Whether it chose HTTP/2 when it had the choice last.
+    pub fn chose_http2(&self) -> bool {
+        self.http2.load(Ordering::Relaxed)
+    }
+
+    /// Keeps what it has chosen.
+    pub fn set_chose_http2(&self, chose: bool) {
+        if self.chose_http2() != chose {
+            self.http2.store(chose, Ordering::Relaxed);
         }
     }
 

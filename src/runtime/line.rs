@@ -20,7 +20,11 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
-use super::{backend::Anchor, connect::Connector, tls::TlsClient};
+use super::{
+    backend::Anchor,
+    connect::Connector,
+    tls::{TlsClient, chose_http2},
+};
 
 /// A connected socket.
 pub type Socket = Either<TcpStream, UnixStream>;
@@ -59,18 +63,19 @@ impl Opener {
         self.tls.as_ref().map(|(client, _)| client)
     }
 
-    /// A connection to the backend at `to`, of that `name`.
+    /// A connection to the backend at `to`, of that `name`; `None` where it has chosen HTTP/2, which is not spoken over
+    /// these.
     ///
     /// # Errors
     /// There is none within the time, the handshake failed. It may be tried elsewhere.
-    pub async fn open(&self, to: &SocketAddr, name: &str) -> Result<Line> {
+    pub async fn open(&self, to: &SocketAddr, name: &str) -> Result<Option<Line>> {
         let socket = self.connector.dial(to).await?;
-        let Some((client, patience)) = &self.tls else { return Ok(Either::Left(socket)) };
+        let Some((client, patience)) = &self.tls else { return Ok(Some(Either::Left(socket))) };
         // Large, and not needed for plain text.
         let handshake = Box::pin(client.connect(socket, to, name));
         let context = || format!("TLS with {to} by the name {name}");
         let mut error = match tokio::time::timeout(*patience, handshake).await {
-            Ok(Ok(stream)) => return Ok(Either::Right(Box::new(stream))),
+            Ok(Ok(stream)) => return Ok((!chose_http2(&stream)).then(|| Either::Right(Box::new(stream)))),
             Ok(Err(error)) => Error::because(ErrorType::TLSHandshakeFailure, context(), error),
             Err(elapsed) => Error::because(ErrorType::TLSHandshakeTimedout, context(), elapsed),
         };

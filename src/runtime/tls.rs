@@ -30,7 +30,23 @@ const MOST_BACKENDS: usize = 16 * 1024;
 /// Sessions of one backend: rustls keeps as many of one server, and each backend has a store of its own.
 const SESSIONS: usize = 8;
 
-/// The client side of TLS to backends that are trusted and shown the same. Speaks HTTP/1.1 alone.
+/// What backends may choose from (RFC 7301).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Offer {
+    /// HTTP/2 or HTTP/1.1.
+    Either,
+    /// HTTP/1.1 alone.
+    Http1,
+}
+
+const HTTP2: &[u8] = b"h2";
+
+/// Whether a backend has chosen HTTP/2.
+pub(super) fn chose_http2(stream: &TlsStream<Socket>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(HTTP2)
+}
+
+/// The client side of TLS to backends that are trusted, shown and offered the same.
 #[derive(Debug)]
 pub struct TlsClient {
     config: ClientConfig,
@@ -40,7 +56,7 @@ pub struct TlsClient {
 }
 
 impl TlsClient {
-    fn new(tls: &model::UpstreamTls, process: &model::Process) -> Self {
+    fn new(tls: &model::UpstreamTls, process: &model::Process, offer: Offer) -> Self {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let algorithms = provider.signature_verification_algorithms;
         let builder = ClientConfig::builder_with_provider(provider)
@@ -58,7 +74,10 @@ impl TlsClient {
                 builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certificate.key.clone())))
             }
         };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = match offer {
+            Offer::Either => vec![HTTP2.to_vec(), b"http/1.1".to_vec()],
+            Offer::Http1 => vec![b"http/1.1".to_vec()],
+        };
         Self { config, backends: Mutex::default() }
     }
 
@@ -91,19 +110,25 @@ impl TlsClient {
 
 /// The clients in use, by what they are made of.
 #[derive(Debug, Default)]
-pub struct TlsClients(Mutex<HashMap<(TlsProfile, bool), Weak<TlsClient>>>);
+pub struct TlsClients(Mutex<HashMap<(TlsProfile, bool, Offer), Weak<TlsClient>>>);
 
 impl TlsClients {
     /// The client for an upstream's settings, of which `profile` is made; that of a build before where there is one. May
     /// read the system's roots.
-    pub fn of(&self, tls: &model::UpstreamTls, profile: &TlsProfile, process: &model::Process) -> Arc<TlsClient> {
+    pub fn of(
+        &self,
+        tls: &model::UpstreamTls,
+        profile: &TlsProfile,
+        process: &model::Process,
+        offer: Offer,
+    ) -> Arc<TlsClient> {
         let mut clients = lock(&self.0);
-        let key = (profile.clone(), tls.verify);
+        let key = (profile.clone(), tls.verify, offer);
         if let Some(client) = clients.get(&key).and_then(Weak::upgrade) {
             return client;
         }
         clients.retain(|_, client| client.strong_count() > 0);
-        let client = Arc::new(TlsClient::new(tls, process));
+        let client = Arc::new(TlsClient::new(tls, process, offer));
         clients.insert(key, Arc::downgrade(&client));
         client
     }

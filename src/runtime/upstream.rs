@@ -27,6 +27,7 @@ use super::{
     outlier::Outliers,
     peer::{self, TlsProfile},
     selection::{Pool, Selection, SelectionConfig},
+    tls::Offer,
 };
 use crate::{
     config::model::{self, HealthCheck, HostHeader, Timeouts, UpstreamProtocol, UpstreamTls},
@@ -123,8 +124,8 @@ impl Upstream {
             Some(config.clone()),
         );
         update_now(&balancer);
-        let exchange = is_http1(model).then(|| {
-            let client = |tls| connections.tls().of(tls, &tls_profile, process);
+        let exchange = offer(model).map(|offer| {
+            let client = |tls| connections.tls().of(tls, &tls_profile, process, offer);
             Opener::new(connector, model.tls.as_ref().map(|tls| (client(tls), model.timeouts.tls)))
         });
         let pool = config.pool();
@@ -250,9 +251,14 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// Whether its backends are spoken to in HTTP/1.1 and in nothing else, and are told nothing of the client before.
-fn is_http1(model: &model::Upstream) -> bool {
-    peer::alpn(model) == ALPN::H1 && model.proxy_protocol.is_none() && !model.grpc_web
+/// What its backends may choose from; `None` where it is not HTTP/1.1, or they are told something of the client before.
+fn offer(model: &model::Upstream) -> Option<Offer> {
+    let offer = match peer::alpn(model) {
+        ALPN::H1 => Offer::Http1,
+        ALPN::H2H1 => Offer::Either,
+        _ => return None,
+    };
+    (model.proxy_protocol.is_none() && !model.grpc_web).then_some(offer)
 }
 
 fn members(

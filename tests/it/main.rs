@@ -19,6 +19,7 @@ mod eject;
 mod failures;
 mod framing;
 mod h2_abuse;
+mod h2_refused;
 mod h2_slow;
 mod harness;
 mod headers;

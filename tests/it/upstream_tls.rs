@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// What may be spoken, and so who speaks it: HTTP/2 too, over Pingora's upstream path; HTTP/1.1 alone, over connections of our own,
-/// and over Pingora's.
+/// What may be spoken, and so who speaks it: HTTP/2 too, and HTTP/1.1 where the backend chooses that; HTTP/1.1 alone, over
+/// connections of our own, and over Pingora's.
 const WAYS: [&str; 3] = ["", "protocol: h1\nengine: exchange", "protocol: h1\nengine: pingora"];
 
 /// A proxy before one TLS backend, with this in its `tls`; `<ca>` is the CA's file.
@@ -159,18 +159,86 @@ async fn http2_is_agreed_on_by_alpn() {
     let two = Origin2::start("two", Some(leaf.server(&["h2"]))).await;
     let proxy = before(two.address, &ca, "sni: origin.test, ca: <ca>", "").await;
     let mut client = proxy.client().await;
+    // The first request finds out.
+    assert_eq!(client.get("/x?y").await.text(), "two");
+    let connections = two.connections();
     for _ in 0..10 {
         assert_eq!(client.get("/x?y").await.text(), "two");
     }
     let seen = two.requests().remove(0);
     assert_eq!((seen.path.as_str(), seen.authority.as_deref()), ("/x?y", Some("a.test")));
-    assert_eq!(two.connections(), 1, "h2 connections are not kept");
+    assert_eq!(two.connections(), connections, "h2 connections are not kept");
+    assert!(connections <= 2, "{connections} connections, one of them to find out");
 
     let one = Origin::tls("one", leaf.server(&["h2", "http/1.1"])).await;
     for (tls, more) in [(", alpn: [http/1.1]", ""), ("", "protocol: h1")] {
         let proxy = before(&one.address, &ca, &format!("sni: origin.test, ca: <ca>{tls}"), more).await;
         assert_eq!(proxy.get("/").await.origin(), "one");
     }
+}
+
+/// Answers with a folded line, which Pingora would join and the exchange refuses.
+async fn folds(mut peer: Peer) {
+    while peer.request().await.is_some() {
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-A: b\r\n c\r\n\r\n").await;
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_could_speak_http2_and_does_not_is_held_to_the_exchanges_rules() {
+    let ca = Ca::new();
+    for alpn in [&["http/1.1"][..], &[]] {
+        let origin = Origin::tls_script("a", ca.issue(&["origin.test"]).server(alpn), folds).await;
+        let proxy =
+            before(&origin.address, &ca, "sni: origin.test, ca: <ca>", "protocol: auto\nengine: exchange").await;
+        for _ in 0..2 {
+            let reply = proxy.get("/").await;
+            assert_eq!((reply.status(), reason(&proxy, &reply).await.as_str()), (502, "bad_response"), "{alpn:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_backend_may_change_its_mind_about_http2() {
+    let ca = Ca::new();
+    let leaf = ca.issue(&["origin.test"]);
+    let mut one = Origin::tls("one", leaf.server(&["http/1.1"])).await;
+    let address = one.address.parse().expect("an address");
+    let proxy = before(&one.address, &ca, "sni: origin.test, ca: <ca>", "").await;
+    for _ in 0..2 {
+        assert_eq!(proxy.get("/").await.origin(), "one");
+        one.stop().await;
+        let two = Origin2::at(address, "two", Some(leaf.server(&["h2"]))).await;
+        for _ in 0..3 {
+            assert_eq!(proxy.get("/").await.text(), "two");
+        }
+        // One that found out, and one of each worker.
+        assert!(two.connections() <= 3, "{} connections", two.connections());
+        two.stop().await;
+        one.restart().await;
+    }
+    assert_eq!(proxy.get("/").await.origin(), "one");
+}
+
+#[tokio::test]
+async fn backends_of_one_upstream_may_differ_in_what_they_speak() {
+    let ca = Ca::new();
+    let leaf = ca.issue(&["origin.test"]);
+    let one = Origin::tls("one", leaf.server(&["http/1.1"])).await;
+    let two = Origin2::start("two", Some(leaf.server(&["h2"]))).await;
+    let both = format!("{}\", \"{}", one.address, two.address);
+    let proxy = before(both, &ca, "sni: origin.test, ca: <ca>", "").await;
+    let mut client = proxy.client().await;
+    let mut counts = [0; 2];
+    for number in 0..20 {
+        let body = format!("body {number}");
+        let head = format!("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let reply = client.ask(head).await;
+        assert_eq!(reply.status(), 200);
+        counts[usize::from(reply.text() == body && reply.field("x-origin") == Some("two"))] += 1;
+    }
+    assert_eq!(counts, [10, 10]);
+    assert_eq!((one.total(), two.requests().len()), (10, 10));
 }
 
 #[tokio::test]

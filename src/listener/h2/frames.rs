@@ -37,6 +37,16 @@ impl Head {
         Self { length: u32::from_be_bytes([0, a, b, c]), kind, flags, stream }
     }
 
+    /// Of the frame at the beginning of `bytes`; `None` where it is not whole.
+    pub(super) fn first(bytes: &[u8]) -> Option<Self> {
+        bytes.first_chunk().map(Self::parse)
+    }
+
+    /// Bytes of the frame, its head included.
+    pub(super) fn size(&self) -> usize {
+        usize::try_from(self.length).unwrap_or(usize::MAX).saturating_add(HEAD)
+    }
+
     pub(super) fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
@@ -87,6 +97,18 @@ impl Frames {
     /// Whether a frame has begun and not ended; DATA, whose payload is a body's, only within its head.
     pub(super) fn within(&self) -> bool {
         self.have > 0 && !(self.have == HEAD && self.head.kind == DATA && !self.preface)
+    }
+
+    /// Bytes until a frame begins.
+    ///
+    /// # Errors
+    /// Not known before so many more have come.
+    pub(super) fn until_next(&self) -> Result<usize, usize> {
+        match self.have {
+            0 => Ok(0),
+            HEAD => Ok(self.left),
+            have => Err(HEAD - have),
+        }
     }
 
     /// Tells `see` what is found in the next bytes, until it fails, or stops at the end of a frame. Returns how many

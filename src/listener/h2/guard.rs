@@ -13,7 +13,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use pingora_core::{
     listeners::ALPN,
     protocols::{
@@ -27,8 +27,11 @@ use tokio::{
     time::Sleep,
 };
 
-use super::watch::{Patience, Verdict, Watch};
-use crate::{listener::conn::Conn, types::Reason};
+use super::{
+    refusals::{Refusal, Refusals, with_field},
+    watch::{Patience, Verdict, Watch},
+};
+use crate::{listener::conn::Conn, proxy, types::Reason};
 
 /// What a client may still send after GOAWAY before the connection is closed under it, which may cost it the GOAWAY.
 const LINGER_BYTES: usize = 1024 * 1024;
@@ -38,6 +41,8 @@ const LINGER_BYTES: usize = 1024 * 1024;
 pub(super) enum Word {
     /// It ends.
     Over(Verdict),
+    /// Requests were refused for this before anyone of us has seen them.
+    Refused(Vec<Reason>),
     /// These streams are too slow.
     Slow(Vec<(u32, Reason)>),
 }
@@ -47,7 +52,10 @@ pub(super) enum Word {
 pub(super) struct Told {
     verdict: OnceLock<Verdict>,
     slow: Mutex<Vec<(u32, Reason)>>,
+    refused: Mutex<Vec<Reason>>,
     opened: AtomicU32,
+    accepted: AtomicU32,
+    rejected: AtomicU32,
     wake: Notify,
 }
 
@@ -62,14 +70,30 @@ impl Told {
             if !slow.is_empty() {
                 return Word::Slow(slow);
             }
+            let refused = std::mem::take(&mut *self.refused.lock().unwrap_or_else(PoisonError::into_inner));
+            if !refused.is_empty() {
+                return Word::Refused(refused);
+            }
             self.wake.notified().await;
         }
     }
 
     /// The stream whose request was accepted just now. The h2 crate keeps it for itself, so the guard lets it have one
     /// request at a time.
-    pub(super) fn opened(&self) -> u32 {
-        self.opened.load(Ordering::Relaxed)
+    pub(super) fn accepted(&self) -> u32 {
+        let stream = self.opened.load(Ordering::Relaxed);
+        self.accepted.store(stream, Ordering::Relaxed);
+        stream
+    }
+
+    /// The same of a request that Pingora has refused.
+    pub(super) fn rejected(&self) {
+        self.rejected.store(self.opened.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    fn refused(&self, reason: Reason) {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).push(reason);
+        self.wake.notify_one();
     }
 
     fn slow(&self, slow: Vec<(u32, Reason)>) {
@@ -108,6 +132,9 @@ pub(super) struct Guard {
     ahead: BytesMut,
     /// A request has been given on; the one who reads it is sent to accept it before it gets more.
     opened: bool,
+    refusals: Refusals,
+    /// What is being sent in place of a frame, and the frame's length.
+    instead: Option<(Bytes, usize)>,
 }
 
 impl Guard {
@@ -115,7 +142,20 @@ impl Guard {
         let tick = (patience.header.min(patience.stall) / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
         let watch = Watch::new(patience, Instant::now());
         let (linger, ahead) = (LINGER_BYTES, BytesMut::new());
-        Self { conn, watch, told, over: false, tick, alarm: None, linger, ahead, opened: false }
+        let refusals = Refusals::default();
+        Self {
+            conn,
+            watch,
+            told,
+            over: false,
+            tick,
+            alarm: None,
+            linger,
+            ahead,
+            opened: false,
+            refusals,
+            instead: None,
+        }
     }
 
     fn judge<T: Default>(&mut self, judged: Result<T, Verdict>) -> T {
@@ -129,13 +169,63 @@ impl Guard {
 
     /// Looks at what is read; returns how much of it to give on.
     fn receive(&mut self, bytes: &[u8]) -> usize {
+        self.learn();
         let judged = self.watch.received(bytes, Instant::now());
         let taken = self.judge(judged);
         if let Some(stream) = self.watch.opened() {
             self.told.opened.store(stream, Ordering::Relaxed);
             self.opened = true;
+            self.refusals.opened(stream);
         }
         taken
+    }
+
+    /// What has become of the stream that was opened last.
+    fn learn(&mut self) {
+        if !self.refusals.is_empty() {
+            self.refusals.accepted(self.told.accepted.load(Ordering::Relaxed));
+            self.refusals.rejected(self.told.rejected.load(Ordering::Relaxed));
+        }
+    }
+
+    /// Looks for refusals in what is to be sent. Returns how much of it to send now: up to the next one, or all of that
+    /// one, if nothing else is sent in its place.
+    fn refuse(&mut self, data: &[u8]) -> usize {
+        self.learn();
+        if self.refusals.is_empty() {
+            return data.len();
+        }
+        let at = match self.watch.until_next() {
+            Ok(at) => at,
+            Err(more) => return more.min(data.len()),
+        };
+        match self.refusals.find(data, at) {
+            None => data.len(),
+            Some(refusal) if refusal.at > 0 => refusal.at,
+            Some(refusal) => {
+                self.refusals.told(refusal.stream);
+                if refusal.unseen {
+                    self.told.refused(refusal.reason);
+                }
+                let frame = &data[..refusal.length.min(data.len())];
+                self.instead = reasoned(frame, refusal).map(|bytes| (Bytes::from(bytes), frame.len()));
+                frame.len()
+            }
+        }
+    }
+
+    /// Sends what is sent in place of a frame. Returns that frame's length.
+    fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Some((bytes, stands_for)) = &mut self.instead else { return Poll::Ready(Ok(0)) };
+        while !bytes.is_empty() {
+            match ready!(Pin::new(&mut *self.conn).poll_write(cx, bytes))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => bytes.advance(written),
+            }
+        }
+        let stands_for = *stands_for;
+        self.instead = None;
+        Poll::Ready(Ok(stands_for))
     }
 
     /// Looks at the clock now and then, while something waits for the client.
@@ -168,6 +258,14 @@ impl Guard {
         }
         done
     }
+}
+
+/// A refusal with its reason; `None` where it stays as it is.
+fn reasoned(frame: &[u8], refusal: Refusal) -> Option<Vec<u8>> {
+    if !refusal.answer || frame.len() < refusal.length {
+        return None;
+    }
+    with_field(frame, proxy::PROXY_STATUS.as_str(), proxy::proxy_status(refusal.reason)?.as_bytes())
 }
 
 impl AsyncRead for Guard {
@@ -215,7 +313,11 @@ impl AsyncRead for Guard {
 impl AsyncWrite for Guard {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        let written = Pin::new(&mut *this.conn).poll_write(cx, data);
+        let now = if this.instead.is_some() { data.len() } else { this.refuse(data) };
+        let written = match this.instead {
+            Some(_) => this.poll_instead(cx),
+            None => Pin::new(&mut *this.conn).poll_write(cx, &data[..now]),
+        };
         if let Poll::Ready(Ok(written)) = &written {
             let judged = this.watch.sent(&data[..*written], Instant::now());
             this.judge(judged);

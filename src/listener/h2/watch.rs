@@ -166,6 +166,11 @@ impl Watch {
         self.sent.feed(bytes, |found| rules.sent(found, now).map(|()| Then::GoOn)).map(|_| ())
     }
 
+    /// See [`Frames::until_next`], of what is on its way to the client.
+    pub(super) fn until_next(&self) -> Result<usize, usize> {
+        self.sent.until_next()
+    }
+
     /// The socket takes bytes, or does not.
     pub(super) fn taken(&mut self, taken: bool, now: Instant) {
         self.blocked = if taken { None } else { self.blocked.or(Some(now)) };

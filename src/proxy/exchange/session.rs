@@ -37,11 +37,12 @@ use crate::{
 /// Parts of an answer that are given to the client at once.
 const PARTS: usize = 4;
 
-/// Asks backends until one answers, and gives its answer to the client.
+/// Asks backends until one answers, and gives its answer to the client. Returns whether that was done: where the backend
+/// whose turn it is speaks HTTP/2, the attempt is Pingora's.
 ///
 /// # Errors
 /// None did, or the answer or the client broke off; the request's context says why.
-pub(in crate::proxy) async fn serve(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
+pub(in crate::proxy) async fn serve(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
     loop {
         match once(kit, session, ctx).await {
             Err(error) if error.retry() => {}
@@ -50,12 +51,16 @@ pub(in crate::proxy) async fn serve(kit: &Kit, session: &mut Session, ctx: &mut 
     }
 }
 
-/// One attempt.
-async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
+/// One attempt. Returns whether it was made.
+async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
     select::backend(ctx)?;
     ctx.read_timeout = Duration::MAX;
     let (line, Way { target, key, reused }) = match connection(kit, ctx).await {
-        Ok(connected) => connected,
+        Ok(Some(connected)) => connected,
+        Ok(None) => {
+            ctx.handed_over = true;
+            return Ok(false);
+        }
         Err(error) => return Err(retry::after_connect(kit, session, ctx, error)),
     };
     ctx.upstream_fd = descriptor(&line);
@@ -74,7 +79,7 @@ async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<
                 let patience = member.upstream.timeouts.idle;
                 kit.pool().put(key, line, Instant::now(), patience, || picked.backend().anchor(target));
             }
-            Ok(())
+            Ok(true)
         }
         Err(error) => Err(retry::after_exchange(kit, session, ctx, error, reused)),
     }
@@ -88,15 +93,18 @@ struct Way {
     reused: bool,
 }
 
-/// A connection to the chosen backend.
-async fn connection(kit: &Kit, ctx: &mut RequestCtx) -> Result<(Line, Way)> {
+/// A connection to the chosen backend; `None` where it speaks HTTP/2.
+async fn connection(kit: &Kit, ctx: &mut RequestCtx) -> Result<Option<(Line, Way)>> {
     let no_address = || Error::explain(ErrorType::ConnectError, "the backend has no address");
     let backend = ctx.picked.as_ref().and_then(|picked| picked.backend().connection());
     let (target, key) = backend.ok_or_else(no_address)?;
+    if ctx.picked.as_ref().is_some_and(|picked| picked.backend().chose_http2()) {
+        return Ok(None);
+    }
     if ctx.fresh == Fresh::Needed {
         ctx.fresh = Fresh::Done;
     } else if let Some(line) = kit.pool().take(key, Instant::now()) {
-        return Ok((line, Way { target, key, reused: true }));
+        return Ok(Some((line, Way { target, key, reused: true })));
     }
     let current = ctx.current().cloned();
     let member = current.as_ref().and_then(|current| Some(current.member(ctx.upstream?)));
@@ -110,7 +118,11 @@ async fn connection(kit: &Kit, ctx: &mut RequestCtx) -> Result<(Line, Way)> {
             .await
             .unwrap_or_else(|_| Err(Error::explain(ErrorType::ConnectTimedout, "no time left for connecting"))),
     };
-    opened.map(|line| (line, Way { target, key, reused: false }))
+    let line = opened?;
+    if line.is_none() {
+        picked.backend().set_chose_http2(true);
+    }
+    Ok(line.map(|line| (line, Way { target, key, reused: false })))
 }
 
 /// The request and its answer on `line`. Returns the connection where it may be used again.

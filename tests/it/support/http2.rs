@@ -207,7 +207,11 @@ pub struct Origin2 {
 impl Origin2 {
     /// In plain text by prior knowledge, or over TLS where the configuration offers `h2`.
     pub async fn start(name: &str, tls: Option<Arc<ServerConfig>>) -> Self {
-        let address = address::unused();
+        Self::at(address::unused(), name, tls).await
+    }
+
+    /// As [`Origin2::start`], at a given address.
+    pub async fn at(address: SocketAddr, name: &str, tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind(address).await.unwrap_or_else(|e| panic!("bind {address}: {e}"));
         let (requests, connections) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
         let (name, log, count) = (name.to_owned(), Arc::clone(&requests), Arc::clone(&connections));
@@ -226,6 +230,12 @@ impl Origin2 {
     /// Requests whose body has ended, so far.
     pub fn requests(&self) -> Vec<Seen2> {
         self.requests.lock().expect("no panic under the lock").clone()
+    }
+
+    /// Closes the listening socket and every connection.
+    pub async fn stop(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
     }
 
     /// Connections accepted so far.

@@ -1,0 +1,168 @@
+//! Requests over HTTP/2 that are refused before anyone of us sees them: the h2 crate answers some with a bare 431 and
+//! resets others, Pingora answers some with a bare 400. Here is found which streams those are, why, and what is added
+//! to such an answer, so that it says its reason as every other does. Pure: bytes come in.
+
+use super::frames::{HEADERS, Head, RST_STREAM};
+use crate::types::Reason;
+
+/// Streams that are remembered; those that nobody ever answers (after GOAWAY) are forgotten first.
+const MOST: usize = 64;
+
+/// Streams that were opened and did not become requests, as far as is known.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    /// Not accepted yet.
+    open: Vec<u32>,
+    /// Answered by Pingora when they were accepted.
+    answered: Vec<u32>,
+}
+
+/// A frame on its way to the client that refuses a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// Where in the bytes it begins.
+    pub(super) at: usize,
+    /// With its head.
+    pub(super) length: usize,
+    pub(super) stream: u32,
+    pub(super) reason: Reason,
+    /// It is an answer, no reset.
+    pub(super) answer: bool,
+    /// Nobody has counted it.
+    pub(super) unseen: bool,
+}
+
+impl Refusals {
+    /// Whether there is nothing to look for.
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.answered.is_empty()
+    }
+
+    /// The client has opened a stream.
+    pub(super) fn opened(&mut self, stream: u32) {
+        push(&mut self.open, stream);
+    }
+
+    /// It has become a request.
+    pub(super) fn accepted(&mut self, stream: u32) {
+        self.open.retain(|open| *open != stream);
+    }
+
+    /// Pingora has refused it; that was counted.
+    pub(super) fn rejected(&mut self, stream: u32) {
+        if self.open.contains(&stream) {
+            self.accepted(stream);
+            push(&mut self.answered, stream);
+        }
+    }
+
+    /// The stream's refusal is on its way.
+    pub(super) fn told(&mut self, stream: u32) {
+        self.accepted(stream);
+        self.answered.retain(|answered| *answered != stream);
+    }
+
+    /// The first refusal in bytes for the client, the first frame of which begins at `at`.
+    pub(super) fn find(&self, data: &[u8], mut at: usize) -> Option<Refusal> {
+        while let Some(head) = data.get(at..).and_then(Head::first) {
+            let length = head.size();
+            let payload = data.get(at..at + length).and_then(|frame| frame.get(9..)).unwrap_or_default();
+            let unseen = self.open.contains(&head.stream);
+            if (unseen || self.answered.contains(&head.stream)) && matches!(head.kind, HEADERS | RST_STREAM) {
+                const REFUSED_STREAM: &[u8] = &[0, 0, 0, 7];
+                let reason = match head.kind {
+                    // The only answer of the h2 crate's own.
+                    HEADERS if unseen => Reason::HeaderTooLarge,
+                    // Over the number of streams.
+                    RST_STREAM if payload == REFUSED_STREAM => Reason::TooManyConcurrent,
+                    _ => Reason::BadRequest,
+                };
+                let (stream, answer) = (head.stream, head.kind == HEADERS);
+                return Some(Refusal { at, length, stream, reason, answer, unseen });
+            }
+            at += length;
+        }
+        None
+    }
+}
+
+/// An answer's only frame with one field more; `None` where there is no room for it. A literal that is not indexed leaves
+/// the table of names and values as the h2 crate has it (RFC 7541 §6.2.2).
+pub(super) fn with_field(frame: &[u8], name: &str, value: &[u8]) -> Option<Vec<u8>> {
+    /// A length of one byte, without Huffman coding.
+    fn text(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+        out.push(u8::try_from(text.len()).ok().filter(|length| *length < 127)?);
+        out.extend_from_slice(text);
+        Some(())
+    }
+    let mut out = frame.to_vec();
+    out.push(0);
+    text(name.as_bytes(), &mut out)?;
+    text(value, &mut out)?;
+    let length = u32::try_from(out.len().checked_sub(9)?).ok()?.to_be_bytes();
+    out[..3].copy_from_slice(&length[1..]);
+    Some(out)
+}
+
+fn push(streams: &mut Vec<u32>, stream: u32) {
+    if streams.len() >= MOST {
+        streams.remove(0);
+    }
+    streams.push(stream);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+        [&[0, 0, u8::try_from(payload.len()).expect("short"), kind, 5, 0, 0, 0, stream], payload].concat()
+    }
+
+    #[test]
+    fn what_refuses_a_stream_that_was_no_request_is_found() {
+        let mut refusals = Refusals::default();
+        for stream in [1, 3, 5, 7, 9] {
+            refusals.opened(stream);
+        }
+        refusals.accepted(1);
+        refusals.rejected(3);
+        let all = [
+            frame(HEADERS, 1, &[0x88]),
+            frame(HEADERS, 3, &[0x8c]),
+            frame(HEADERS, 5, &[0x48, 1, b'x']),
+            frame(RST_STREAM, 7, &[0, 0, 0, 1]),
+            frame(RST_STREAM, 9, &[0, 0, 0, 7]),
+        ]
+        .concat();
+        let mut found = Vec::new();
+        let mut at = 0;
+        while let Some(refusal) = refusals.find(&all, at) {
+            refusals.told(refusal.stream);
+            found.push((refusal.stream, refusal.reason, refusal.answer, refusal.unseen));
+            at = refusal.at + refusal.length;
+        }
+        let expected = [
+            (3, Reason::BadRequest, true, false),
+            (5, Reason::HeaderTooLarge, true, true),
+            (7, Reason::BadRequest, false, true),
+            (9, Reason::TooManyConcurrent, false, true),
+        ];
+        assert_eq!(found, expected);
+        assert!(refusals.is_empty());
+    }
+
+    #[test]
+    fn an_answer_gets_a_field_more_and_the_rest_stays() {
+        let with = with_field(&frame(HEADERS, 3, &[0x8c]), "a", b"bc").expect("room");
+        assert_eq!(with, frame(HEADERS, 3, &[0x8c, 0, 1, b'a', 2, b'b', b'c']));
+        assert_eq!(with_field(&frame(HEADERS, 3, &[0x8c]), "a", &[b'b'; 200]), None);
+    }
+
+    #[test]
+    fn streams_that_nobody_answers_are_forgotten() {
+        let mut refusals = Refusals::default();
+        (0..10_000).for_each(|stream| refusals.opened(stream));
+        assert_eq!(refusals.open.len(), MOST);
+    }
+}
