@@ -172,7 +172,7 @@ pub(super) enum Command {
         /// Go on with what happens from now on, until Ctrl-C
         #[arg(long)]
         follow: bool,
-        /// Only those after this number
+        /// Only those after this number, as the process that runs counts
         #[arg(long, value_name = "NUMBER", default_value_t = 0)]
         after: u64,
         #[command(flatten)]
