@@ -199,7 +199,7 @@ fn serve(file: &Path, arguments: &Arguments) -> Exit {
     let loaded = match config::load(file) {
         Ok(loaded) => loaded,
         Err(report) => {
-            eprint!("{}", report.render(Format::Human));
+            logging::complain(&report.render(Format::Human));
             return Exit::InvalidConfiguration;
         }
     };
@@ -217,7 +217,7 @@ fn run(model: &config::model::Model, start: &Start, log: &ProcessLog) -> Exit {
     match ended {
         Ok(()) => Exit::Ok,
         Err(error) => {
-            eprintln!("error: {error}");
+            logging::complain(&format!("error: {error}\n"));
             Exit::StartFailed
         }
     }

@@ -43,6 +43,7 @@ use pingora_core::{
 };
 pub(crate) use place::{AdminSocket, admin_sockets, only_admin_socket};
 use process::{Account, BoundFiles, OwnLog, PidFile};
+pub(crate) use process::LOG_FD;
 use running::{Ledger, NextTools, Running};
 use signals::Command;
 use successor::Successors;

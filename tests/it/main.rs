@@ -31,6 +31,7 @@ mod listeners;
 mod metrics;
 mod normalisation;
 mod overrides;
+mod priorities;
 mod protocols;
 mod proxy_protocol;
 mod regressions;
