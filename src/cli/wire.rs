@@ -241,3 +241,4 @@ pub(super) struct ExplainedBackend {
     pub(super) eligible: bool,
     pub(super) why: Option<String>,
 }
+    pub(super) last_resort: Option<String>,
