@@ -100,7 +100,7 @@ pub(super) enum Command {
     Backend(BackendCommand),
     /// Read the configuration file again and run with it; a file that is not valid changes nothing
     Reload {
-        /// Go back by itself after this time unless `rrlb confirm` comes: 60s, 5m
+        /// Go back by itself after this time unless `rrlb confirm` comes, also over a restart: 60s, 5m
         #[arg(long, value_name = "TIME", value_parser = positive, conflicts_with = "dry_run")]
         confirm: Option<Duration>,
         /// Go back as soon as this share of answers is 5xx, and more than in the minute before: '5xx > 2%'
