@@ -461,6 +461,7 @@ bad_starts() {
   check "so does a used port" not show systemctl start rrlb
   check "and is not tried again" is "$(state) $(property NRestarts)" "failed/failed 0"
   show journalctl -q --no-pager -o cat -u rrlb -n 6
+  check "the journal has the reason as an error" grep -q "cannot listen on" <(journalctl -q -o cat -p err -u rrlb)
   cp -p /tmp/good.yaml /etc/rrlb/rrlb.yaml
 
   title "without an admin API"

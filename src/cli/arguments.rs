@@ -100,7 +100,7 @@ pub(super) enum Command {
     Backend(BackendCommand),
     /// Read the configuration file again and run with it; a file that is not valid changes nothing
     Reload {
-        /// Go back by itself after this time unless `rrlb confirm` comes: 60s, 5m
+        /// Go back by itself after this time unless `rrlb confirm` comes, also over a restart: 60s, 5m
         #[arg(long, value_name = "TIME", value_parser = positive, conflicts_with = "dry_run")]
         confirm: Option<Duration>,
         /// Go back as soon as this share of answers is 5xx, and more than in the minute before: '5xx > 2%'
@@ -172,7 +172,7 @@ pub(super) enum Command {
         /// Go on with what happens from now on, until Ctrl-C
         #[arg(long)]
         follow: bool,
-        /// Only those after this number
+        /// Only those after this number, as the process that runs counts
         #[arg(long, value_name = "NUMBER", default_value_t = 0)]
         after: u64,
         #[command(flatten)]

@@ -28,7 +28,7 @@ pub(super) struct Call {
     method: Method,
     target: String,
     has_query: bool,
-    last_event: Option<u64>,
+    last_event: Option<String>,
     body: Option<Value>,
     patience: Duration,
 }
@@ -84,8 +84,8 @@ impl Call {
     }
 
     /// With `Last-Event-ID`.
-    pub(super) fn last_event(mut self, id: u64) -> Self {
-        self.last_event = Some(id);
+    pub(super) fn last_event(mut self, id: &str) -> Self {
+        self.last_event = Some(id.to_owned());
         self
     }
 
@@ -202,7 +202,7 @@ impl Client {
         if body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
-        if let Some(id) = call.last_event {
+        if let Some(id) = &call.last_event {
             request = request.header("last-event-id", id);
         }
         if let Some(token) = self.instance.token() {

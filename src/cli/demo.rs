@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use super::{Exit, ask, logging, run};
 use crate::{
     config::{self, Format},
-    server::Start,
+    server::{Beginning, Start},
     types::{BackendAddress, ListenAddress},
 };
 
@@ -20,13 +20,14 @@ const CONFIGURATION: &str = include_str!("../../conf/pingora.yaml");
 /// Runs the demonstration until it is ended.
 pub(super) fn run_demo() -> Exit {
     let file = Path::new("conf/pingora.yaml");
-    let model = match config::parse(CONFIGURATION, file) {
-        Ok(loaded) => loaded.model,
+    let loaded = match config::parse(CONFIGURATION, file) {
+        Ok(loaded) => loaded,
         Err(report) => {
             eprint!("{}", report.render(Format::Human));
             return Exit::Internal;
         }
     };
+    let model = &loaded.model;
     let backends: Vec<SocketAddr> = model
         .upstreams
         .values()
@@ -57,7 +58,11 @@ pub(super) fn run_demo() -> Exit {
         invite(&listener.address, metrics);
     }
     let log = logging::start();
-    run(&model, &Start { config: file.to_owned(), daemon: false, upgrade: false }, &log)
+    run(
+        Beginning::with(loaded, CONFIGURATION, file),
+        &Start { config: file.to_owned(), daemon: false, upgrade: false },
+        &log,
+    )
 }
 
 /// Says what to try, as soon as it will work.

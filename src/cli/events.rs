@@ -42,8 +42,8 @@ pub(super) async fn errors(limit: u32, json: bool, client: &Client, screen: &mut
 /// # Errors
 /// Any [`Failure`].
 pub(super) async fn events(after: u64, json: bool, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
-    let body = client.stream(Call::get(&["events"]).last_event(after)).await?;
-    let mut last = after;
+    let mut last = after.to_string();
+    let body = client.stream(Call::get(&["events"]).last_event(&last)).await?;
     print(body, QUIET, &mut last, json, screen).await
 }
 
@@ -59,10 +59,10 @@ pub(super) async fn follow(after: u64, json: bool, client: &Client, screen: &mut
 }
 
 async fn follow_on(after: u64, json: bool, client: &Client, screen: &mut Screen) -> Result<(), Failure> {
-    let (mut last, mut seen) = (after, Instant::now());
+    let (mut last, mut seen) = (after.to_string(), Instant::now());
     loop {
         let again = async {
-            let body = client.stream(Call::get(&["events"]).last_event(last)).await?;
+            let body = client.stream(Call::get(&["events"]).last_event(&last)).await?;
             seen = Instant::now();
             print(body, SILENT, &mut last, json, screen).await
         };
@@ -75,11 +75,11 @@ async fn follow_on(after: u64, json: bool, client: &Client, screen: &mut Screen)
     }
 }
 
-/// Until the stream ends or is silent for a while. `last` becomes the number of the last one printed.
+/// Until the stream ends or is silent for a while. `last` becomes the id of the last one printed.
 async fn print(
     mut body: Incoming,
     silence: Duration,
-    last: &mut u64,
+    last: &mut String,
     json: bool,
     screen: &mut Screen,
 ) -> Result<(), Failure> {
@@ -87,8 +87,8 @@ async fn print(
     while let Ok(Some(Ok(frame))) = timeout(silence, body.frame()).await {
         let Some(data) = frame.data_ref() else { continue };
         for frame in reader.read(data)? {
-            if let Some(id) = frame.id {
-                *last = id;
+            if let Some(id) = &frame.id {
+                last.clone_from(id);
             }
             match text(&frame, json) {
                 Some(text) => screen.print(&text)?,
@@ -115,7 +115,7 @@ fn missed(data: &str) -> String {
     let number = serde_json::from_str::<Value>(data).ok().and_then(|data| data.get("missed").and_then(Value::as_u64));
     match number {
         Some(number) => format!("({} before this are not kept any more)", count(number, "event")),
-        None => "(the process was replaced; some events before this may be missing)".to_owned(),
+        None => "(the process was started anew; some events before this may be missing)".to_owned(),
     }
 }
 

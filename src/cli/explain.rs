@@ -94,7 +94,11 @@ fn upstream_text(upstream: &ExplainedUpstream, shares: bool, colour: bool) -> St
     for backend in &upstream.backends {
         let chosen = if backend.eligible { Cell::painted("yes", Paint::Good) } else { Cell::painted("no", Paint::Bad) };
         let why = backend.why.as_deref().unwrap_or_default();
-        table.row(vec![backend.id.as_str().into(), backend.address.as_str().into(), chosen, why.into()]);
+        let why = match &backend.last_resort {
+            Some(when) => format!("{why}; {when}"),
+            None => why.to_owned(),
+        };
+        table.row(vec![backend.id.as_str().into(), backend.address.as_str().into(), chosen, why.as_str().into()]);
     }
     let chosen = upstream
         .chosen

@@ -38,7 +38,7 @@ use screen::Screen;
 
 use crate::{
     config::{self, Format},
-    server::{self, Start},
+    server::{self, Beginning, Start},
     telemetry::process_log::ProcessLog,
 };
 
@@ -196,28 +196,28 @@ fn check(file: &Path, format: Format) -> Exit {
 }
 
 fn serve(file: &Path, arguments: &Arguments) -> Exit {
-    let loaded = match config::load(file) {
-        Ok(loaded) => loaded,
+    let beginning = match Beginning::of(file) {
+        Ok(beginning) => beginning,
         Err(report) => {
-            eprint!("{}", report.render(Format::Human));
+            logging::complain(&report.render(Format::Human));
             return Exit::InvalidConfiguration;
         }
     };
-    if !loaded.warnings.problems.is_empty() {
-        eprint!("{}", loaded.warnings.render(Format::Human));
+    if !beginning.loaded.warnings.problems.is_empty() {
+        eprint!("{}", beginning.loaded.warnings.render(Format::Human));
     }
     let log = logging::start();
     let start = Start { config: file.to_owned(), daemon: arguments.daemon, upgrade: arguments.upgrade };
-    run(&loaded.model, &start, &log)
+    run(beginning, &start, &log)
 }
 
-fn run(model: &config::model::Model, start: &Start, log: &ProcessLog) -> Exit {
-    let ended = server::run(model, start, log);
+fn run(beginning: Beginning, start: &Start, log: &ProcessLog) -> Exit {
+    let ended = server::run(beginning, start, log);
     log.flush(std::time::Duration::from_secs(2));
     match ended {
         Ok(()) => Exit::Ok,
         Err(error) => {
-            eprintln!("error: {error}");
+            logging::complain(&format!("error: {error}\n"));
             Exit::StartFailed
         }
     }

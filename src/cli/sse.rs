@@ -8,7 +8,8 @@ const LONGEST: usize = 1 << 20;
 /// One event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Frame {
-    pub(super) id: Option<u64>,
+    /// As it came: what is to be sent to go on behind it.
+    pub(super) id: Option<String>,
     pub(super) event: String,
     pub(super) data: String,
 }
@@ -55,7 +56,7 @@ impl Reader {
                 self.frame.data.push_str(value);
             }
             "event" => value.clone_into(&mut self.frame.event),
-            "id" => self.frame.id = value.parse().ok(),
+            "id" => self.frame.id = Some(value.to_owned()),
             // A comment, or a field that says nothing here.
             _ => {}
         }
@@ -70,9 +71,9 @@ mod tests {
     #[test]
     fn events_come_out_whole_however_the_bytes_are_cut() {
         let text =
-            b": hello\n\nid: 7\nevent: backend.added\ndata: {\"a\":\ndata: 1}\n\nid:8\r\ndata:x\r\n\r\ndata: rest";
-        let first = Frame { id: Some(7), event: "backend.added".into(), data: "{\"a\":\n1}".into() };
-        let second = Frame { id: Some(8), event: String::new(), data: "x".into() };
+            b": hello\n\nid: 1f-7\nevent: backend.added\ndata: {\"a\":\ndata: 1}\n\nid:8\r\ndata:x\r\n\r\ndata: rest";
+        let first = Frame { id: Some("1f-7".into()), event: "backend.added".into(), data: "{\"a\":\n1}".into() };
+        let second = Frame { id: Some("8".into()), event: String::new(), data: "x".into() };
         for size in [1, 2, 3, 7, text.len()] {
             let mut reader = Reader::default();
             let frames: Vec<Frame> = text.chunks(size).flat_map(|chunk| reader.read(chunk).expect("events")).collect();

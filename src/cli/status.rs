@@ -99,6 +99,10 @@ fn render(status: &Status, upstreams: Vec<Upstream>, now: Duration, colour: bool
     let config = &status.config;
     let loaded = format!("loaded {} UTC ({} ago)", moment_of(config.loaded), ago(config.loaded));
     line("configuration", format!("{}, generation {}, {loaded}", config.file, config.generation));
+    if config.runs == "last_confirmed" {
+        let words = "the last confirmed configuration runs, and not the file";
+        text += &format!("{:<14}{}\n", "", paint(words, Paint::Bad, colour));
+    }
     if let Some(left) = config.confirm_within {
         let words = format!("goes back by itself in {} unless `rrlb confirm` comes", span(left));
         text += &format!("{:<14}{}\n", "", paint(&words, Paint::Warn, colour));

@@ -30,6 +30,7 @@ pub(super) struct ConfigStatus {
     pub(super) generation: u64,
     pub(super) loaded: u64,
     pub(super) confirm_within: Option<u64>,
+    pub(super) runs: String,
     pub(super) last_error: String,
 }
 
@@ -240,4 +241,5 @@ pub(super) struct ExplainedBackend {
     pub(super) address: String,
     pub(super) eligible: bool,
     pub(super) why: Option<String>,
+    pub(super) last_resort: Option<String>,
 }

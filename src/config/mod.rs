@@ -41,7 +41,7 @@ pub use address::parse_backend_address;
 pub use decode::did_you_mean;
 pub use difference::{Difference, difference};
 pub use effective::effective;
-pub use place::{Place, place};
+pub use place::{Place, place, place_in};
 pub use renewal::{RenewalError, renew_certificate, renew_client_auth};
 pub use report::{Format, Problem, Report, Severity, UnknownFormat};
 pub use schema::schema;
@@ -66,6 +66,14 @@ pub struct Loaded {
 /// # Errors
 /// Every problem of the file, warnings included; one problem without a place where it cannot be read.
 pub fn load(path: &Path) -> Result<Loaded, Report> {
+    parse(&text(path)?, path)
+}
+
+/// Reads the text of a configuration file, for [`parse`].
+///
+/// # Errors
+/// It cannot be read, is too large, or no text: one problem.
+pub fn text(path: &Path) -> Result<String, Report> {
     let refused =
         |message: String, help: &str| Report::new(path, "", vec![tree::whole_file("cannot-read", message, help)]);
     // A pipe (`/dev/stdin`, a shell's `<(...)`) is read like a file; only the length is bounded.
@@ -83,16 +91,13 @@ pub fn load(path: &Path) -> Result<Loaded, Report> {
     if bytes.len() as u64 > LARGEST_FILE {
         return Err(refused(format!("the configuration is larger than {} MiB", LARGEST_FILE >> 20), ""));
     }
-    match std::str::from_utf8(&bytes) {
-        Ok(text) => parse(text, path),
-        Err(error) => {
-            let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
-            let valid = String::from_utf8_lossy(valid);
-            let span = Span { start: valid.len(), end: valid.len() + 1 };
-            let problem = tree::whole_file("not-utf-8", "the file is not UTF-8 text from here on", "save it as UTF-8");
-            Err(Report::new(path, &valid, vec![Problem { span: Some(span), ..problem }]))
-        }
-    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+        let valid = String::from_utf8_lossy(valid);
+        let span = Span { start: valid.len(), end: valid.len() + 1 };
+        let problem = tree::whole_file("not-utf-8", "the file is not UTF-8 text from here on", "save it as UTF-8");
+        Report::new(path, &valid, vec![Problem { span: Some(span), ..problem }])
+    })
 }
 
 /// Reads a configuration from text. Relative paths begin at `file`'s directory.

@@ -21,6 +21,8 @@ pub struct Place {
     pub upgrade_sock: Option<PathBuf>,
     /// `user`.
     pub user: Option<String>,
+    /// `state_file`, absolute.
+    pub state_file: Option<PathBuf>,
 }
 
 /// Reads what can be read of a file, whatever else is wrong with it.
@@ -32,7 +34,12 @@ pub fn place(path: &Path) -> Result<Place, String> {
     std::fs::File::open(path)
         .and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, LARGEST_FILE), &mut bytes))
         .map_err(|error| reason(&error))?;
-    Ok(of_text(&String::from_utf8_lossy(&bytes), path, &|name| std::env::var(name).ok()))
+    Ok(place_in(&String::from_utf8_lossy(&bytes), path))
+}
+
+/// As [`place`], of a text that was read from `path`.
+pub fn place_in(text: &str, path: &Path) -> Place {
+    of_text(text, path, &|name| std::env::var(name).ok())
 }
 
 pub(super) fn of_text(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Place {
@@ -62,6 +69,7 @@ impl Place {
         }
         self.upgrade_sock = below(&root, "upgrade_sock").and_then(|item| socket(d, &item)).or(self.upgrade_sock.take());
         self.user = below(&root, "user").and_then(|item| d.string(&item)).or(self.user.take());
+        self.state_file = below(&root, "state_file").and_then(|item| d.path(&item)).or(self.state_file.take());
     }
 }
 
@@ -102,16 +110,16 @@ mod tests {
     fn a_file_with_unknown_keys_still_names_its_socket() {
         let place = place_of("thread: 1\nuser: www\nadmin: { socket: \"${RUN}/admin.sock\", adress: 1 }\n");
         let socket = Some("/run/x/admin.sock".into());
-        assert_eq!(place, Place { admin: true, socket, upgrade_sock: None, user: Some("www".into()) });
+        assert_eq!(place, Place { admin: true, socket, user: Some("www".into()), ..Place::default() });
     }
 
     #[test]
     fn a_file_that_is_no_yaml_still_names_its_socket() {
-        let text =
-            "listeners: [ { address\n\nadmin:\n  # here\n  socket: run/a.sock\nupgrade_sock: /run/u.sock\nx: }\n";
+        let text = "listeners: [ { address\n\nadmin:\n  # here\n  socket: run/a.sock\nupgrade_sock: /run/u.sock\nstate_file: s.json\nx: }\n";
         let place = place_of(text);
         assert_eq!(place.socket, Some("/etc/rrlb/run/a.sock".into()));
         assert_eq!(place.upgrade_sock, Some("/run/u.sock".into()));
+        assert_eq!(place.state_file, Some("/etc/rrlb/s.json".into()));
     }
 
     #[test]

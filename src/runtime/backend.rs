@@ -351,6 +351,17 @@ impl BackendState {
         self.state.in_flight.load(Ordering::Relaxed)
     }
 
+    /// Whether a build of this, at the same place in the same configuration, would be no other. In `maint` each build begins
+    /// with nothing held against it.
+    pub(super) fn is_built_of(&self, backend: &model::Backend) -> bool {
+        let model::Backend { id, address, weight, admin } = backend;
+        self.id == *id
+            && self.address == *address
+            && self.weight == *weight
+            && self.admin == *admin
+            && self.admin != AdminState::Maint
+    }
+
     /// Whether both are builds of one backend.
     pub fn same_backend(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.state, &other.state)

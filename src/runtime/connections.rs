@@ -125,8 +125,16 @@ impl Retired {
                 continue;
             }
             let backends = now.map_or(&[][..], |now| now.upstream.backends());
+            // Shared by both builds, where nothing about it is other.
+            let others = |(index, backend): &(usize, &Arc<BackendState>)| {
+                !backends.get(*index).is_some_and(|now| Arc::ptr_eq(now, backend))
+            };
+            let before: Vec<_> = member.upstream.backends().iter().enumerate().filter(others).collect();
+            if before.is_empty() {
+                continue;
+            }
             let stay: HashMap<_, _> = backends.iter().map(|backend| (&backend.id, backend)).collect();
-            for backend in member.upstream.backends() {
+            for (_, backend) in before {
                 let now = stay.get(&backend.id);
                 let now = now.filter(|now| now.same_backend(backend) && now.address == backend.address);
                 let retired = match now {

@@ -20,18 +20,27 @@ pub use change::{Outcome, Patch, Put, Refusal};
 use change::{leasable, put_over};
 pub use layers::{Conflict, Declared, Lease, Note, Override, Spec};
 pub use rows::Entry;
-use rows::{Row, Rows};
+use rows::{LastResolved, Resolved, Row, Rows};
 
 /// Backends that run-time changes may add to one upstream.
 pub const MOST_ADDED: usize = 10_000;
 
 /// The members of one upstream. Cheap to clone: what is not changed is shared.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Membership {
     file: Arc<[Declared]>,
     found: Arc<[Declared]>,
     overrides: Said,
+    resolved: LastResolved,
 }
+
+impl PartialEq for Membership {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.file, &self.found, &self.overrides) == (&other.file, &other.found, &other.overrides)
+    }
+}
+
+impl Eq for Membership {}
 
 /// What was said at run time about an upstream's backends. Shared: what is changed is another, and so two that are the
 /// same in memory say the same.
@@ -95,21 +104,30 @@ impl Membership {
     /// The backends that belong to the upstream now: declared ones in their order, then added ones by id. No id and no
     /// address twice: the first holds. Costs time in proportion to their number.
     pub fn entries(&self) -> Vec<Entry> {
-        self.rows().members.iter().map(Row::entry).collect()
+        self.resolved().entries.to_vec()
     }
 
     /// One backend that belongs to the upstream now.
     pub fn entry(&self, id: &Name) -> Option<Entry> {
-        self.rows().find(id).map(Row::entry)
+        self.resolved().entries.iter().find(|entry| entry.id == *id).cloned()
     }
 
     /// Changes whenever the members do; the same members have the same number in every process of this build.
     pub fn version(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        for Row { id, spec, admin, source } in self.rows().members {
-            (id, spec, admin, source).hash(&mut hasher);
-        }
-        hasher.finish()
+        self.resolved().version
+    }
+
+    /// What is made of all that, which is asked for several times in a change: made once.
+    fn resolved(&self) -> Arc<Resolved> {
+        let of = (self.file.clone(), self.found.clone(), self.overrides.clone());
+        self.resolved.of(of, || {
+            let rows = self.rows();
+            let mut hasher = DefaultHasher::new();
+            for Row { id, spec, admin, source } in &rows.members {
+                (id, spec, admin, source).hash(&mut hasher);
+            }
+            (rows.members.iter().map(Row::entry).collect(), hasher.finish())
+        })
     }
 
     /// Has a backend be there, as it says. What people want of it ([`AdminState`]) stays, but it is not leaving any more.

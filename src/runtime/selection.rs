@@ -6,21 +6,25 @@ use std::{
     collections::BTreeSet,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
 use arc_swap::{ArcSwap, Guard};
+use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_load_balancing::{
-    Backend,
+    Backend, Extensions,
     selection::{BackendIter, BackendSelection},
 };
 
 use super::backend::{BackendState, Generation};
-use crate::policy::{
-    balance::{self, Balance, Rotation},
-    slow_start::{self, Part},
+use crate::{
+    policy::{
+        balance::{self, Balance, Rotation},
+        slow_start::{self, Part},
+    },
+    types::BackendAddress,
 };
 
 /// How a [`Selection`] is built, and where what was built is found again: `LoadBalancer` gives nobody its selector.
@@ -49,8 +53,8 @@ impl SelectionConfig {
 #[derive(Debug)]
 pub struct Selection {
     pool: Arc<Pool>,
-    /// As Pingora knows the backends, by position in the pool.
-    entries: Arc<[Backend]>,
+    /// As Pingora knows the backends, by position in the pool; made when it chooses first.
+    entries: OnceLock<Box<[Backend]>>,
 }
 
 impl BackendSelection for Selection {
@@ -58,13 +62,12 @@ impl BackendSelection for Selection {
     type Iter = Candidates;
 
     fn build_with_config(backends: &BTreeSet<Backend>, config: &Self::Config) -> Self {
-        let mut members: Vec<(&Arc<BackendState>, &Backend)> =
-            backends.iter().filter_map(|entry| Some((entry.ext.get()?, entry))).collect();
-        members.sort_by_key(|(backend, _)| backend.index);
-        let pool = members.iter().map(|(backend, _)| Arc::clone(backend)).collect();
-        let pool = Arc::new(Pool::new(pool, config.balance, config.generation.clone(), config.start));
+        let mut members: Vec<Arc<BackendState>> =
+            backends.iter().filter_map(|entry| entry.ext.get().cloned()).collect();
+        members.sort_by_key(|backend| backend.index);
+        let pool = Arc::new(Pool::new(members.into(), config.balance, config.generation.clone(), config.start));
         config.built.store(pool.clone());
-        Self { pool, entries: members.into_iter().map(|(_, entry)| entry.clone()).collect() }
+        Self { pool, entries: OnceLock::new() }
     }
 
     fn build(backends: &BTreeSet<Backend>) -> Self {
@@ -89,8 +92,24 @@ impl BackendIter for Candidates {
     fn next(&mut self) -> Option<&Backend> {
         let index = self.selection.pool.choose(self.key, &self.tried)?.index;
         self.tried.push(index);
-        self.selection.entries.get(index)
+        let Selection { pool, entries } = &*self.selection;
+        entries.get_or_init(|| pool.members.iter().map(|member| entry(&member.backend)).collect()).get(index)
     }
+}
+
+/// A backend in Pingora's terms. Pingora tells members apart by address and weight, so a host name, which may have no
+/// address yet and share one with its neighbour later, stands under an address of the discard prefix (RFC 6666).
+pub(super) fn entry(backend: &Arc<BackendState>) -> Backend {
+    let addr = match (&backend.address, backend.target()) {
+        (BackendAddress::Inet(_) | BackendAddress::Unix(_), Some(target)) => SocketAddr::clone(&target),
+        _ => {
+            let ip = std::net::Ipv6Addr::from((0x0100_u128 << 112) | backend.index as u128);
+            SocketAddr::Inet((ip, 0).into())
+        }
+    };
+    let mut ext = Extensions::new();
+    ext.insert(backend.clone());
+    Backend { addr, weight: usize::from(backend.weight.value()), ext }
 }
 
 /// The backends of an upstream and the schedule over those that are usable now.

@@ -65,6 +65,27 @@ impl Member {
             backends: counters,
         }
     }
+
+    /// The same upstream of the same configuration with another list of backends. Those that stay as and where they are
+    /// are shared.
+    fn with_backends(
+        &self,
+        upstream: &model::Upstream,
+        backends: Vec<model::Backend>,
+        process: &model::Process,
+        metrics: &Metrics,
+    ) -> Self {
+        let mut before = self.upstream.backends().iter().zip(&self.backends);
+        let counters = backends.iter().map(|backend| match before.next() {
+            Some((known, counters)) if known.id == backend.id => counters.clone(),
+            _ => metrics.backend(&upstream.name, &backend.id),
+        });
+        Self {
+            metrics: self.metrics.clone(),
+            backends: counters.collect(),
+            upstream: self.upstream.with_backends(upstream, backends, process),
+        }
+    }
 }
 
 /// What is done with a matching request.
@@ -160,9 +181,7 @@ impl Snapshot {
             if member.upstream.name != upstream.name {
                 return member.clone();
             }
-            let previous = Some(&member.upstream);
-            let connections = &self.connections;
-            Arc::new(Member::build(upstream, backends.clone(), process, previous, connections, metrics))
+            Arc::new(member.with_backends(upstream, backends.clone(), process, metrics))
         };
         let upstreams = self.upstreams.iter().map(rebuilt).collect();
         let (connections, limit_seed) = (self.connections.clone(), self.limit_seed.clone());

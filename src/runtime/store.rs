@@ -32,6 +32,7 @@ mod guard;
 mod look;
 mod slow_start;
 mod succession;
+mod unmerge;
 mod warn;
 
 use compare::{Merged, forget_metrics, lasts_alike, merged};
@@ -67,7 +68,7 @@ struct Running {
     publish: Option<Publish>,
     /// Backends that are gone while their connections are not.
     retired: Retired,
-    /// What the last reload has made of overrides: as they were, and as it left them.
+    /// What the last reload, or the start, has made of overrides: as they were, and as it left them.
     merged: Vec<Merged>,
     /// The file that was read at the start has made overrides others than they are in the journal.
     merged_at_start: bool,
@@ -132,9 +133,10 @@ impl Store {
             restored.into_iter().map(|(name, overrides)| (name, Membership::restored(overrides))).collect();
         let before = members.clone();
         tell_conflicts(declare(&model, &mut members));
-        let merged_at_start = !merged(&before, &members).is_empty();
+        let merged = merged(&before, &members);
+        let merged_at_start = !merged.is_empty();
         let snapshot = Arc::new(build(&model, &members, None, &metrics));
-        let (retired, merged, not_kept) = (Retired::default(), Vec::new(), None);
+        let (retired, not_kept) = (Retired::default(), None);
         let (publish, given_up) = (None, false);
         let running =
             Running { model, members, snapshot, publish, retired, merged, merged_at_start, not_kept, given_up };

@@ -2,6 +2,7 @@
 //! them per request. State of backends that stay is carried over from the build before.
 
 use std::{
+    cell::LazyCell,
     collections::{BTreeSet, HashMap},
     fmt,
     future::Future,
@@ -16,8 +17,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use pingora_core::protocols::{l4::socket::SocketAddr, tls::ALPN};
-use pingora_load_balancing::{Backend, Backends, Extensions, LoadBalancer, discovery::ServiceDiscovery};
+use pingora_core::protocols::tls::ALPN;
+use pingora_load_balancing::{Backend, Backends, LoadBalancer, discovery::ServiceDiscovery};
 
 use super::{
     backend::{BackendState, Generation, Picked},
@@ -26,13 +27,13 @@ use super::{
     line::Opener,
     outlier::Outliers,
     peer::{self, TlsProfile},
-    selection::{Pool, Selection, SelectionConfig},
+    selection::{Pool, Selection, SelectionConfig, entry},
     tls::Offer,
 };
 use crate::{
     config::model::{self, HealthCheck, HostHeader, Timeouts, UpstreamProtocol, UpstreamTls},
     policy::{balance::Balance, budget::RetryBudget, outlier::EjectPolicy, proxy_protocol, retry::RetryPolicy},
-    types::{AdminState, BackendAddress, Name},
+    types::{AdminState, Name},
 };
 
 /// A named group of backends.
@@ -76,6 +77,15 @@ pub struct Upstream {
     pub(super) outliers: Arc<Outliers>,
 }
 
+/// What is taken over of a backend that stays.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reuse {
+    /// Its health, counts and the like.
+    State,
+    /// All of it, where nothing about it is other: it is built of the same configuration.
+    Whole,
+}
+
 /// Why no backend can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoBackend {
@@ -110,17 +120,39 @@ impl Upstream {
         previous: Option<&Arc<Self>>,
         connections: Arc<Connections>,
     ) -> Arc<Self> {
+        Self::build_from(model, backends, process, previous.map(|previous| (previous, Reuse::State)), connections)
+    }
+
+    /// The same upstream of the same configuration with another list of backends.
+    pub(super) fn with_backends(
+        self: &Arc<Self>,
+        model: &model::Upstream,
+        backends: Vec<model::Backend>,
+        process: &model::Process,
+    ) -> Arc<Self> {
+        Self::build_from(model, backends, process, Some((self, Reuse::Whole)), self.connections.clone())
+    }
+
+    fn build_from(
+        model: &model::Upstream,
+        backends: Vec<model::Backend>,
+        process: &model::Process,
+        previous: Option<(&Arc<Self>, Reuse)>,
+        connections: Arc<Connections>,
+    ) -> Arc<Self> {
+        let (previous, reuse) = previous.unzip();
         let opened = previous.map(|previous| previous.opened.clone()).unwrap_or_default();
         let generation = previous.map(|previous| previous.generation.clone()).unwrap_or_default();
         let settled = previous.map(|previous| previous.settled.clone()).unwrap_or_default();
         let tls_profile = TlsProfile::new(model.tls.as_ref(), process);
         let connector = Connector::new(model.timeouts.connect, model.timeouts.write, process, opened.clone());
         let connector = Arc::new(connector.recorded(connections.clone()));
-        let backends = members(model, backends, &tls_profile, &connector, &generation, previous);
+        let whole = reuse == Some(Reuse::Whole);
+        let backends = members(model, backends, &tls_profile, &connector, &generation, previous, whole);
         let start = previous.map(|previous| previous.pool.position()).unwrap_or_default();
         let config = Arc::new(SelectionConfig::new(model.balance, generation.clone(), start));
         let balancer = LoadBalancer::from_backends_with_config(
-            Backends::new(Box::new(Members(backends.iter().map(entry).collect()))),
+            Backends::new(Box::new(Members(backends.clone()))),
             Some(config.clone()),
         );
         update_now(&balancer);
@@ -268,14 +300,24 @@ fn members(
     connector: &Arc<Connector>,
     generation: &Generation,
     previous: Option<&Arc<Upstream>>,
+    whole: bool,
 ) -> Box<[Arc<BackendState>]> {
-    let before: HashMap<&Name, &Arc<BackendState>> =
-        previous.iter().flat_map(|previous| previous.backends.iter()).map(|backend| (&backend.id, backend)).collect();
+    let before = LazyCell::new(|| -> HashMap<&Name, &Arc<BackendState>> {
+        let all = previous.iter().flat_map(|previous| previous.backends.iter());
+        all.map(|backend| (&backend.id, backend)).collect()
+    });
     let check = model.health_check.as_ref().map(|check| check.thresholds.initial);
     // A client's hash says where it goes: another weight would move clients there and back.
     let slow_start = model.slow_start.filter(|_| model.balance != Balance::IpHash);
     let joined = previous.is_some_and(|previous| previous.settled.load(Ordering::Relaxed));
+    let in_place = |index: usize, backend: &model::Backend| {
+        let before = previous.filter(|_| whole)?.backends.get(index)?;
+        before.is_built_of(backend).then(|| before.clone())
+    };
     let state = |(index, backend): (usize, model::Backend)| {
+        if let Some(same) = in_place(index, &backend) {
+            return same;
+        }
         let peer = peer::template(model, profile, &backend, connector.clone());
         let previous = before.get(&backend.id).map(|previous| previous.as_ref());
         let state = BackendState::new(index, &backend, check, peer, generation, previous);
@@ -293,28 +335,13 @@ fn members(
 }
 
 /// Our members as Pingora's discovery sees them: fixed within a build.
-struct Members(BTreeSet<Backend>);
+struct Members(Box<[Arc<BackendState>]>);
 
 #[async_trait]
 impl ServiceDiscovery for Members {
     async fn discover(&self) -> pingora_core::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
-        Ok((self.0.clone(), HashMap::new()))
+        Ok((self.0.iter().map(entry).collect(), HashMap::new()))
     }
-}
-
-/// A backend in Pingora's terms. Pingora tells members apart by address and weight, so a host name, which may have no
-/// address yet and share one with its neighbour later, stands under an address of the discard prefix (RFC 6666).
-fn entry(backend: &Arc<BackendState>) -> Backend {
-    let addr = match (&backend.address, backend.target()) {
-        (BackendAddress::Inet(_) | BackendAddress::Unix(_), Some(target)) => SocketAddr::clone(&target),
-        _ => {
-            let ip = std::net::Ipv6Addr::from((0x0100_u128 << 112) | backend.index as u128);
-            SocketAddr::Inet((ip, 0).into())
-        }
-    };
-    let mut ext = Extensions::new();
-    ext.insert(backend.clone());
-    Backend { addr, weight: usize::from(backend.weight.value()), ext }
 }
 
 /// Runs Pingora's asynchronous update where nothing in it waits.
@@ -335,7 +362,7 @@ pub(crate) mod fixtures {
     use super::*;
     use crate::{
         policy::balance::Balance,
-        types::{AdminState, Percent, Weight},
+        types::{AdminState, BackendAddress, Percent, Weight},
     };
 
     /// A process with defaults.

@@ -8,11 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{notify, reload::Way, running::Running};
+use super::{
+    note::{Note, NotedMerged, Source, Tried},
+    notify,
+    reload::Way,
+    running::Running,
+};
 use crate::{
     config::model::Model,
     proxy::Proxies,
-    service::admin::operator::{AbortIf, OperatorError},
+    service::admin::operator::{AbortIf, OperatorError, Reload},
 };
 
 /// How far back `abort_if` compares, in samples of one second.
@@ -26,6 +31,8 @@ const ENOUGH: u64 = 20;
 pub(super) struct Pending {
     /// What it goes back to.
     pub(super) before: Arc<Model>,
+    /// Where that came from.
+    pub(super) source: Source,
     /// The proxies of that, worker for worker: they hold what was read from files that may be others by now.
     pub(super) proxies: Vec<Arc<Proxies>>,
     pub(super) within: Duration,
@@ -71,6 +78,9 @@ impl Answers {
         (self.errors * 10_000).checked_div(self.all).unwrap_or(0)
     }
 }
+
+/// What was noted before a reload that is to be confirmed, and why that could not be noted; `None`: it is not to be.
+pub(super) type Noted = Option<(Option<Note>, Option<String>)>;
 
 /// The answers of each of the last 60 seconds.
 #[derive(Debug, Default)]
@@ -145,15 +155,50 @@ impl Running {
         let generation = {
             let mut ledger = self.ledger();
             match ledger.pending.take() {
-                Some(_) => self.unconfirmed.settle(),
-                None if self.unconfirmed.settle_found() => ledger.last_error.clear(),
+                Some(_) => {}
+                None if std::mem::take(&mut ledger.kept_unconfirmed) => ledger.last_error.clear(),
+                None if ledger.taken_back.is_some() => return Err(OperatorError::TakenBack),
                 None => return Err(OperatorError::NothingToConfirm),
             }
             ledger.generation
         };
+        self.unconfirmed.settle();
         notify::status(&format!("serving configuration {generation}"));
         self.tell("config.confirmed", who, format!("configuration {generation} is kept"), String::new());
         Ok(())
+    }
+
+    /// Notes that `text` is about to be loaded, for a start after the end of this process. Returns what was noted before.
+    pub(super) fn note_unconfirmed(&self, text: &str, model: &Model, how: &Reload, who: &str) -> Noted {
+        let within = how.confirm?;
+        let (abort, confirmed) = {
+            let ledger = self.ledger();
+            (how.abort_if.map(|above| (above, ledger.samples.minute())), ledger.source.clone())
+        };
+        let (before, written) = self.unconfirmed.note(Tried { text, who, within, abort, confirmed }, model, &self.file);
+        let lost = written.err().map(|error| {
+            format!("{error}; were this process killed, the next start would not take the configuration back")
+        });
+        if let Some(line) = &lost {
+            log::warn!("{line}");
+        }
+        Some((before, lost))
+    }
+
+    /// What was just put in place is to be confirmed, as `how` says.
+    pub(super) fn await_confirmation(&self, how: &Reload, before: Arc<Model>, proxies: Vec<Arc<Proxies>>) {
+        let Some(within) = how.confirm else { return self.unconfirmed.settle() };
+        if let Some((before, after)) = self.store.merged_texts() {
+            self.unconfirmed.merged(NotedMerged { before, after });
+        }
+        let mut ledger = self.ledger();
+        let abort = how.abort_if.map(|above| Abort {
+            above,
+            minute: ledger.samples.minute(),
+            until: Answers::from(self.metrics.answers()),
+        });
+        let (source, due) = (ledger.source.clone(), Instant::now() + within);
+        ledger.pending = Some(Pending { before, source, proxies, within, due, abort });
     }
 
     /// Takes back what was not confirmed in time or does harm; the latter is looked at once a second.
@@ -182,7 +227,13 @@ impl Running {
         match self.replace(pending.before, Way::Back(&pending.proxies)) {
             Ok(()) => {
                 let generation = self.count();
-                self.ledger().last_error = format!("configuration {taken} was taken back: {why}");
+                self.unconfirmed.take_back(&why);
+                {
+                    let mut ledger = self.ledger();
+                    ledger.last_error = format!("configuration {taken} was taken back: {why}");
+                    ledger.source = pending.source;
+                    ledger.taken_back = Some(why.clone());
+                }
                 log::warn!("configuration {taken} is taken back: {why}");
                 notify::status(&format!("serving; configuration {taken} was taken back"));
                 let what = format!("configuration {taken} taken back; {generation} is as before it");

@@ -7,6 +7,7 @@ mod assembly;
 mod confirm;
 mod control;
 mod handover;
+mod note;
 mod notify;
 mod observer;
 mod operator;
@@ -42,12 +43,14 @@ use pingora_core::{
     services::background::background_service,
 };
 pub(crate) use place::{AdminSocket, admin_sockets, only_admin_socket};
+pub(crate) use process::LOG_FD;
 use process::{Account, BoundFiles, OwnLog, PidFile};
 use running::{Ledger, NextTools, Running};
 use signals::Command;
 use successor::Successors;
 use tokio::sync::{mpsc, watch};
-use unconfirmed::Unconfirmed;
+pub use unconfirmed::Beginning;
+use unconfirmed::{Standing, Unconfirmed};
 use upgrade::{Inherited, UpgradeSocket};
 use upkeep::{Seen, Upkeep};
 
@@ -117,6 +120,8 @@ pub enum StartError {
     NoSuchUser(String),
     #[error("only root can change to user {0}; start as root, or as {0} without `user:`")]
     NotRoot(String),
+    #[error("a reload was confirmed or taken back while this process started; the running process goes on, try again")]
+    Outdated,
     #[error(
         "not ready to serve within {0:?}: health checks or name resolution have no result yet; the process before this one goes on"
     )]
@@ -147,7 +152,9 @@ pub enum StartError {
 ///
 /// # Errors
 /// Nothing was served: a port is used, a user is unknown, there is nothing to take over …
-pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(), StartError> {
+pub fn run(beginning: Beginning, start: &Start, process_log: &ProcessLog) -> Result<(), StartError> {
+    let Beginning { loaded, mut past } = beginning;
+    let model = &loaded.model;
     ignore_early_signals();
     let own_log = OwnLog::inherited();
     let daemon = (start.daemon || model.process.daemon) && !own_log.is_successor();
@@ -167,6 +174,9 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         return Err(StartError::AlreadyRunning(upgrade_sock));
     }
     let mut inherited = start.upgrade.then(|| Inherited::take(&upgrade_sock)).transpose()?;
+    if inherited.is_some() && past.is_outdated() {
+        return Err(StartError::Outdated);
+    }
 
     // Everything that is bound and opened.
     let mut bound = BoundFiles::default();
@@ -191,6 +201,10 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         inherited.as_ref().and_then(Inherited::state).and_then(|handed| handed.overrides(0)),
     );
     let store = Arc::new(Store::new(Arc::new(model.clone()), restored, journal, metrics.clone(), events.clone()));
+    if let Some((before, after)) = past.merged() {
+        let undone = matches!(past.standing, Standing::TakenBack(_));
+        store.resume_merged(before, &after, undone);
+    }
     let snapshot = store.snapshot();
     if let Some(handed) = inherited.as_ref().and_then(Inherited::state) {
         handed.apply(&snapshot);
@@ -252,7 +266,7 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         handed_over: None,
     }));
     let file = config_file(start, daemon);
-    let unconfirmed = Unconfirmed::beside(model.state_file.as_deref(), &upgrade_sock);
+    let unconfirmed = Unconfirmed::of(&mut past, model, &start.config);
     server.add_service(background_service("OCSP", Fetching::new(certificates.clone())));
     let running = Arc::new(Running {
         seen: Mutex::new(Seen::now(&file)),
@@ -276,10 +290,10 @@ pub fn run(model: &Model, start: &Start, process_log: &ProcessLog) -> Result<(),
         successors: successors.clone(),
         wanted: AtomicBool::new(false),
         awaiting,
-        ledger: Mutex::new(Ledger::new()),
+        ledger: Mutex::new(Ledger::new(past.source)),
         unconfirmed,
     });
-    running.tell_unconfirmed();
+    running.stand(past.standing);
     let (to_control, commands) = mpsc::channel::<Command>(4);
     let operator: Arc<dyn Operator> = Arc::new(Desk::new(running.clone(), to_control));
 

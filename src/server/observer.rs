@@ -60,11 +60,9 @@ impl Observer {
                 .zip(&member.backends)
                 .map(|(backend, metrics)| (backend.id.clone(), metrics.clone()))
                 .collect();
-            for backend in member.upstream.backends() {
-                if let Some(metrics) = backends.get(&backend.id) {
-                    metrics.set_up(backend.is_up());
-                    metrics.set_ejected(backend.is_ejected());
-                }
+            for (backend, metrics) in member.upstream.backends().iter().zip(&member.backends) {
+                metrics.set_up(backend.is_up());
+                metrics.set_ejected(backend.is_ejected());
             }
             let before = seen.backends.insert(name.clone(), backends).unwrap_or_default();
             let now = &seen.backends[name];

@@ -89,6 +89,7 @@ impl Operator for Desk {
                     .pending
                     .as_ref()
                     .map(|pending| pending.due.saturating_duration_since(now).as_secs()),
+                runs: if ledger.taken_back.is_some() { "last_confirmed" } else { "file" },
                 last_error: ledger.last_error.clone(),
             },
             listeners,
@@ -96,7 +97,11 @@ impl Operator for Desk {
     }
 
     fn effective_config(&self) -> String {
-        config::effective(&self.running.store.model())
+        let text = config::effective(&self.running.store.model());
+        match self.running.instead_of_file() {
+            Some(other) => format!("# {}\n{text}", other.replace('\n', " ")),
+            None => text,
+        }
     }
 }
 

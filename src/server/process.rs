@@ -143,7 +143,7 @@ impl Drop for PidFile {
 }
 
 /// Names, in a successor's environment, the descriptor of the standard error that its predecessor has.
-pub(super) const LOG_FD: &str = "RRLB_LOG_FD";
+pub(crate) const LOG_FD: &str = "RRLB_LOG_FD";
 
 /// Standard error of the process that started this one as its successor. Until this one serves its own is a pipe to that
 /// process, which keeps the last lines and ends with it.

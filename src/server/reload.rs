@@ -16,9 +16,7 @@ use std::{
 use super::{
     StartError, access_log,
     admin::{self, NextKeys},
-    assembly,
-    confirm::{Abort, Answers, Pending},
-    notify,
+    assembly, notify,
     process::BoundFiles,
     running::{Running, Tools},
 };
@@ -147,17 +145,19 @@ impl Running {
 
     fn dry_run(&self) -> Result<ReloadReport, OperatorError> {
         let loaded = config::load(&self.file).map_err(|report| invalid(&report).0)?;
+        let other = self.instead_of_file();
         Ok(ReloadReport {
             generation: self.ledger().generation,
             changes: changes(&self.store.model(), &loaded.model),
-            warnings: warnings(&loaded.warnings, &self.store.foresee(&loaded.model)),
+            warnings: warnings(&loaded.warnings, &self.store.foresee(&loaded.model), other),
             confirm_within: None,
         })
     }
 
     /// The error comes with what is logged of it.
     fn load_and_replace(&self, how: &Reload, who: &str) -> Result<ReloadReport, (OperatorError, String)> {
-        let loaded = config::load(&self.file).map_err(|report| invalid(&report))?;
+        let text = config::text(&self.file).map_err(|report| invalid(&report))?;
+        let loaded = config::parse(&text, &self.file).map_err(|report| invalid(&report))?;
         for line in loaded.warnings.render(Format::Short).lines() {
             log::warn!("{line}");
         }
@@ -165,27 +165,21 @@ impl Running {
         let changes = changes(&before, &loaded.model);
         let foreseen = self.store.foresee(&loaded.model);
         let proxies = self.crew.current().map(|current| current.proxies().clone()).collect();
-        self.replace(Arc::new(runnable(&before, loaded.model)), Way::Onward).map_err(|error| {
+        // Before it runs: it may be what ends this process.
+        let noted = self.note_unconfirmed(&text, &loaded.model, how, who);
+        if let Err(error) = self.replace(Arc::new(runnable(&before, loaded.model)), Way::Onward) {
+            if let Some((before, _)) = noted {
+                self.unconfirmed.put_back(before);
+            }
             let text = error.to_string();
-            (OperatorError::Reload(text.clone()), text)
-        })?;
+            return Err((OperatorError::Reload(text.clone()), text));
+        }
         for line in &foreseen.unready {
             log::warn!("{line}");
         }
         let generation = self.count();
-        if let Some(within) = how.confirm {
-            let mut ledger = self.ledger();
-            let abort = how.abort_if.map(|above| Abort {
-                above,
-                minute: ledger.samples.minute(),
-                until: Answers::from(self.metrics.answers()),
-            });
-            ledger.pending = Some(Pending { before, proxies, within, due: Instant::now() + within, abort });
-        }
-        match how.confirm {
-            Some(within) => self.unconfirmed.note(&self.file, who, within),
-            None => self.unconfirmed.settle(),
-        }
+        self.await_confirmation(how, before, proxies);
+        self.ledger().source.text = text;
         let what = match (changes.len(), how.confirm) {
             (count, None) => format!("configuration {generation}: {count} changes"),
             (count, Some(within)) => {
@@ -196,10 +190,11 @@ impl Running {
         for change in changes.iter().filter(|change| change.needs_upgrade) {
             log::warn!("{} has changed in the file and stays as it is until an upgrade", change.path);
         }
+        let lost = noted.and_then(|(_, lost)| lost);
         Ok(ReloadReport {
             generation,
             changes,
-            warnings: warnings(&loaded.warnings, &foreseen),
+            warnings: warnings(&loaded.warnings, &foreseen, lost),
             confirm_within: how.confirm.map(|within| within.as_secs()),
         })
     }
@@ -425,16 +420,16 @@ fn invalid(report: &config::Report) -> (OperatorError, String) {
 }
 
 /// What is odd in the file, and what it meets.
-fn warnings(file: &config::Report, foreseen: &Foreseen) -> String {
+fn warnings(file: &config::Report, foreseen: &Foreseen, more: Option<String>) -> String {
     let mut text = file.render(Format::Human);
-    for line in foreseen.conflicts.iter().chain(&foreseen.unready) {
+    for line in foreseen.conflicts.iter().chain(&foreseen.unready).chain(&more) {
         text.push_str(&format!("warning: {line}\n"));
     }
     text
 }
 
 /// The configuration that a reload runs with: what only an upgrade changes stays as it is.
-fn runnable(before: &Model, loaded: Model) -> Model {
+pub(super) fn runnable(before: &Model, loaded: Model) -> Model {
     let process = model::Process { grace_period: loaded.process.grace_period, ..before.process.clone() };
     let admin = admin::runnable(before.admin.as_ref(), loaded.admin.as_ref());
     Model { process, admin, state_file: before.state_file.clone(), ..loaded }

@@ -18,6 +18,7 @@ use super::{
     confirm::{Pending, Samples},
     control::Held,
     handover::{Farewell, History},
+    note::Source,
     observer::Observer,
     successor::Successors,
     unconfirmed::Unconfirmed,
@@ -86,8 +87,14 @@ pub(super) struct Ledger {
     pub(super) loaded: SystemTime,
     /// Why the last reload failed or was taken back; empty where it was not.
     pub(super) last_error: String,
+    /// Where what runs came from.
+    pub(super) source: Source,
     /// Waits for its confirmation.
     pub(super) pending: Option<Pending>,
+    /// Why what runs is the last confirmed configuration and not the file; `None`: it is not so.
+    pub(super) taken_back: Option<String>,
+    /// This start runs with a file that was not confirmed and could not be taken back.
+    pub(super) kept_unconfirmed: bool,
     pub(super) samples: Samples,
 }
 
@@ -101,9 +108,12 @@ pub(super) struct Tools {
 pub(super) type NextTools = Arc<Mutex<Option<Vec<Tools>>>>;
 
 impl Ledger {
-    /// The configuration of the start.
-    pub(super) fn new() -> Self {
+    /// The configuration of the start, which came from there.
+    pub(super) fn new(source: Source) -> Self {
         Self {
+            source,
+            taken_back: None,
+            kept_unconfirmed: false,
             generation: 1,
             loaded: SystemTime::now(),
             last_error: String::new(),
@@ -128,16 +138,15 @@ impl Running {
         ledger.generation += 1;
         ledger.loaded = SystemTime::now();
         ledger.last_error = String::new();
+        (ledger.taken_back, ledger.kept_unconfirmed) = (None, false);
         self.metrics.config_generation.set(i64::try_from(ledger.generation).unwrap_or(i64::MAX));
         ledger.generation
     }
 
-    /// Says where this start runs with a file that was to be confirmed and never was.
-    pub(super) fn tell_unconfirmed(&self) {
-        if let Some(text) = self.unconfirmed.find(&self.file) {
-            self.tell("config.unconfirmed", "rrlb", text.clone(), String::new());
-            self.ledger().last_error = text;
-        }
+    /// Where what runs is not what the file says because that was not confirmed: which, and why.
+    pub(super) fn instead_of_file(&self) -> Option<String> {
+        let why = self.ledger().taken_back.clone()?;
+        Some(format!("what runs is the last confirmed configuration, and not {}: {why}", self.file.display()))
     }
 
     /// Tells of a change of the process as a whole.
@@ -176,6 +185,7 @@ impl Running {
             return;
         }
         let now = Instant::now();
+        self.unconfirmed.tidy();
         self.store.sweep();
         self.store.sweep_ejected(now);
         self.store.advance_slow_starts(self.readiness.not_ready().is_empty());

@@ -287,8 +287,16 @@ impl Words {
         }
         let bytes: Vec<u8> = self.last.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        let lines: Vec<&str> = text.lines().map(without_priority).filter(|line| !line.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(LINES)..].join("\n")
+    }
+}
+
+/// What a line says, without how grave it is: that is for the journal.
+fn without_priority(line: &str) -> &str {
+    match line.as_bytes() {
+        [b'<', b'0'..=b'7', b'>', ..] => line.get(3..).unwrap_or_default(),
+        _ => line,
     }
 }
 

@@ -1,147 +1,339 @@
-//! The note that tells the next start of a configuration file that was reloaded to be confirmed and never was: the process
-//! that would have taken it back may have been killed, and what was taken back is still what the file says. It goes when
-//! somebody keeps the file, and counts only for the very text that it was written for.
+//! What a start makes of a configuration file that was to be confirmed and was not. Before the deadline it runs with the
+//! file and goes on counting; after it, or where the file was taken back, it runs with the last confirmed
+//! configuration. A file that is another by now is what somebody wants, and counts. The file itself is never written.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
+use super::{
+    confirm::{Abort, Answers, Pending},
+    note::{self, Found, Note, NotedMerged, Source},
+    reload,
+    running::Running,
+};
+use crate::{
+    config::{self, Format, Loaded, Report, model::Model},
+    runtime::journal::{self, Journal},
+};
 
-use crate::policy::balance::hash_bytes;
-
-/// The note's place.
+/// What a process begins with.
 #[derive(Debug)]
-pub(super) struct Unconfirmed {
-    path: PathBuf,
-    /// The start of this process has found it.
-    found: AtomicBool,
+pub struct Beginning {
+    /// The configuration, and what does not stop the start.
+    pub loaded: Loaded,
+    pub(super) past: Past,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Note {
-    who: String,
-    /// Seconds since 1970.
-    at: u64,
-    within_seconds: u64,
-    /// Of the configuration file.
-    content: u64,
+/// Where a configuration came from, and what was noted of it.
+#[derive(Debug)]
+pub(super) struct Past {
+    pub(super) source: Source,
+    pub(super) standing: Standing,
+    /// Where the note is looked for by who reads the same file, and what was found there.
+    place: PathBuf,
+    seen: Option<Note>,
+}
+
+/// How what runs stands to the file.
+#[derive(Debug)]
+pub(super) enum Standing {
+    /// It is the file.
+    File(Tidy),
+    /// It is the file, though that should be taken back; the text says why it cannot be.
+    Kept(String),
+    /// It is the last confirmed configuration; the text says why.
+    TakenBack(String),
+    /// It is the file, for so long, and then `before`.
+    Waiting { left: Duration, before: Box<Model> },
+}
+
+/// What is to be done with what was found beside the state file, when this process is the one that serves.
+#[derive(Debug, Default)]
+pub(super) enum Tidy {
+    #[default]
+    Nothing,
+    Remove,
+    SetAside(String),
+    /// It was taken back by this start.
+    Mark(String),
+}
+
+impl Beginning {
+    /// With a file's text, whatever may be noted of it.
+    pub fn with(loaded: Loaded, text: &str, file: &Path) -> Self {
+        let source = Source { file: file.to_owned(), text: text.to_owned() };
+        let place = place_of(&loaded.model, file);
+        Self { loaded, past: Past { source, standing: Standing::File(Tidy::Nothing), place, seen: None } }
+    }
+
+    /// Reads the file, and what is noted of it. Changes nothing: another process may be the one that serves.
+    ///
+    /// # Errors
+    /// Neither the file nor what was confirmed before can be run with.
+    pub fn of(file: &Path) -> Result<Self, Report> {
+        let text = config::text(file)?;
+        let parsed = config::parse(&text, file);
+        let place = match &parsed {
+            Ok(loaded) => place_of(&loaded.model, file),
+            Err(_) => {
+                let place = config::place_in(&text, file);
+                let (state, socket) = (place.state_file.as_deref(), place.upgrade_sock.as_deref());
+                note::place(state, socket, place.user.as_deref(), file)
+            }
+        };
+        let found = note::find(&place);
+        let source = Source { file: file.to_owned(), text };
+        let begin = |loaded, source, standing, seen| {
+            let place = place.clone();
+            Self { loaded, past: Past { source, standing, place, seen } }
+        };
+        let (note, foreign) = match found {
+            Found::Nothing => return Ok(begin(parsed?, source, Standing::File(Tidy::Nothing), None)),
+            Found::Damaged(why) => return Ok(begin(parsed?, source, Standing::File(Tidy::SetAside(why)), None)),
+            Found::Note(note, _) if !note.is_about(&source.text) => {
+                return Ok(begin(parsed?, source, Standing::File(Tidy::Remove), Some(*note)));
+            }
+            Found::Note(note, foreign) => (*note, foreign),
+        };
+        if let Some(owner) = foreign {
+            // Who can write it could have this process, which may be root, run with anything.
+            let why = format!("{} belongs to user {owner}, and this start is of another", place.display());
+            return Ok(begin(parsed?, source, Standing::Kept(why), Some(note)));
+        }
+        let before = config::parse(&note.confirmed().text, &note.confirmed().file);
+        let over = || note.taken_back.clone().unwrap_or_else(|| format!("not confirmed within {:?}", note.within()));
+        let standing = match (note.left(), &parsed, before) {
+            (Some(left), Ok(loaded), Ok(before)) => {
+                // As it ran when it was loaded: what takes an upgrade was not tried.
+                let model = reload::runnable(&before.model, loaded.model.clone());
+                let loaded = Loaded { model, warnings: loaded.warnings.clone() };
+                let standing = Standing::Waiting { left, before: Box::new(before.model) };
+                return Ok(begin(loaded, source, standing, Some(note)));
+            }
+            (left, _, Ok(before)) => {
+                let invalid = |report: &Report| format!("it is not valid any more: {}", first_line(report));
+                let why = left.and(parsed.as_ref().err()).map_or_else(over, invalid);
+                let confirmed = note.confirmed().clone();
+                return Ok(begin(before, confirmed, Standing::TakenBack(why), Some(note)));
+            }
+            (_, Ok(_), Err(report)) => {
+                let why = first_line(&report);
+                Standing::Kept(format!("the last confirmed configuration is not valid any more: {why}"))
+            }
+            (_, Err(_), Err(_)) => Standing::File(Tidy::Nothing),
+        };
+        Ok(begin(parsed?, source, standing, Some(note)))
+    }
+}
+
+impl Past {
+    /// Whether what is noted is another than when this was made: a reload was confirmed, or taken back.
+    pub(super) fn is_outdated(&self) -> bool {
+        let now = match note::find(&self.place) {
+            Found::Note(note, _) => Some(*note),
+            Found::Damaged(_) | Found::Nothing => None,
+        };
+        now != self.seen
+    }
+
+    /// What was made of overrides by the reload that is not confirmed.
+    pub(super) fn merged(&self) -> Option<(journal::Overrides, journal::Overrides)> {
+        let NotedMerged { before, after } = self.seen.as_ref()?.merged.as_ref()?;
+        let decoded = |text: &str| {
+            let read = journal::decode(text.as_bytes(), 0);
+            read.inspect_err(|error| log::error!("{}: {error}", self.place.display())).ok()
+        };
+        Some((decoded(before)?, decoded(after)?))
+    }
+}
+
+fn place_of(model: &Model, file: &Path) -> PathBuf {
+    let process = &model.process;
+    note::place(model.state_file.as_deref(), process.upgrade_sock.as_deref(), process.user.as_deref(), file)
+}
+
+fn first_line(report: &Report) -> String {
+    report.render(Format::Short).lines().next().unwrap_or_default().to_owned()
+}
+
+/// The note of this process.
+#[derive(Debug)]
+pub(super) struct Unconfirmed {
+    /// Where it is.
+    place: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// As it is on the disk.
+    note: Option<Note>,
+    tidy: Tidy,
 }
 
 impl Unconfirmed {
-    /// Beside the state file, which outlives the machine's restart, or beside the upgrade socket.
-    pub(super) fn beside(state_file: Option<&Path>, upgrade_sock: &Path) -> Self {
-        let mut path = state_file.unwrap_or(upgrade_sock).as_os_str().to_owned();
-        path.push(".unconfirmed");
-        // In the background the process works in another folder.
-        let path = std::path::absolute(&path).unwrap_or_else(|_| path.into());
-        Self { path, found: AtomicBool::new(false) }
+    /// As a process begins that runs with `model`, which came from `file`.
+    pub(super) fn of(past: &mut Past, model: &Model, file: &Path) -> Self {
+        let tidy = match &mut past.standing {
+            Standing::File(tidy) => std::mem::take(tidy),
+            Standing::Kept(_) | Standing::Waiting { .. } => Tidy::Nothing,
+            Standing::TakenBack(why) => Tidy::Mark(why.clone()),
+        };
+        let place = match tidy {
+            Tidy::SetAside(_) => past.place.clone(),
+            _ => place_of(model, file),
+        };
+        Self { place, state: Mutex::new(State { note: past.seen.take(), tidy }) }
     }
 
-    /// `who` has had `file` loaded, to be confirmed within a time.
-    pub(super) fn note(&self, file: &Path, who: &str, within: Duration) {
-        self.found.store(false, Ordering::Release);
-        let written = fs::read(file).and_then(|text| {
-            let at = seconds(SystemTime::now());
-            let note = Note { who: who.to_owned(), at, within_seconds: within.as_secs(), content: hash_bytes(&text) };
-            self.write(&serde_json::to_vec(&note)?)
-        });
-        if let Err(error) = written {
-            let path = self.path.display();
-            log::warn!(
-                "{path}: {error}; were this process killed, the next start could not say that the configuration was not confirmed"
-            );
+    /// A file is about to be loaded that is to be confirmed. Returns what was noted before. `tried` is where a start with
+    /// the new file looks.
+    pub(super) fn note(&self, new: note::Tried<'_>, model: &Model, file: &Path) -> (Option<Note>, io::Result<()>) {
+        let mut places = vec![self.place.clone(), place_of(model, file)];
+        places.dedup();
+        let note = Note::new(new, places);
+        let written = note.write();
+        let mut state = self.lock();
+        state.tidy = Tidy::Nothing;
+        (state.note.replace(note), written)
+    }
+
+    /// What was noted last has not come to be.
+    pub(super) fn put_back(&self, before: Option<Note>) {
+        let mut state = self.lock();
+        if let Some(note) = std::mem::replace(&mut state.note, before) {
+            note.remove();
         }
+        rewrite(state.note.as_ref());
+    }
+
+    /// What the reload has made of overrides.
+    pub(super) fn merged(&self, merged: NotedMerged) {
+        let mut state = self.lock();
+        if let Some(note) = &mut state.note {
+            note.merged = Some(merged);
+        }
+        rewrite(state.note.as_ref());
+    }
+
+    /// It was taken back, so that the next start does not run with it.
+    pub(super) fn take_back(&self, why: &str) {
+        let mut state = self.lock();
+        if let Some(note) = &mut state.note {
+            note.taken_back = Some(why.to_owned());
+            // It has them back.
+            note.merged = None;
+        }
+        rewrite(state.note.as_ref());
+    }
+
+    /// What is noted.
+    fn noted(&self) -> Option<Note> {
+        self.lock().note.clone()
     }
 
     /// Somebody keeps what the file says.
     pub(super) fn settle(&self) {
-        self.found.store(false, Ordering::Release);
-        if let Err(error) = fs::remove_file(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            log::warn!("removing {}: {error}", self.path.display());
+        let mut state = self.lock();
+        state.tidy = Tidy::Nothing;
+        if let Some(note) = state.note.take() {
+            note.remove();
         }
     }
 
-    /// As [`Unconfirmed::settle`], where the start of this process has found a note. Returns whether it has.
-    pub(super) fn settle_found(&self) -> bool {
-        let found = self.found.load(Ordering::Acquire);
-        if found {
-            self.settle();
+    /// Does what the start has found to be done. To be called when this process is the one that serves.
+    pub(super) fn tidy(&self) {
+        let mut state = self.lock();
+        match std::mem::take(&mut state.tidy) {
+            Tidy::Nothing => {}
+            Tidy::Remove => {
+                drop(state);
+                log::info!("the configuration file is another than the one that was to be confirmed: it counts");
+                self.settle();
+            }
+            Tidy::SetAside(why) => {
+                let path = self.place.display();
+                match Journal::new(&self.place).set_aside() {
+                    Ok(aside) => log::error!(
+                        "{path} is no note of rrlb, or is damaged ({why}): whether the configuration file was confirmed is not \
+                         known, and it counts; what was there is kept as {}",
+                        aside.display()
+                    ),
+                    Err(error) => log::error!("{path} is no note of rrlb ({why}), and cannot be moved aside: {error}"),
+                }
+            }
+            Tidy::Mark(why) => {
+                drop(state);
+                self.take_back(&why);
+            }
         }
-        found
     }
 
-    /// What is to be said at a start with `file`; `None` where there is nothing to say.
-    pub(super) fn find(&self, file: &Path) -> Option<String> {
-        let note: Note = serde_json::from_slice(&fs::read(&self.path).ok()?).ok()?;
-        if fs::read(file).is_ok_and(|text| hash_bytes(&text) != note.content) {
-            // It is another file by now; what was noted is over.
-            self.settle();
-            return None;
-        }
-        self.found.store(true, Ordering::Release);
-        let ago = seconds(SystemTime::now()).saturating_sub(note.at);
-        Some(format!(
-            "{} was loaded by {} {ago} s ago to be confirmed within {} s, and nobody has confirmed it; this start runs with it \
-             all the same: keep it with `rrlb confirm`, or put the one before it back and `rrlb reload`",
-            file.display(),
-            note.who,
-            note.within_seconds,
-        ))
-    }
-
-    fn write(&self, text: &[u8]) -> io::Result<()> {
-        let mut temporary = self.path.as_os_str().to_owned();
-        temporary.push(".tmp");
-        let temporary = PathBuf::from(temporary);
-        let mut file: File = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(text)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.path)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn seconds(at: SystemTime) -> u64 {
-    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+fn rewrite(note: Option<&Note>) {
+    if let Some(Err(error)) = note.map(Note::write) {
+        log::warn!("{error}; were this process killed, the next start would not know all of what was confirmed");
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_that_nobody_confirmed_is_told_of_until_it_is_kept_or_another() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (file, state) = (folder.path().join("rrlb.yaml"), folder.path().join("state.json"));
-        let place = || Unconfirmed::beside(Some(&state), Path::new("/nonexistent/upgrade.sock"));
-        fs::write(&file, "one").expect("writes");
-        assert_eq!(place().find(&file), None);
-        place().note(&file, "uid 7", Duration::from_secs(60));
-        for _ in 0..2 {
-            let text = place().find(&file).expect("it is not confirmed");
-            assert!(text.contains("loaded by uid 7") && text.contains("within 60 s"), "{text}");
+impl Running {
+    /// Says how what this start runs with stands to the file, and goes on counting where it waits.
+    pub(super) fn stand(&self, standing: Standing) {
+        let file = self.file.display();
+        match standing {
+            Standing::File(_) => {}
+            Standing::Waiting { left, before } => {
+                if let Some((before, after)) = self.store.merged_texts() {
+                    self.unconfirmed.merged(NotedMerged { before, after });
+                }
+                let mut ledger = self.ledger();
+                let Some(note) = self.unconfirmed.noted() else { return };
+                let (who, within, source) = (&note.who, note.within(), note.confirmed().clone());
+                let until = Answers::from(self.metrics.answers());
+                let abort = note.abort().map(|(above, minute)| Abort { above, minute, until });
+                let due = Instant::now() + left;
+                // None of its proxies is left.
+                let proxies = Vec::new();
+                ledger.pending = Some(Pending { before: Arc::new(*before), source, proxies, within, due, abort });
+                drop(ledger);
+                let left = Duration::from_secs(left.as_secs());
+                let what = format!(
+                    "{file} was loaded by {who} to be confirmed within {within:?}; this start goes back in {left:?} \
+                     unless `rrlb confirm` comes"
+                );
+                self.tell("config.unconfirmed", "rrlb", what, String::new());
+            }
+            Standing::TakenBack(why) => {
+                let text = format!(
+                    "this start runs with the last confirmed configuration, and not with {file}: {why}; `rrlb reload` runs \
+                     with the file all the same"
+                );
+                log::error!("{text}");
+                let mut ledger = self.ledger();
+                (ledger.last_error, ledger.taken_back) = (text, Some(why.clone()));
+                drop(ledger);
+                let what = format!("started with the last confirmed configuration in place of {file}");
+                self.tell("config.reverted", "rrlb", what, why);
+            }
+            Standing::Kept(why) => {
+                let text = format!(
+                    "{file} was to be confirmed, nobody has confirmed it, and it cannot be taken back: {why}; this start runs \
+                     with it all the same: keep it with `rrlb confirm`, or put the one before it back and `rrlb reload`"
+                );
+                log::error!("{text}");
+                let mut ledger = self.ledger();
+                (ledger.last_error, ledger.kept_unconfirmed) = (text.clone(), true);
+                drop(ledger);
+                self.tell("config.unconfirmed", "rrlb", text, String::new());
+            }
         }
-        let kept = place();
-        assert!(!kept.settle_found(), "this process has not met it");
-        assert!(kept.find(&file).is_some() && kept.settle_found() && !kept.settle_found());
-        assert_eq!(place().find(&file), None);
-        place().note(&file, "uid 7", Duration::from_secs(60));
-        fs::write(&file, "two").expect("writes");
-        assert_eq!(place().find(&file), None);
-        fs::write(&file, "one").expect("writes");
-        assert_eq!(place().find(&file), None, "it was over by then");
-    }
-
-    #[test]
-    fn without_a_state_file_the_note_is_beside_the_upgrade_socket() {
-        let place = Unconfirmed::beside(None, Path::new("/run/rrlb/upgrade.sock"));
-        assert_eq!(place.path, Path::new("/run/rrlb/upgrade.sock.unconfirmed"));
     }
 }

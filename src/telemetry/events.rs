@@ -3,7 +3,12 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    fmt,
+    str::FromStr,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -37,6 +42,42 @@ pub struct Event {
     pub why: String,
 }
 
+/// Numbers of one row: processes that hand over count on in it, and one that is started alone begins another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epoch(pub u64);
+
+/// How a stream names an event: `18f3a2b-17`, or a number alone, which is of whatever row there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventId {
+    /// Of which row.
+    pub epoch: Option<Epoch>,
+    /// As [`Event::id`].
+    pub number: u64,
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.epoch {
+            Some(Epoch(epoch)) => write!(f, "{epoch:x}-{}", self.number),
+            None => write!(f, "{}", self.number),
+        }
+    }
+}
+
+/// It names no event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoEventId;
+
+impl FromStr for EventId {
+    type Err = NoEventId;
+
+    fn from_str(text: &str) -> Result<Self, NoEventId> {
+        let (epoch, number) = text.split_once('-').map_or((None, text), |(epoch, number)| (Some(epoch), number));
+        let epoch = epoch.map(|epoch| u64::from_str_radix(epoch, 16).map(Epoch)).transpose();
+        Ok(Self { epoch: epoch.map_err(|_| NoEventId)?, number: number.parse().map_err(|_| NoEventId)? })
+    }
+}
+
 /// What is said of a change; id and time are added.
 #[derive(Clone, Debug, Default)]
 pub struct News {
@@ -56,6 +97,8 @@ pub struct News {
 #[derive(Debug)]
 pub struct Events {
     kept: Mutex<VecDeque<Event>>,
+    /// As [`Epoch`]. Settled when numbers are.
+    epoch: AtomicU64,
     last: watch::Sender<u64>,
     /// The process before this one still counts; see [`Events::held`].
     held: watch::Sender<bool>,
@@ -63,7 +106,10 @@ pub struct Events {
 
 impl Default for Events {
     fn default() -> Self {
-        Self { kept: Mutex::default(), last: watch::Sender::new(0), held: watch::Sender::new(false) }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // No two starts have the same.
+        let epoch = AtomicU64::new(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+        Self { kept: Mutex::default(), epoch, last: watch::Sender::new(0), held: watch::Sender::new(false) }
     }
 }
 
@@ -99,9 +145,12 @@ impl Events {
         Self { held: watch::Sender::new(true), ..Self::default() }
     }
 
-    /// Goes on behind what the process before this one has told.
-    pub fn take_over(&self, told: Vec<Event>) {
+    /// Goes on behind what the process before this one has told, in its row where that is known.
+    pub fn take_over(&self, told: Vec<Event>, epoch: Option<Epoch>) {
         let mut kept = self.lock();
+        if let Some(Epoch(epoch)) = epoch {
+            self.epoch.store(epoch, Ordering::Release);
+        }
         let own = std::mem::replace(&mut *kept, told.into());
         let mut last = kept.back().map_or(0, |event| event.id);
         for event in own {
@@ -129,6 +178,11 @@ impl Events {
         (kept.iter().filter(|event| event.id > after).take(most).cloned().collect(), missed)
     }
 
+    /// The row that events are numbered in.
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Ordering::Acquire))
+    }
+
     /// The number of the last event; changes with each.
     pub fn last(&self) -> watch::Receiver<u64> {
         self.last.subscribe()
@@ -153,6 +207,16 @@ mod tests {
     }
 
     #[test]
+    fn an_id_names_its_row_or_is_a_number_alone() {
+        let id = EventId { epoch: Some(Epoch(0x18f)), number: 7 };
+        assert_eq!((id.to_string(), "18f-7".parse()), ("18f-7".into(), Ok(id)));
+        assert_eq!("7".parse(), Ok(EventId { epoch: None, number: 7 }));
+        for wrong in ["", "-", "7-", "-7", "x-7", "1-2-3", "-1"] {
+            assert_eq!(wrong.parse::<EventId>(), Err(NoEventId), "{wrong}");
+        }
+    }
+
+    #[test]
     fn numbers_go_on_behind_those_of_the_process_before() {
         let (old, new) = (Events::default(), Events::held());
         for number in 0..KEPT + 3 {
@@ -160,7 +224,9 @@ mod tests {
         }
         tell(&new, "own");
         assert_eq!(*new.last().borrow(), 0, "nobody is told of numbers that change yet");
-        new.take_over(old.after(0, KEPT).0);
+        assert_ne!(new.epoch(), old.epoch());
+        new.take_over(old.after(0, KEPT).0, Some(old.epoch()));
+        assert_eq!(new.epoch(), old.epoch());
         tell(&new, "later");
         let last = KEPT as u64 + 3;
         assert_eq!(told(&new, last), (vec![(last + 1, "own".into()), (last + 2, "later".into())], 0));
@@ -168,7 +234,7 @@ mod tests {
         assert_eq!(*new.last().borrow(), last + 2);
         let alone = Events::held();
         tell(&alone, "own");
-        alone.take_over(Vec::new());
+        alone.take_over(Vec::new(), None);
         assert_eq!((told(&alone, 0), *alone.last().borrow()), ((vec![(1, "own".into())], 0), 1));
     }
 }

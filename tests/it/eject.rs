@@ -93,7 +93,7 @@ async fn a_backend_that_answers_500_is_out_after_so_many_and_others_take_all_its
     for (command, words) in [
         ("status", &["a ejected"][..]),
         ("backend list app", &["ejected", "3 failures in a row", "back in"]),
-        ("route GET http://a.test/", &["ejected"]),
+        ("route GET http://a.test/", &["ejected; gets only retries of requests that have tried all others"]),
         ("events", &["backend.ejected app/a: out for 600s, by passive check", "status 500"]),
     ] {
         let args: Vec<&str> = ["--socket", socket].into_iter().chain(command.split(' ')).collect();

@@ -32,6 +32,7 @@ mod listeners;
 mod metrics;
 mod normalisation;
 mod overrides;
+mod priorities;
 mod protocols;
 mod proxy_protocol;
 mod proxy_protocol_names;

@@ -145,9 +145,53 @@ async fn what_was_told_and_what_failed_is_known_to_the_successor() {
         let text = reply.text();
         assert!(text.contains("backend.added") && text.contains("\"why\":\"why\""), "{text}");
         assert_eq!(text.matches("process.took_over\ndata").count(), upgrades, "{text}");
-        let ids: Vec<u64> = text.lines().filter_map(|line| line.strip_prefix("id: ")?.parse().ok()).collect();
-        assert_eq!(ids, (1..=ids.len() as u64).collect::<Vec<_>>(), "{text}");
+        let ids: Vec<(&str, &str)> =
+            text.lines().filter_map(|line| line.strip_prefix("id: ")?.split_once('-')).collect();
+        let numbers: Vec<u64> = ids.iter().filter_map(|(_, number)| number.parse().ok()).collect();
+        assert_eq!(numbers, (1..=ids.len() as u64).collect::<Vec<_>>(), "{text}");
+        assert!(ids.iter().all(|(row, _)| *row == ids[0].0), "one row over all upgrades: {text}");
     }
+}
+
+#[tokio::test]
+async fn who_goes_on_reading_events_after_a_restart_is_told_that_numbers_began_anew() {
+    let origin = Origin::echo("one").await;
+    let yaml = "
+        admin: { socket: <dir>/admin.sock }
+        upstreams: { app: { backends: [{ id: a, address: \"<a>\" }] } }";
+    let mut proxy = Config::new(yaml).put("a", &origin.address).start().await;
+    let socket = proxy.config.dir().join("admin.sock");
+    let change = async |weight: u16| {
+        let body = serde_json::json!({ "weight": weight });
+        let api = Api::of(&proxy);
+        api.change("PATCH", "/v1/upstreams/app/backends/a?persist=false", body).await;
+    };
+    change(2).await;
+    change(3).await;
+    let read = async |last: &str, until: &str| {
+        let mut reader = Client::unix(&socket).await;
+        reader.send(format!("GET /v1/events HTTP/1.1\r\nHost: rrlb\r\nLast-Event-ID: {last}\r\n\r\n")).await;
+        let mut reply = reader.response_head().await;
+        while !reply.text().contains(until) {
+            reader.wire.chunk(&mut reply).await.expect("a part").expect("another part");
+        }
+        reply.text()
+    };
+    let text = read("0", "weight 2 -> 3").await;
+    let id = text.lines().filter_map(|line| line.strip_prefix("id: ")).next_back().expect("an id").to_owned();
+    proxy.signal(libc::SIGKILL);
+    proxy.ended().await;
+    let proxy = proxy.config.clone().start().await;
+    // As many as were told before, and other ones.
+    for weight in [5, 6, 7] {
+        let body = serde_json::json!({ "weight": weight });
+        Api::of(&proxy).change("PATCH", "/v1/upstreams/app/backends/a?persist=false", body).await;
+    }
+    let text = read(&id, "weight 6 -> 7").await;
+    assert!(text.contains("event: missed\ndata: {\"missed\":null}\n\n"), "{text}");
+    assert!(text.contains("weight 1 -> 5") && text.contains("weight 5 -> 6"), "nothing is passed over: {text}");
+    let (row, _) = id.split_once('-').expect("a row and a number");
+    assert!(text.lines().all(|line| !line.starts_with(&format!("id: {row}-"))), "{text}");
 }
 
 #[tokio::test]

@@ -232,7 +232,7 @@ fn a_request_that_no_route_takes_is_explained_too() {
 fn event(id: u64) -> String {
     let data = json!({ "id": id, "time": 1_700_000_000_000_u64, "kind": "backend.changed", "upstream": "app",
                        "backend": "a", "who": "uid 0", "what": "ready -> drain", "why": "deploy" });
-    format!("id: {id}\nevent: backend.changed\ndata: {data}\n\n")
+    format!("id: 18f-{id}\nevent: backend.changed\ndata: {data}\n\n")
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn following_goes_on_where_it_was_cut() {
         .iter()
         .filter_map(|seen| seen.headers.get("last-event-id").map(|id| id.to_str().expect("text").to_owned()))
         .collect();
-    assert_eq!(asked, ["4", "5", "6", "7"]);
+    assert_eq!(asked, ["4", "18f-5", "18f-6", "18f-7"], "ids go back as they came");
 }
 
 #[test]

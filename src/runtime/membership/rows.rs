@@ -1,8 +1,14 @@
 //! Who belongs to an upstream, made of what is declared and what was said: one pass, no id and no address twice.
 
-use std::collections::{BTreeMap, HashMap, HashSet, hash_map};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, hash_map},
+    fmt,
+    sync::Arc,
+};
 
-use super::{Declared, Override, Spec};
+use arc_swap::ArcSwapOption;
+
+use super::{Declared, Override, Said, Spec};
 use crate::types::{AdminState, BackendAddress, Name, Source};
 
 /// A backend that belongs to the upstream now.
@@ -86,5 +92,48 @@ impl<'a> Rows<'a> {
 
     pub(super) fn any_ready(&self) -> bool {
         self.members.iter().any(Row::is_ready)
+    }
+}
+
+/// What the file and discovery declare, and what was said.
+type Parts = (Arc<[Declared]>, Arc<[Declared]>, Said);
+
+/// The members, and their version.
+pub(super) struct Resolved {
+    /// What it was made of. As it is kept here, nothing else can come to be at the same place in memory.
+    of: Parts,
+    pub(super) entries: Box<[Entry]>,
+    pub(super) version: u64,
+}
+
+/// What was resolved last; of no meaning where its parts are others.
+#[derive(Default)]
+pub(super) struct LastResolved(ArcSwapOption<Resolved>);
+
+impl LastResolved {
+    /// As `make` says, unless that is known.
+    pub(super) fn of(&self, of: Parts, make: impl FnOnce() -> (Box<[Entry]>, u64)) -> Arc<Resolved> {
+        let same = |known: &Arc<Resolved>| {
+            Arc::ptr_eq(&known.of.0, &of.0) && Arc::ptr_eq(&known.of.1, &of.1) && Arc::ptr_eq(&known.of.2, &of.2)
+        };
+        if let Some(known) = self.0.load_full().filter(same) {
+            return known;
+        }
+        let (entries, version) = make();
+        let resolved = Arc::new(Resolved { of, entries, version });
+        self.0.store(Some(resolved.clone()));
+        resolved
+    }
+}
+
+impl Clone for LastResolved {
+    fn clone(&self) -> Self {
+        Self(ArcSwapOption::new(self.0.load_full()))
+    }
+}
+
+impl fmt::Debug for LastResolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LastResolved")
     }
 }

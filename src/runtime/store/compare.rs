@@ -71,6 +71,10 @@ pub(super) fn forget_metrics(before: &Snapshot, after: &Snapshot, metrics: &Metr
                 &[]
             }
         };
+        let before = member.upstream.backends();
+        if stay.len() == before.len() && stay.iter().zip(before).all(|(now, before)| now.id == before.id) {
+            continue;
+        }
         let stay: HashSet<&Name> = stay.iter().map(|backend| &backend.id).collect();
         let gone = member.upstream.backends().iter().filter(|backend| !stay.contains(&backend.id));
         backends.extend(gone.map(|backend| (name, &backend.id)));

@@ -23,6 +23,15 @@ pub(super) fn leaves_one_usable(
     before: &Membership,
     after: &Membership,
 ) -> Result<(), Refusal> {
+    // Mostly the first that takes requests goes on to, and nothing more has to be known.
+    let stays = |state: &Arc<BackendState>| {
+        after.entry(&state.id).is_some_and(|Entry { spec, admin, .. }| {
+            spec.address == state.address && spec.weight.value() > 0 && admin == AdminState::Ready
+        })
+    };
+    if running.backends().iter().find(|state| state.usable()).is_some_and(stays) {
+        return Ok(());
+    }
     let states: HashMap<&Name, &Arc<BackendState>> =
         running.backends().iter().map(|backend| (&backend.id, backend)).collect();
     // One that is new counts as what it is until its first probe.

@@ -12,7 +12,7 @@ use crate::{
         balance::Balance,
         health::{Health, InitialHealth, Thresholds},
     },
-    types::{HostPort, Weight},
+    types::{BackendAddress, HostPort, Weight},
 };
 
 mod slow_start;
@@ -266,4 +266,32 @@ fn the_round_robin_goes_on_over_a_build() {
     assert_eq!(shares(&first, 1).keys().collect::<Vec<_>>(), ["a"]);
     let second = Upstream::build(&model, model.backends.clone(), &process(), Some(&first));
     assert_eq!(shares(&second, 1).keys().collect::<Vec<_>>(), ["b"]);
+}
+
+#[test]
+fn a_change_of_one_backend_builds_that_one() {
+    let model = upstream("app", &[("a", 1), ("b", 1), ("c", 1), ("d", 1)]);
+    let first = built(&model);
+    let mut backends = model.backends.clone();
+    backends[1].weight = Weight::new(5).expect("a weight");
+    backends[3].admin = AdminState::Maint;
+    let second = first.with_backends(&model, backends.clone(), &process());
+    let shared = |one: &Upstream, other: &Upstream| -> Vec<bool> {
+        one.backends().iter().zip(other.backends()).map(|(one, other)| Arc::ptr_eq(one, other)).collect()
+    };
+    assert_eq!(shared(&first, &second), [true, false, true, false]);
+    assert!(first.backends()[1].same_backend(&second.backends()[1]));
+    assert_eq!(second.backends()[1].weight.value(), 5);
+    let third = second.with_backends(&model, backends.clone(), &process());
+    assert_eq!(shared(&second, &third), [true, true, true, false], "in maint it begins anew each time");
+    // Where one is gone the others stand elsewhere.
+    backends.remove(0);
+    let fourth = third.with_backends(&model, backends, &process());
+    assert!(fourth.backends().iter().enumerate().all(|(place, backend)| backend.index == place));
+    assert!(fourth.backends()[0].same_backend(&third.backends()[1]));
+    // Another configuration may say other things of the same backend.
+    let other = checked(model, InitialHealth::Down);
+    let fifth = Upstream::build(&other, other.backends.clone(), &process(), Some(&first));
+    assert_eq!(shared(&first, &fifth), [false; 4]);
+    assert!(fifth.backends().iter().all(|backend| !backend.is_up()));
 }

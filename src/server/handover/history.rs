@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::telemetry::{
-    events::{Event, Events, KEPT},
+    events::{Epoch, Event, Events, KEPT},
     failures::{ChangeFailure, Failure, RequestFailure},
     metrics::Metrics,
 };
@@ -19,6 +19,8 @@ const WORDS: usize = 256;
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub(in crate::server) struct History {
+    /// Of the events' numbers.
+    epoch: Option<u64>,
     /// Oldest first.
     events: Vec<Value>,
     /// Newest first.
@@ -60,9 +62,11 @@ struct HandedFailure {
 impl History {
     /// All that is kept.
     pub(in crate::server) fn collect(events: &Events, metrics: &Metrics) -> Self {
+        let Epoch(epoch) = events.epoch();
         let events = events.after(0, KEPT).0;
         let failures = metrics.last_failures().last(usize::MAX);
         Self {
+            epoch: Some(epoch),
             events: events.iter().flat_map(serde_json::to_value).collect(),
             failures: failures.iter().flat_map(serde_json::to_value).collect(),
         }
@@ -84,7 +88,7 @@ impl History {
                 list.push(Event { id, time, kind: words.kept(kind), upstream, backend, who, what, why });
             }
         }
-        events.take_over(list);
+        events.take_over(list, self.epoch.map(Epoch));
         let failures = self.failures.iter().flat_map(HandedFailure::deserialize);
         metrics.last_failures().take_over(failures.map(|failure| failure.kept(&mut words)).collect());
         who

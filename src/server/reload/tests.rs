@@ -28,7 +28,7 @@ use crate::{
         observer::Observer,
         running::{Ledger, NextTools, publish},
         successor::Successors,
-        unconfirmed::Unconfirmed,
+        unconfirmed::{Beginning, Unconfirmed},
         upkeep::Seen,
     },
     service::{admin::operator::AbortIf, operations::Readiness},
@@ -48,7 +48,8 @@ const LISTENERS: &str = "listeners: [{ address: \"unix:<dir>/a.sock\" }]\n";
 fn write(folder: &Path, yaml: &str) -> std::path::PathBuf {
     let file = folder.join("rrlb.yaml");
     let listeners = if yaml.contains("listeners:") { "" } else { LISTENERS };
-    let text = format!("version: 1\n{listeners}{yaml}").replace("<dir>", &folder.display().to_string());
+    let text = format!("version: 1\nupgrade_sock: <dir>/upgrade.sock\n{listeners}{yaml}")
+        .replace("<dir>", &folder.display().to_string());
     fs::write(&file, text).expect("write");
     file
 }
@@ -61,7 +62,9 @@ impl Process {
     fn of(yaml: &str) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
         let file = write(folder.path(), yaml);
-        let model = config::load(&file).expect("a good file").model;
+        let Beginning { loaded, mut past } = Beginning::of(&file).expect("a good file");
+        let model = loaded.model;
+        let unconfirmed = Unconfirmed::of(&mut past, &model, &file);
         let metrics = Arc::new(Metrics::new("1", 1));
         let (tickets, mut bound) = (TicketKeys::new().map(Arc::new).expect("keys"), BoundFiles::default());
         let events = Arc::new(Events::default());
@@ -118,8 +121,8 @@ impl Process {
             successors: Successors::new(Path::new("/rrlb.yaml")),
             wanted: AtomicBool::new(false),
             awaiting: AtomicBool::new(false),
-            ledger: Mutex::new(Ledger::new()),
-            unconfirmed: Unconfirmed::beside(None, &folder.path().join("upgrade.sock")),
+            ledger: Mutex::new(Ledger::new(past.source)),
+            unconfirmed,
         };
         Self { running, folder, _workers: workers }
     }
@@ -250,7 +253,7 @@ fn an_unconfirmed_reload_is_taken_back_and_a_confirmed_one_is_kept() {
     assert_eq!(process.backends(), ["10.0.0.1:80"]);
     assert_eq!(process.told(), ["config.reloaded", "config.reverted"]);
     assert!(process.running.ledger().last_error.contains("not confirmed within 60s"));
-    assert_eq!(process.running.confirm("test"), Err(OperatorError::NothingToConfirm));
+    assert_eq!(process.running.confirm("test"), Err(OperatorError::TakenBack));
 
     process.reload(&confirmed_within(60)).expect("a good file");
     process.running.confirm("test").expect("one waits");

@@ -225,10 +225,15 @@ fn differences(before: &Scene, after: &Scene, now: u64) -> Vec<(Name, &'static s
     if before.entries == after.entries && before.leaving == after.leaving {
         return Vec::new();
     }
-    fn index(scene: &Scene) -> BTreeMap<&Name, &Entry> {
-        scene.entries.iter().map(|entry| (&entry.id, entry)).collect()
+    // Those that stand where they stood need no search: of thousands mostly all but one.
+    let in_place = |(was, is): &(&Entry, &Entry)| was == is && before.leaving.get(&was.id) == after.leaving.get(&is.id);
+    let first = before.entries.iter().zip(&after.entries).take_while(in_place).count();
+    let (was, is) = (before.entries.split_at(first).1, after.entries.split_at(first).1);
+    let last = was.iter().rev().zip(is.iter().rev()).take_while(in_place).count();
+    fn index(entries: &[Entry], last: usize) -> BTreeMap<&Name, &Entry> {
+        entries.iter().rev().skip(last).map(|entry| (&entry.id, entry)).collect()
     }
-    let (was, is) = (index(before), index(after));
+    let (was, is) = (index(was, last), index(is, last));
     let ids: BTreeSet<&Name> = was.keys().chain(is.keys()).copied().collect();
     let mut told = Vec::new();
     for id in ids {

@@ -19,7 +19,7 @@ use super::{
     call::Shared,
     problem::{Kind, Problem},
 };
-use crate::telemetry::events::{Event, Events};
+use crate::telemetry::events::{Event, EventId, Events};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Events in one part of the body.
@@ -45,14 +45,17 @@ impl Body for EventStream {
 /// Begins a stream.
 ///
 /// # Errors
-/// There are as many readers as there may be; `Last-Event-ID` is no number.
+/// There are as many readers as there may be; `Last-Event-ID` is no id.
 pub(super) fn stream(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<EventStream, Problem> {
     let last = match headers.get(LAST_EVENT_ID) {
         None => None,
-        Some(value) => Some(value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok()).ok_or_else(|| {
-            Problem::new(Kind::BadRequest, "`Last-Event-ID` is not the id of an event")
-                .hint("send a whole number, or leave it out")
-        })?),
+        Some(value) => {
+            let id = value.to_str().ok().and_then(|text| text.trim().parse::<EventId>().ok());
+            Some(id.ok_or_else(|| {
+                Problem::new(Kind::BadRequest, "`Last-Event-ID` is not the id of an event")
+                    .hint("send an id as the stream gave it, or a whole number, or leave it out")
+            })?)
+        }
     };
     let place = shared.streams.clone().try_acquire_owned().map_err(|_| {
         Problem::new(Kind::TooManyStreams, format!("{} others read events", shared.limits.streams))
@@ -64,7 +67,7 @@ pub(super) fn stream(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<EventS
 }
 
 /// Fills the body until the reader is gone or the process leaves.
-async fn send(shared: Arc<Shared>, last: Option<u64>, parts: mpsc::Sender<Bytes>) {
+async fn send(shared: Arc<Shared>, last: Option<EventId>, parts: mpsc::Sender<Bytes>) {
     let events = shared.store.events();
     let mut news = events.last();
     let mut closing = shared.closing.clone();
@@ -74,11 +77,12 @@ async fn send(shared: Arc<Shared>, last: Option<u64>, parts: mpsc::Sender<Bytes>
         _ = closing.wait_for(|closing| *closing) => return,
     }
     let newest = *news.borrow();
-    let mut after = last.unwrap_or(newest);
+    let mut after = last.map_or(newest, |last| last.number);
+    let foreign = last.and_then(|last| last.epoch).is_some_and(|epoch| epoch != events.epoch());
     // The first part has the head sent at once, and says how soon to come back.
     let mut text = "retry: 2000\n\n".to_owned();
-    if after > newest {
-        // It was given by a process that handed nothing over. What that told since is not known here.
+    if foreign || after > newest {
+        // It was given by a process that handed nothing over, before this one. What that told since is not known here.
         text.push_str("event: missed\ndata: {\"missed\":null}\n\n");
         after = 0;
     }
@@ -113,15 +117,16 @@ fn write(events: &Events, after: u64, text: &mut String) -> u64 {
     if missed > 0 {
         let _ = write!(text, "event: missed\ndata: {{\"missed\":{missed}}}\n\n");
     }
+    let epoch = Some(events.epoch());
     for event in &next {
-        one(event, text);
+        one(event, EventId { epoch, number: event.id }, text);
     }
     next.last().map_or(after, |event| event.id)
 }
 
-fn one(event: &Event, text: &mut String) {
+fn one(event: &Event, id: EventId, text: &mut String) {
     // A line ends an entry of the stream; JSON has none within its texts.
     if let Ok(data) = serde_json::to_string(event) {
-        let _ = write!(text, "id: {}\nevent: {}\ndata: {data}\n\n", event.id, event.kind);
+        let _ = write!(text, "id: {id}\nevent: {}\ndata: {data}\n\n", event.kind);
     }
 }

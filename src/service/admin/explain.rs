@@ -78,6 +78,9 @@ struct Candidate {
     address: String,
     eligible: bool,
     why: &'static str,
+    /// When it gets requests though it is ejected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_resort: Option<&'static str>,
 }
 
 /// `POST /v1/route`
@@ -255,6 +258,7 @@ fn shares(upstreams: &[(usize, Weight)], question: &Question, model: &Model, sna
     let share = |(index, weight): &(usize, Weight)| {
         let upstream = &snapshot.member(*index).upstream;
         let by_client = model.upstreams.get(&upstream.name).is_some_and(|config| config.balance == Balance::IpHash);
+        let alone = !upstream.backends().iter().any(|backend| backend.usable());
         let chosen = question.from.filter(|_| by_client).and_then(|from| upstream.pick(Some(from), &[]).ok());
         Share {
             name: upstream.name.to_string(),
@@ -263,14 +267,15 @@ fn shares(upstreams: &[(usize, Weight)], question: &Question, model: &Model, sna
                 (_, 0) => 0.0,
                 (_, total) => (f64::from(weight.value()) * 10_000.0 / f64::from(total)).round() / 100.0,
             },
-            backends: upstream.backends().iter().map(|backend| candidate(backend)).collect(),
+            backends: upstream.backends().iter().map(|backend| candidate(backend, alone)).collect(),
             chosen: chosen.map(|picked| picked.backend().id.to_string()),
         }
     };
     upstreams.iter().map(share).collect()
 }
 
-fn candidate(backend: &BackendState) -> Candidate {
+/// `alone`: none is left but those that are ejected, if these.
+fn candidate(backend: &BackendState, alone: bool) -> Candidate {
     let why = match backend.admin {
         AdminState::Drain => "drain",
         AdminState::Maint => "maint",
@@ -281,5 +286,15 @@ fn candidate(backend: &BackendState) -> Candidate {
         AdminState::Ready if !backend.part().is_whole() => "up, in slow start",
         AdminState::Ready => "up",
     };
-    Candidate { id: backend.id.to_string(), address: backend.label.clone(), eligible: backend.usable(), why }
+    let out = backend.is_ejected() && backend.usable_but_for_ejection();
+    Candidate {
+        id: backend.id.to_string(),
+        address: backend.label.clone(),
+        eligible: backend.usable() || (out && alone),
+        why,
+        last_resort: out.then_some(match alone {
+            true => "gets requests all the same: no other backend is left",
+            false => "gets only retries of requests that have tried all others",
+        }),
+    }
 }

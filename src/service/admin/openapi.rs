@@ -130,7 +130,12 @@ fn parameters(route: &Route) -> Vec<Value> {
         ));
     }
     if route.id == "events" {
-        all.push(field("Last-Event-ID", "the id of the last event that is known; 0: everything that is kept"));
+        all.push(field(
+            "Last-Event-ID",
+            "the id of the last event that is known, as the stream gave it; one of a process that was not upgraded but started \
+             anew since is answered with an event `missed` and everything that is kept. A number alone is of this process; \
+             0: everything that is kept",
+        ));
     }
     all
 }

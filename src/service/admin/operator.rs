@@ -116,6 +116,10 @@ pub enum OperatorError {
     NothingToConfirm,
     #[error("{0}; nothing was changed")]
     Reload(String),
+    #[error(
+        "no reload waits for a confirmation any more: it was taken back; `rrlb reload` runs with the file all the same"
+    )]
+    TakenBack,
     #[error("a reload waits for its confirmation: confirm it (`rrlb confirm`), or wait until it is taken back")]
     Unconfirmed,
     #[error("the upgrade failed: {0}; this process goes on")]
@@ -159,6 +163,8 @@ pub struct ConfigStatus {
     /// Seconds until it goes back by itself unless confirmed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confirm_within: Option<u64>,
+    /// `file`, or `last_confirmed`: the file was to be confirmed and was taken back.
+    pub runs: &'static str,
     /// Why the last reload failed; empty where it did not.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub last_error: String,

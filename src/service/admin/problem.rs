@@ -278,7 +278,7 @@ impl From<OperatorError> for Problem {
                 problems: serde_json::from_str(&json).ok().map(Box::new),
                 ..Self::new(Kind::InvalidConfiguration, detail)
             },
-            OperatorError::NothingToConfirm => Self::new(Kind::NothingToConfirm, detail),
+            OperatorError::NothingToConfirm | OperatorError::TakenBack => Self::new(Kind::NothingToConfirm, detail),
             OperatorError::Reload(_) | OperatorError::Upgrade(_) => Self::new(Kind::Failed, detail),
         }
     }

@@ -94,6 +94,8 @@ async fn one_that_is_ejected_is_shown_as_such_with_its_reason() {
     let answer = explain(&bench, json!({ "url": "http://split.test/" })).await;
     let of = |key: &str| answer["upstreams"][0]["backends"][0][key].clone();
     assert_eq!((of("eligible"), of("why")), (false.into(), "ejected".into()));
+    assert_eq!(of("last_resort"), "gets only retries of requests that have tried all others");
+    assert_eq!(answer["upstreams"][0]["backends"][1].get("last_resort"), None);
     let refused = bench.ask("PATCH", "/v1/upstreams/app/backends/app-2", r#"{"admin":"drain"}"#).await;
     assert_eq!(
         (refused.status, refused.problem().0.as_str()),
@@ -104,6 +106,12 @@ async fn one_that_is_ejected_is_shown_as_such_with_its_reason() {
     assert_eq!(text("detail"), "app-2 is the last backend that requests go to; app-1 is ready, but ejected");
     let hint = text("hint");
     assert!(hint.contains("force=true") && hint.contains("--force") && !hint.contains("503"), "{hint}");
+    bench.expect(200, "PATCH", "/v1/upstreams/app/backends/app-2?force=true", r#"{"admin":"drain"}"#).await;
+    let answer = explain(&bench, json!({ "url": "http://split.test/" })).await;
+    let of = |key: &str| answer["upstreams"][0]["backends"][0][key].clone();
+    assert_eq!((of("eligible"), of("why")), (true.into(), "ejected".into()), "nobody else is left: {answer}");
+    assert_eq!(of("last_resort"), "gets requests all the same: no other backend is left");
+    bench.expect(200, "PATCH", "/v1/upstreams/app/backends/app-2", r#"{"admin":"ready"}"#).await;
     bench.expect(200, "PATCH", "/v1/upstreams/app/backends/app-1", r#"{"admin":"maint"}"#).await;
     let ready = bench.expect(200, "PATCH", "/v1/upstreams/app/backends/app-1", r#"{"admin":"ready"}"#).await;
     assert_eq!(ready["effective"], "up", "maintenance forgets it");

@@ -11,7 +11,7 @@ use super::{
     super::{Limits, openapi::document},
     support::{Bench, SOON, documented, fits, raw, request, schema, until},
 };
-use crate::telemetry::events::{KEPT, News};
+use crate::telemetry::events::{EventId, KEPT, News};
 
 /// A reader of events.
 struct Reader {
@@ -54,7 +54,9 @@ async fn changes_are_streamed_as_they_happen() {
     let mut reader = Reader::start(&bench, "").await;
     bench.expect(200, "PATCH", "/v1/upstreams/app/backends/app-1?reason=why", r#"{"admin":"drain"}"#).await;
     reader.until("\"why\":\"why\"}\n\n").await;
-    assert!(reader.text.contains("id: 2\nevent: backend.changed\ndata: {\"id\":2,"), "{}", reader.text);
+    let id = EventId { epoch: Some(bench.store.events().epoch()), number: 2 };
+    let begins = format!("id: {id}\nevent: backend.changed\ndata: {{\"id\":2,");
+    assert!(reader.text.contains(&begins), "{}", reader.text);
     assert!(!reader.text.contains("before"), "without an id it begins now");
     let data = reader.text.split("data: ").nth(1).and_then(|rest| rest.lines().next()).expect("data");
     let Ok(document) = document() else { panic!("a document") };
@@ -77,6 +79,15 @@ async fn a_reader_goes_on_after_the_event_it_names() {
     let mut other = Reader::start(&bench, "Last-Event-ID: 4000\r\n").await;
     other.until("number 5").await;
     assert!(other.text.contains("event: missed\ndata: {\"missed\":null}\n\n"), "of a process before: {}", other.text);
+    let id = all.text.lines().filter_map(|line| line.strip_prefix("id: ")).nth(2).expect("a third").to_owned();
+    let mut same = Reader::start(&bench, &format!("Last-Event-ID: {id}\r\n")).await;
+    same.until("number 5").await;
+    assert!(!same.text.contains("number 3") && !same.text.contains("missed"), "{}", same.text);
+    // The same number of another row: it says nothing about this one.
+    let (_, number) = id.split_once('-').expect("a row and a number");
+    let mut before = Reader::start(&bench, &format!("Last-Event-ID: 18f-{number}\r\n")).await;
+    before.until("number 5").await;
+    assert!(before.text.contains("event: missed\ndata: {\"missed\":null}\n\n") && before.text.contains("number 1"));
     let wrong = bench.ask_with("GET", "/v1/events", "Last-Event-ID: first\r\n", "").await;
     assert_eq!(wrong.status, 400);
 }

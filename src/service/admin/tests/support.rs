@@ -125,6 +125,7 @@ impl Operator for Double {
                 generation: 1,
                 loaded: 1,
                 confirm_within: None,
+                runs: "file",
                 last_error: String::new(),
             },
             listeners: vec!["127.0.0.1:8080".into()],
