@@ -116,7 +116,15 @@ impl Border {
         }
     }
 
-    /// As [`Border::take`], up to where data and framing meet: how many bytes, and whether they are data.
+    /// Whether what comes next is of the trailer section, its closing empty line included.
+    pub fn in_trailers(self) -> bool {
+        use Chunk::{EndLf, LineStart, TrailerLf, TrailerName, TrailerValue};
+        let trailing =
+            |place: Chunk| matches!(place, EndLf | LineStart(_) | TrailerLf(_) | TrailerName(..) | TrailerValue(_));
+        matches!(self, Self::Chunked(place, _) if trailing(place))
+    }
+
+    /// As [`Border::take`], up to where data, framing and trailers meet: how many bytes, and whether they are data.
     pub fn part(&mut self, bytes: &[u8]) -> (usize, bool) {
         let Self::Chunked(place, _) = self else { return (self.advance(bytes), true) };
         if let Chunk::Data(left) = place {
@@ -124,8 +132,8 @@ impl Border {
             return (self.advance(bytes.get(..data).unwrap_or_default()), true);
         }
         let framing = |border: &Self| matches!(border, Self::Chunked(place, _) if !matches!(place, Chunk::Data(_)));
-        let mut at = 0;
-        while let Some(byte) = bytes.get(at..=at).filter(|_| framing(self)) {
+        let (mut at, trailing) = (0, self.in_trailers());
+        while let Some(byte) = bytes.get(at..=at).filter(|_| framing(self) && self.in_trailers() == trailing) {
             at += self.advance(byte);
         }
         (at, false)
@@ -343,6 +351,26 @@ mod tests {
         let mut border = Border::CHUNKED;
         assert_eq!(border.take(&chunk(3, 5)), Taken { all: 14, data: 5 });
         assert_eq!(border.take(b"0\r\nX: y\r\n\r\n"), Taken { all: 11, data: 0 });
+    }
+
+    #[test]
+    fn trailers_are_a_part_of_their_own_however_they_are_split() {
+        let body = b"5;a\r\nhello\r\n0\r\nX: y\r\nZ: 1\r\n\r\n";
+        for split in 0..=body.len() {
+            let (mut border, mut trailers) = (Border::CHUNKED, Vec::new());
+            for mut part in [&body[..split], &body[split..]] {
+                while !part.is_empty() && !border.reached() {
+                    let trailing = border.in_trailers();
+                    let (taken, _) = border.part(part);
+                    if trailing {
+                        trailers.extend_from_slice(&part[..taken]);
+                    }
+                    part = &part[taken..];
+                }
+            }
+            assert!(border.reached());
+            assert_eq!(trailers, b"X: y\r\nZ: 1\r\n\r\n", "split at {split}");
+        }
     }
 
     #[test]

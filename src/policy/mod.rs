@@ -22,3 +22,4 @@ pub mod retry;
 pub mod rewrite;
 pub mod route;
 pub mod slow_start;
+pub mod trailers;

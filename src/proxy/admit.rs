@@ -12,7 +12,7 @@ use super::{
     ctx::{RequestCtx, RequestStart},
     edit, exchange, grpc_web, guard,
     kit::Kit,
-    reject,
+    reject, watch,
 };
 use crate::{
     config::model::Engine,
@@ -191,7 +191,7 @@ fn well_formed(request: &RequestHeader) -> bool {
     host && request.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_none()
         && request.uri.path_and_query().is_none_or(|target| target.as_str().is_ascii() && is_uri_path(target.path()))
         && matches!(request.uri.scheme_str(), None | Some("http" | "https"))
-        && !request.headers.values().any(|value| matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t']))
+        && !request.headers.values().any(watch::padded)
 }
 
 /// The listener's limits on a head of HTTP/2, as decoded; those of HTTP/1 the front has kept.

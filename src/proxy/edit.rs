@@ -99,6 +99,10 @@ impl<'a, F: Fields> Client<'a, F> {
         out.put_slice(target);
         out.put_slice(b" HTTP/1.1\r\n");
         self.rewrite(ctx, Version::HTTP_11, Hops::Here).write(self.fields, out);
+        if self.version == Version::HTTP_2 && self.fields.all(&header::TE).any(|said| said == b"trailers") {
+            // The only word of HTTP/2's between neighbours (RFC 9113 §8.2.2), and it is true of us: they go on.
+            out.put_slice(b"te: trailers\r\nconnection: te\r\n");
+        }
         let chunked = body && !self.fields.has(&header::CONTENT_LENGTH);
         out.put_slice(if chunked { b"transfer-encoding: chunked\r\n\r\n" } else { b"\r\n" });
         chunked

@@ -167,6 +167,7 @@ impl ProxyHttp for App {
         trailers: &mut HeaderMap,
         ctx: &mut RequestCtx,
     ) -> Result<Option<Bytes>> {
+        watch::trailers(trailers);
         // Nothing unless a gRPC-web call is under way: then trailers become the end of the body.
         ctx.grpc_web.response_trailer_filter(trailers)
     }

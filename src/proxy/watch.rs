@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -217,7 +217,24 @@ fn bad(ctx: &mut RequestCtx, why: &'static str) -> Result<()> {
     Err(error)
 }
 
+/// Fields after the body of an HTTP/2 backend's answer: malformed ones (RFC 9113 §8.2.1) are taken out, as Pingora passes on what a
+/// filter refuses.
+pub(super) fn trailers(fields: &mut HeaderMap) {
+    let malformed: Vec<_> = fields.iter().filter(|(_, value)| padded(value)).map(|(name, _)| name.clone()).collect();
+    for name in &malformed {
+        fields.remove(name);
+    }
+}
+
+/// Whether there is white space before or after the value, which HTTP/2 has no place for.
+pub(super) fn padded(value: &HeaderValue) -> bool {
+    matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t'])
+}
+
 fn framed(answer: &ResponseHeader) -> Result<(), &'static str> {
+    if answer.version == Version::HTTP_2 && answer.headers.values().any(padded) {
+        return Err("white space around a field's value");
+    }
     let mut codings = answer.headers.get_all(header::TRANSFER_ENCODING).iter();
     let mut lengths = answer.headers.get_all(header::CONTENT_LENGTH).iter();
     if let Some(coding) = codings.next() {

@@ -24,7 +24,8 @@ use crate::support::{
 
 /// A gRPC origin; what it does is in the path: `/unary` answers the whole message with itself, `/trailers-only` with a head
 /// alone, `/server` with three messages, `/client` with the length of all it got, `/bidi` message by message, `/reset` with
-/// a reset after the head, and `/hold` not at all, and tells how the call ended.
+/// a reset after the head, `/padded-head` and `/padded` with white space around a value of the head or of the trailers, and `/hold` not at all,
+/// and tells how the call ended.
 struct Grpc {
     address: SocketAddr,
     heads: UnboundedReceiver<HeaderMap>,
@@ -95,6 +96,12 @@ async fn serve(
             stream.send_reset(Reason::CANCEL);
             return Ok(());
         }
+        "/padded-head" => {
+            let mut padded = head(None);
+            padded.headers_mut().insert("x-padded", HeaderValue::from_static(" x"));
+            respond.send_response(padded, true)?;
+            return Ok(());
+        }
         "/hold" => {
             let _ = body.data().await;
             let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await?;
@@ -127,6 +134,9 @@ async fn serve(
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     trailers.insert("x-bin", HeaderValue::from_static("AAEC"));
+    if path == "/padded" {
+        trailers.insert("x-padded", HeaderValue::from_static("x "));
+    }
     stream.send_trailers(trailers)
 }
 
@@ -362,8 +372,57 @@ async fn http1_trailers_are_dropped_and_messages_stay_whole() {
     }
     assert_eq!(origin.connections(), 1);
     // Towards an HTTP/2 client as well.
-    let reply = Client2::prior(proxy.listen).await.get("/").await;
-    assert_eq!((reply.text().as_str(), reply.trailers), ("hello", None));
+    assert_eq!(Client2::prior(proxy.listen).await.get("/").await.text(), "hello");
+}
+
+/// Over the exchange, which reads them; Pingora throws them away.
+#[tokio::test]
+async fn trailers_of_http1_backends_go_on_to_http2_clients() {
+    let origin = Origin::script("a", |mut peer| async move {
+        while peer.request().await.is_some() {
+            let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum, Grpc-Status\r\n\r\n";
+            let trailers = "X-Sum:  1 \r\nGrpc-Status: 0\r\nSet-Cookie: a=b\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n";
+            peer.send(format!("{head}5\r\nhello\r\n0\r\n{trailers}")).await;
+        }
+    })
+    .await;
+    for (engine, found) in [("exchange", true), ("pingora", false)] {
+        let yaml = "listeners: [{ address: <listen>, h2c: true }]\nengine: <engine>";
+        let proxy = Config::before(&[&origin], yaml).put("engine", engine).start().await;
+        let client = Client2::prior(proxy.listen).await;
+        for path in ["/one", "/two"] {
+            let mut asked = request("GET", path);
+            asked.headers_mut().insert("te", HeaderValue::from_static("trailers"));
+            let reply = client.send(asked, vec![], None).await;
+            assert_eq!((reply.status, reply.text().as_str()), (200, "hello"));
+            let trailers = reply.trailers.clone().unwrap_or_default();
+            let value = |name: &str| trailers.get(name).map(|value| value.to_str().expect("text"));
+            assert_eq!(
+                (value("x-sum"), value("grpc-status")),
+                (found.then_some("1"), found.then_some("0")),
+                "{engine}"
+            );
+            assert_eq!((value("set-cookie"), value("x-forwarded-for")), (None, None));
+            assert_eq!(reply.field("trailer"), found.then_some("X-Sum, Grpc-Status"), "{engine}");
+            let seen = origin.requests().pop().expect("a request");
+            assert_eq!(seen.field("te"), found.then_some("trailers"), "{engine}");
+        }
+    }
+    assert_eq!(origin.connections(), 2, "each engine's connection is used again");
+}
+
+#[tokio::test]
+async fn values_with_white_space_around_them_go_nowhere_from_http2_backends() {
+    for (_origin, proxy) in both().await {
+        let client = Client2::prior(proxy.listen).await;
+        let reply = client.send(call("/padded-head"), vec![message(b"a")], None).await;
+        assert!(reply.field("proxy-status").is_some_and(|told| told.contains("bad_response")), "{reply:?}");
+        proxy.metric("rrlb_failures_total", &["reason=\"bad_response\""], |count| count == 1.0).await;
+        let reply = client.send(call("/padded"), vec![message(b"a")], None).await;
+        let trailers = reply.trailers.expect("trailers");
+        assert_eq!((trailers.get("x-padded"), trailers["grpc-status"].as_bytes()), (None, &b"0"[..]));
+        assert_eq!(client.send(call("/unary"), vec![message(b"a")], None).await.status, 200);
+    }
 }
 
 #[tokio::test]

@@ -44,6 +44,8 @@ pub(super) struct Attempt<S> {
     /// Bytes at the beginning of `ahead` that are the body's, and checked.
     body: usize,
     index: Index,
+    /// What came after the body, where chunks are taken off.
+    trailers: Vec<u8>,
     place: Place,
     /// Chunks are taken off, else checked and left on.
     decode: bool,
@@ -112,6 +114,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             answered: false,
             body: 0,
             index,
+            trailers: Vec::new(),
             place: Place::Head,
             decode,
             persistent: false,
@@ -311,6 +314,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         self.ahead.split_to(body.min(self.ahead.len())).freeze()
     }
 
+    /// The trailer section, at [`Step::End`].
+    pub(super) fn trailers(&self) -> &[u8] {
+        &self.trailers
+    }
+
     /// So many bytes of [`Attempt::body`] were given on.
     pub(super) fn taken(&mut self, bytes: usize) {
         let bytes = bytes.min(self.body);
@@ -359,10 +367,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             self.body = border.advance(&self.ahead);
         } else {
             while self.body == 0 && !self.ahead.is_empty() && !border.reached() && border != Border::Malformed {
+                let trailing = border.in_trailers();
                 let (taken, data) = border.part(&self.ahead);
                 if data {
                     self.body = taken;
                 } else {
+                    if trailing {
+                        self.trailers.extend_from_slice(&self.ahead[..taken]);
+                    }
                     self.ahead.advance(taken);
                 }
             }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use pingora_core::{Error, ErrorType, OrErr, Result, protocols::http::HttpTask};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -26,7 +26,7 @@ use super::{
     attempt::{Attempt, Failure, Room, Step},
 };
 use crate::{
-    policy::{fields::Fields as _, framing::Border},
+    policy::{fields::Fields as _, framing::Border, trailers},
     runtime::{
         backend::Target,
         line::{Line, descriptor},
@@ -219,7 +219,11 @@ async fn hand_on(
                     // The client's connection need not end with the backend's.
                     answer.insert_header(header::TRANSFER_ENCODING, "chunked")?;
                 }
+                let announced = answer.headers.get(header::TRAILER).filter(|_| takes_trailers(session)).cloned();
                 edit::response(session, &mut answer, ctx)?;
+                if let Some(announced) = announced {
+                    answer.insert_header(header::TRAILER, announced)?;
+                }
                 tasks.push(HttpTask::Header(answer, bodiless && !head.is_interim()));
                 if head.is_interim() {
                     break false;
@@ -230,7 +234,10 @@ async fn hand_on(
                 tasks.push(HttpTask::Body(Some(attempt.split_body()), false));
             }
             Step::End => {
-                tasks.push(HttpTask::Done);
+                let trailers =
+                    Some(attempt.trailers()).filter(|section| !section.is_empty() && takes_trailers(session));
+                let trailers = trailers.map(after_body).filter(|fields| !fields.is_empty());
+                tasks.push(trailers.map_or(HttpTask::Done, |fields| HttpTask::Trailer(Some(Box::new(fields)))));
                 break true;
             }
         }
@@ -258,6 +265,20 @@ async fn hand_on(
     };
     watch::answer_given(session, ctx);
     Ok(over || end)
+}
+
+/// Whether fields after the body go on to the client: Pingora's HTTP/1 side writes none.
+fn takes_trailers(session: &Session) -> bool {
+    session.req_header().version == Version::HTTP_2
+}
+
+/// Those that go on.
+fn after_body(section: &[u8]) -> HeaderMap {
+    let fields = trailers::fields(section)
+        .filter_map(|(name, value)| Some((HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?)));
+    let mut map = HeaderMap::new();
+    fields.for_each(|(name, value)| _ = map.append(name, value));
+    map
 }
 
 /// The answer's head as Pingora has it.

@@ -10,7 +10,7 @@ use super::{
 pub fn meant(case: &Case, pingora: &Seen, exchange: &Seen, key: &str) -> Option<&'static str> {
     let of = ask_of(key);
     if let Some((pingora, exchange)) = pingora.get(key).zip(exchange.get(key)) {
-        let rules: [Rule; 5] = [via, phrase, early, closing, empty];
+        let rules: [Rule; 6] = [via, phrase, early, closing, empty, announced];
         if let Some(why) = rules.iter().find_map(|rule| rule(case, of, pingora, exchange)) {
             return Some(why);
         }
@@ -47,6 +47,13 @@ fn via(case: &Case, of: usize, pingora: &str, exchange: &str) -> Option<&'static
 fn phrase(_: &Case, _: usize, pingora: &str, exchange: &str) -> Option<&'static str> {
     let status = |line: &str| line.starts_with("HTTP/1.1 ") && line.len() == 13;
     (status(pingora) && exchange.starts_with(pingora) && !exchange.is_ascii()).then_some("a reason phrase beyond ASCII")
+}
+
+/// Trailers go on from the exchange to HTTP/2 clients, and so does what announces them.
+fn announced(case: &Case, _: usize, pingora: &str, exchange: &str) -> Option<&'static str> {
+    let without = exchange.replace("\"trailer\": [\"X-Sum\"], ", "").replace(", \"trailer\": [\"X-Sum\"]", "");
+    (case.protocol == Protocol::H2 && without != exchange && without == pingora)
+        .then_some("trailers that are announced")
 }
 
 /// See [`stray`]: a connection that Pingora has written too much on it does not use again.
