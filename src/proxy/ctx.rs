@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use super::{current::Current, guard::Admitted};
 use crate::{
     config::model::{self, Alpn},
-    policy::{access::Access, forwarded::Scheme},
+    policy::{access::Access, forwarded::Scheme, headers::RequestId},
     runtime::{
         backend::{BackendState, Picked},
         deadlines::{Deadline, Deadlines, Wait, abort_on_close},
@@ -362,6 +362,29 @@ pub(super) enum Waiting {
     Write,
 }
 
+/// Under which name a request is known everywhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Id {
+    Ours(RequestId),
+    Theirs(HeaderValue),
+}
+
+impl Id {
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Ours(id) => id.as_bytes(),
+            Self::Theirs(id) => id.as_bytes(),
+        }
+    }
+
+    pub(super) fn to_value(&self) -> HeaderValue {
+        match self {
+            Self::Ours(id) => HeaderValue::from_bytes(id.as_bytes()).expect("hexadecimal digits are a value"),
+            Self::Theirs(id) => id.clone(),
+        }
+    }
+}
+
 /// Whether an attempt must not use a pooled connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fresh {
@@ -383,7 +406,7 @@ pub struct RequestCtx {
     pub(super) client: Option<IpAddr>,
     pub(super) peer_trusted: bool,
     pub(super) scheme: Scheme,
-    pub(super) request_id: Option<HeaderValue>,
+    pub(super) request_id: Option<Id>,
     /// What the route's guards left with it.
     pub(super) admitted: Option<Box<Admitted>>,
     pub(super) attempts: u32,

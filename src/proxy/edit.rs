@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 
 use super::{
     admit,
-    ctx::{ConnInfo, RequestCtx, Verified},
+    ctx::{ConnInfo, Id, RequestCtx, Verified},
     grpc_web, guard,
 };
 use crate::{
@@ -79,7 +79,7 @@ impl<'a, F: Fields> Client<'a, F> {
                 }
             },
             via: ctx.current().and_then(|current| current.via(self.version)),
-            request_id: ctx.request_id.as_ref(),
+            request_id: ctx.request_id.as_ref().map(Id::as_bytes),
             edits: ctx.route().map_or(NO_EDITS, |route| &route.request_headers),
         }
     }
@@ -234,7 +234,7 @@ pub(super) fn answer_rewrite(client: Version, backend: Version, framing: bool, c
         trailers: client == Version::HTTP_2 && backend == Version::HTTP_2,
         rate: guard::rate_fields(ctx),
         via: ctx.current().and_then(|current| current.via(backend)),
-        request_id: ctx.request_id.as_ref(),
+        request_id: ctx.request_id.as_ref().map(Id::as_bytes),
         edits: ctx.route().map_or(NO_EDITS, |route| &route.response_headers),
     }
 }
