@@ -9,10 +9,11 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use super::{
-    ctx::{Id, RequestCtx, RequestStart},
+    ctx::{RequestCtx, RequestStart},
     downstream::Downstream as _,
     edit::{self, Client},
     exchange, grpc_web, guard,
+    id::Id,
     kit::Kit,
     reject,
 };
@@ -33,7 +34,7 @@ use crate::{
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same where `min_body_rate` judges the reader: one who is fast enough may still need minutes for what the system
 /// holds for it, and nothing is written meanwhile.
-const JUDGED_WRITE_TIMEOUT: Duration = Duration::from_secs(3600);
+pub(super) const JUDGED_WRITE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long the next part of a request's body may take.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(60);
 

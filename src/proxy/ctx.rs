@@ -17,10 +17,10 @@ use pingora_http::ResponseHeader;
 use rustls::ProtocolVersion;
 use tokio::sync::Notify;
 
-use super::{current::Current, guard::Admitted};
+use super::{current::Current, guard::Admitted, id::Id};
 use crate::{
     config::model::{self, Alpn},
-    policy::{access::Access, forwarded::Scheme, headers::RequestId},
+    policy::{access::Access, forwarded::Scheme},
     runtime::{
         backend::{BackendState, Picked},
         deadlines::{Deadline, Deadlines, Wait, abort_on_close},
@@ -360,29 +360,6 @@ pub(super) enum Waiting {
     WebSocket,
     /// The backend, to take the next part of the request's body.
     Write,
-}
-
-/// Under which name a request is known everywhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Id {
-    Ours(RequestId),
-    Theirs(HeaderValue),
-}
-
-impl Id {
-    pub(super) fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::Ours(id) => id.as_bytes(),
-            Self::Theirs(id) => id.as_bytes(),
-        }
-    }
-
-    pub(super) fn to_value(&self) -> HeaderValue {
-        match self {
-            Self::Ours(id) => HeaderValue::from_bytes(id.as_bytes()).expect("hexadecimal digits are a value"),
-            Self::Theirs(id) => id.clone(),
-        }
-    }
 }
 
 /// Whether an attempt must not use a pooled connection.

@@ -9,8 +9,9 @@ use pingora_proxy::Session;
 
 use super::{
     admit,
-    ctx::{ConnInfo, Id, RequestCtx, Verified},
+    ctx::{ConnInfo, RequestCtx, Verified},
     grpc_web, guard,
+    id::Id,
 };
 use crate::{
     config::model::HostHeader,

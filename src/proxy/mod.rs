@@ -4,14 +4,16 @@
 mod admit;
 mod ctx;
 mod current;
+mod date;
 mod downstream;
 mod edit;
-mod exchange;
+pub mod exchange;
 mod finish;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod grpc_web;
 mod guard;
+mod id;
 mod judge;
 mod kit;
 mod profile;

@@ -63,16 +63,20 @@ pub(super) async fn answer(session: &mut Session, ctx: &RequestCtx, reason: Reas
     let status = head.status;
     match send(session, head, body).await {
         Ok(()) => {
-            if let Some(info) = ctx.info() {
-                let again = session.get_keepalive().is_some();
-                info.set_afterwards(if again { Afterwards::NextRequest } else { Afterwards::Linger });
-            }
+            answered(session.get_keepalive().is_some(), ctx);
             status.as_u16()
         }
         Err(error) => {
             log::debug!("answering {status}: {error}");
             0
         }
+    }
+}
+
+/// A request that failed was answered; `again`: its connection may serve another one.
+pub(super) fn answered(again: bool, ctx: &RequestCtx) {
+    if let Some(info) = ctx.info() {
+        info.set_afterwards(if again { Afterwards::NextRequest } else { Afterwards::Linger });
     }
 }
 

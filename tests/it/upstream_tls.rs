@@ -16,7 +16,8 @@ use crate::{
 
 /// What may be spoken, and so who speaks it: HTTP/2 too, over Pingora's upstream path; HTTP/1.1 alone, over connections of our own,
 /// and over Pingora's.
-const WAYS: [&str; 3] = ["", "protocol: h1\nengine: exchange", "protocol: h1\nengine: pingora"];
+const WAYS: [&str; 4] =
+    ["", "protocol: h1\nengine: exchange", "protocol: h1\nengine: pingora", "protocol: h1\nengine: lane"];
 
 /// A proxy before one TLS backend, with this in its `tls`; `<ca>` is the CA's file.
 async fn before(address: impl ToString, ca: &Ca, tls: &str, more: &str) -> Proxy {
