@@ -1,9 +1,11 @@
 # What a fresh machine needs for all of this: Rust (rustup.rs) and a C compiler. `make bench` also needs Python 3, and takes what is
 # installed of nginx, HAProxy, Caddy, Envoy and Go.
 
-# The tests of what an engine decides run on the second one too (RRLB_TEST_ENGINE; docs/framing.md, "Which engine").
+# The tests of what an engine decides run on the others too (RRLB_TEST_ENGINE; docs/framing.md, "Which engine"). The exchange is what the
+# lane shares with HTTP/2 clients and a front that is Pingora's: what differs is the client's side.
 MOVES_BYTES = access_log:: admission:: balancing:: drain:: eject:: failures:: framing:: h2_slow:: headers:: informational:: \
   limits:: metrics:: normalisation:: protocols:: regressions responses:: routes:: streaming:: timeouts:: upstream
+READS_CLIENTS = drain:: failures:: framing:: headers:: informational:: limits:: protocols:: responses:: timeouts::
 
 .PHONY: help demo test ci bench scale image
 
@@ -31,6 +33,7 @@ test:
 	else echo "dnsmasq is missing, the tests that need it will be skipped; on Debian: apt-get install dnsmasq-base" >&2; fi
 	cargo test --locked
 	RRLB_TEST_ENGINE=pingora cargo test --locked --test it -- $(MOVES_BYTES)
+	RRLB_TEST_ENGINE=exchange cargo test --locked --test it -- $(READS_CLIENTS)
 
 ci:
 	./.ci/run

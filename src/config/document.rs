@@ -78,7 +78,7 @@ pub(super) const ROOT: Table = Table {
         table("metrics", "off", &METRICS),
         value("state_file", "none: run-time changes end with the process"),
         value("reload_on_change", "false"),
-        value("engine", "exchange"),
+        value("engine", "lane"),
         table("admin", "off", &admin::ADMIN),
     ],
 };

@@ -4,8 +4,10 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
     /// Pingora reads requests, our own client side exchanges them with the backend.
-    #[default]
     Exchange,
+    /// Our front reads requests of HTTP/1.1 and our own client side exchanges them; what else may come, as `Exchange`.
+    #[default]
+    Lane,
     /// Pingora, all the way.
     Pingora,
 }
@@ -15,10 +17,12 @@ impl Engine {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Exchange => "exchange",
+            Self::Lane => "lane",
             Self::Pingora => "pingora",
         }
     }
 
     /// All of them, with their words.
-    pub const WORDS: [(&'static str, Self); 2] = [("exchange", Self::Exchange), ("pingora", Self::Pingora)];
+    pub const WORDS: [(&'static str, Self); 3] =
+        [("exchange", Self::Exchange), ("lane", Self::Lane), ("pingora", Self::Pingora)];
 }

@@ -27,7 +27,7 @@ use super::pace::{Pace, Pacing};
 pub(super) use super::transport::{Socket, Transport};
 use crate::{
     policy::framing::{Border, Taken},
-    proxy::{Afterwards, ConnInfo},
+    proxy::{Afterwards, ConnInfo, exchange::Wire},
     types::Reason,
 };
 
@@ -171,12 +171,20 @@ impl Conn {
         self.h2 = true;
     }
 
-    /// Reads what has arrived into [`Conn::ahead`]. 0 bytes are the end of the stream.
-    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Reads what has arrived into [`Conn::ahead`], which `memory` gives room where it has none. 0 bytes are the end of the
+    /// stream.
+    pub(super) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        memory: impl FnOnce() -> BytesMut,
+    ) -> Poll<io::Result<usize>> {
         let mut scratch = [std::mem::MaybeUninit::uninit(); 4096];
         let mut scratch = ReadBuf::uninit(&mut scratch);
         ready!(Pin::new(&mut self.transport).poll_read(cx, &mut scratch))?;
         let read = scratch.filled();
+        if self.ahead.capacity() == 0 && !read.is_empty() {
+            self.ahead = memory();
+        }
         self.ahead.extend_from_slice(read);
         if read.is_empty() {
             self.closed = true;
@@ -193,7 +201,7 @@ impl Conn {
             if self.ahead.len() >= AHEAD_LIMIT {
                 return Poll::Pending;
             }
-            ready!(self.poll_fill(cx))?;
+            ready!(self.poll_fill(cx, BytesMut::new))?;
         }
     }
 
@@ -369,6 +377,30 @@ impl AsyncWrite for Conn {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx))?;
         Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+}
+
+/// Past [`Conn`]'s own collecting: whoever writes so collects itself.
+impl Wire for Conn {
+    fn poll_send(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let sent = match parts {
+            [only] => Pin::new(&mut self.transport).poll_write(cx, only),
+            parts => Pin::new(&mut self.transport).poll_write_vectored(cx, parts),
+        };
+        self.note_sent(&sent);
+        sent
+    }
+
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_flush(cx)
+    }
+
+    fn is_at_border(&self) -> bool {
+        self.at_border()
+    }
+
+    fn descriptor(&self) -> RawFd {
+        self.fd()
     }
 }
 

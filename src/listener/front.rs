@@ -9,6 +9,7 @@ use http::Method;
 use crate::{
     config::model::ListenerLimits,
     policy::{
+        fields::Index,
         framing::{Border, is_token},
         headers::valid_host,
         path::is_uri_path,
@@ -57,9 +58,16 @@ pub(super) struct Refused {
     pub(super) host: String,
 }
 
-/// Reads the head at the beginning of `bytes`, after an empty line that may come before it (RFC 9112 §2.2). What is
-/// here of a chunked body is read too: if it is none, nobody hears of the request.
+/// As [`read`], where it does not matter where the fields are.
+#[cfg(any(test, fuzzing))]
 pub(super) fn parse(bytes: &[u8], limits: &ListenerLimits, h2c: bool) -> Parsed {
+    read(bytes, limits, h2c, &mut Index::default())
+}
+
+/// Reads the head at the beginning of `bytes`, after an empty line that may come before it (RFC 9112 §2.2). What is
+/// here of a chunked body is read too: if it is none, nobody hears of the request. Of a request that is accepted `index`
+/// says where its fields are.
+pub(super) fn read(bytes: &[u8], limits: &ListenerLimits, h2c: bool, index: &mut Index) -> Parsed {
     let limit = usize::try_from(limits.max_header_size.0).unwrap_or(usize::MAX);
     let longest = usize::try_from(limits.max_uri_length.0).unwrap_or(usize::MAX);
     if h2c && bytes.starts_with(b"PRI ") {
@@ -85,6 +93,7 @@ pub(super) fn parse(bytes: &[u8], limits: &ListenerLimits, h2c: bool) -> Parsed 
                 if !strict_lines(&bytes[..length], &request) {
                     return Err(Reason::BadRequest);
                 }
+                index.fill(&bytes[..length], request.headers);
                 let body = border.advance(&bytes[length..]);
                 let head = Head { head: length, request: length + body, border, expects };
                 if border == Border::Malformed { Err(Reason::BadRequest) } else { Ok(head) }

@@ -1,4 +1,4 @@
-//! HTTP/1 on one connection: wait, read a head, hand the request to Pingora, take the connection back.
+//! HTTP/1 on one connection: wait, read a head, serve the request in the lane or hand it to Pingora, take the connection back.
 
 use std::{
     future::poll_fn,
@@ -29,7 +29,10 @@ use super::{
 };
 use crate::{
     policy::framing::Border,
-    proxy::{Afterwards, ConnInfo, Current, RequestStart, Unserved},
+    proxy::{
+        Afterwards, ConnInfo, Current, RequestStart, Unserved,
+        exchange::{Desk, Read, Way, serve_plain},
+    },
     runtime::deadlines::{Deadline, How, Wait},
     types::Reason,
 };
@@ -53,13 +56,13 @@ pub(super) async fn serve(
     let mut wait = Wait::First;
     let mut left = endpoint.model.limits.requests_per_connection;
     loop {
-        match head(&mut conn, &endpoint, &deadline, wait).await {
+        let mut desk = None;
+        match head(&post, &mut conn, &endpoint, &deadline, wait, &mut desk).await {
             Some(Parsed::Request(head)) => {
                 deadline.disarm();
                 left = left.saturating_sub(1);
                 let last = if left == 0 { &post.last } else { endpoint.place().last(&post.draining) };
-                let returned = exchange(&post, &post.current(), conn, head, &info, &kept, last).await;
-                match afterwards(&post, returned, &info, &kept) {
+                match request(&post, conn, head, desk.take(), &info, &kept, last).await {
                     Next::Request(again) if left > 0 => conn = again,
                     Next::Request(mut last) => return Box::pin(linger(&post, &mut last)).await,
                     Next::Linger(mut last) => return Box::pin(linger(&post, &mut last)).await,
@@ -82,8 +85,15 @@ pub(super) async fn serve(
     }
 }
 
-/// Waits for the next head. `None` is the end of the connection.
-pub(super) async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadline, wait: Wait) -> Option<Parsed> {
+/// Waits for the next head. `None` is the end of the connection. With a request, `desk` says where its fields are.
+pub(super) async fn head(
+    post: &Post,
+    conn: &mut Conn,
+    endpoint: &Endpoint,
+    deadline: &Deadline,
+    wait: Wait,
+    desk: &mut Option<Box<Desk>>,
+) -> Option<Parsed> {
     let limits = &endpoint.model.limits;
     let limit = usize::try_from(limits.max_header_size.0).unwrap_or(usize::MAX);
     let mut blank = false;
@@ -110,9 +120,14 @@ pub(super) async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadli
             blank = true;
         }
         if parse {
-            match front::parse(conn.ahead(), limits, endpoint.model.h2c) {
-                Parsed::Incomplete => {}
-                parsed => return Some(parsed),
+            let mut read = post.kit.memory().desk();
+            let parsed = front::read(conn.ahead(), limits, endpoint.model.h2c, &mut read.asked);
+            match parsed {
+                Parsed::Request(_) => *desk = Some(read),
+                _ => post.kit.memory().put_desk(read),
+            }
+            if parsed != Parsed::Incomplete {
+                return Some(parsed);
             }
         }
         if waiting && !conn.ahead().is_empty() {
@@ -121,7 +136,7 @@ pub(super) async fn head(conn: &mut Conn, endpoint: &Endpoint, deadline: &Deadli
             deadline.arm(fd, Wait::Work, from, limits.header_timeout);
             waiting = false;
         }
-        match poll_fn(|cx| conn.poll_fill(cx)).await {
+        match poll_fn(|cx| conn.poll_fill(cx, || post.kit.memory().head())).await {
             // In TLS the end of reading is an error.
             Ok(0) | Err(_) if deadline.fired() && !conn.ahead().is_empty() => return Some(late()),
             Ok(0) | Err(_) => return None,
@@ -147,29 +162,80 @@ fn late() -> Parsed {
 /// Where a connection that Pingora drops comes back.
 type Slot = Arc<Mutex<Option<Box<Kept>>>>;
 
+/// One request, by the way that is its. Not an `async fn`: who waits for the next request must not carry the room for it.
+fn request<'a>(
+    post: &'a Post,
+    mut conn: Box<Conn>,
+    head: Head,
+    desk: Option<Box<Desk>>,
+    info: &'a Arc<ConnInfo>,
+    kept: &'a Slot,
+    last: &'a watch::Receiver<bool>,
+) -> Pin<Box<dyn Future<Output = Next> + Send + 'a>> {
+    info.begin_request();
+    conn.begin(head.border, head.expects);
+    conn.keep(info, kept);
+    let (current, seed) = (post.current(), post.kit.random());
+    let start = RequestStart { info: info.clone(), current, seed, began: Instant::now(), cancel: None };
+    if let Some(desk) = desk {
+        let bytes = conn.ahead().get(..head.head).unwrap_or_default();
+        if let Some(way) = Way::find(&start.current, info, bytes, &desk.asked, seed) {
+            let last = *last.borrow();
+            return Box::pin(lane(post, conn, head, desk, start, way, last));
+        }
+        post.kit.memory().put_desk(desk);
+    }
+    let current = start.current.clone();
+    Box::pin(async move {
+        let returned = exchange(&current, conn, head, start, last).await;
+        afterwards(post, returned, info, kept)
+    })
+}
+
+/// One request in the lane.
+async fn lane(
+    post: &Post,
+    mut conn: Box<Conn>,
+    head: Head,
+    mut desk: Box<Desk>,
+    start: RequestStart,
+    way: Way,
+    last: bool,
+) -> Next {
+    let mut bytes = std::mem::take(conn.ahead());
+    if bytes.len() > head.request {
+        *conn.ahead() = bytes.split_off(head.request);
+    }
+    let left = if let Border::Counted(left) = head.border { left } else { 0 };
+    let read = Read { bytes: &bytes, head: head.head, left, whole: head.border.reached(), last };
+    let after = serve_plain(&post.kit, start, way, read, &mut desk, &mut *conn).await;
+    post.kit.memory().put_desk(desk);
+    post.kit.memory().put_head(bytes);
+    match after {
+        Afterwards::Drop => {
+            conn.farewell().await;
+            Next::Nothing
+        }
+        Afterwards::Linger => Next::Linger(conn),
+        Afterwards::NextRequest => Next::Request(conn),
+    }
+}
+
 /// One request through Pingora. Not an `async fn`: that would hold the session a second time.
 fn exchange<'a>(
-    post: &'a Post,
     current: &'a Arc<Current>,
     mut conn: Box<Conn>,
     head: Head,
-    info: &Arc<ConnInfo>,
-    kept: &Slot,
+    start: RequestStart,
     last: &'a watch::Receiver<bool>,
 ) -> Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>> {
-    let seed = post.kit.random();
-    conn.begin(head.border, head.expects);
     let mut bytes = conn.ahead().split_to(head.request);
     let length = front::one_spelling(&mut bytes, head.head);
     if conn.ahead().is_empty() {
         // The bytes are the request's alone then, and are freed with it.
         *conn.ahead() = bytes::BytesMut::new();
     }
-    let proxy = current.for_head(&bytes[..length], seed);
-    info.begin_request();
-    conn.keep(info, kept);
-    let start =
-        RequestStart { info: info.clone(), current: current.clone(), seed, began: Instant::now(), cancel: None };
+    let proxy = current.for_head(&bytes[..length], start.seed);
     let mut session = ServerSession::new_http1(conn);
     session.set_pipelined_prefix(bytes);
     session.set_connection_user_context(Some(Box::new(start)));

@@ -113,7 +113,7 @@ fn is_length(name: &[u8]) -> bool {
 }
 
 /// A length without leading zeros, by which some read it as octal.
-fn decimal(length: &[u8]) -> &[u8] {
+pub fn decimal(length: &[u8]) -> &[u8] {
     let zeros = length.iter().take_while(|byte| **byte == b'0').count();
     &length[zeros.min(length.len().saturating_sub(1))..]
 }

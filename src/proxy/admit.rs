@@ -10,13 +10,17 @@ use pingora_proxy::Session;
 
 use super::{
     ctx::{RequestCtx, RequestStart},
-    edit, exchange, grpc_web, guard,
+    downstream::Downstream as _,
+    edit::{self, Client},
+    exchange, grpc_web, guard,
+    id::Id,
     kit::Kit,
     reject, watch,
 };
 use crate::{
     config::model::Engine,
     policy::{
+        fields::Fields,
         forwarded::{ClientIdentity, is_client_cert_field},
         headers::{RequestId, is_websocket, valid_host, valid_request_id},
         path::{Ambiguous, canonical, is_uri_path, split_target},
@@ -30,7 +34,7 @@ use crate::{
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same where `min_body_rate` judges the reader: one who is fast enough may still need minutes for what the system
 /// holds for it, and nothing is written meanwhile.
-const JUDGED_WRITE_TIMEOUT: Duration = Duration::from_secs(3600);
+pub(super) const JUDGED_WRITE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long the next part of a request's body may take.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -64,28 +68,33 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
         // HTTP/1.0 knows no interim answers (RFC 9110 §15.2).
         session.set_ignore_info_resp(true);
     }
+    if session.get_keepalive().is_some()
+        && let Some(info) = ctx.info()
+    {
+        session.set_keepalive(Some(info.limits().idle_timeout.as_secs().max(1)));
+    }
+    introduce(kit, &session.req_header().headers, ctx);
+}
+
+/// Who is asking, since when, and under which id.
+pub(super) fn introduce(kit: &Kit, fields: &impl Fields, ctx: &mut RequestCtx) {
     let Some(start) = &ctx.start else { return };
     (ctx.started, ctx.asked) = (start.began, start.began);
-    let keep_alive = start.info.limits().idle_timeout.as_secs().max(1);
-    if session.get_keepalive().is_some() {
-        session.set_keepalive(Some(keep_alive));
-    }
     let (info, trusted) = (&start.info, start.current.trusted());
-    let identity = ClientIdentity::resolve(info.author(), trusted, &session.req_header().headers);
+    let identity = ClientIdentity::resolve(info.author(), trusted, fields);
     ctx.client = identity.client.or_else(|| info.peer().map(|peer| peer.to_canonical()));
     ctx.peer_trusted = identity.peer_trusted;
     ctx.scheme = identity.scheme.filter(|_| identity.peer_trusted).unwrap_or(start.info.scheme());
-    ctx.request_id = Some(request_id(kit, session.req_header()));
+    ctx.request_id = Some(request_id(kit, fields));
 }
 
 /// Keeps a client's id where it is well-formed, so that one request has one id through several proxies.
-fn request_id(kit: &Kit, request: &RequestHeader) -> HeaderValue {
-    match request.headers.get(reject::X_REQUEST_ID) {
-        Some(id) if valid_request_id(id.as_bytes()) => id.clone(),
-        _ => {
-            let random = (u128::from(kit.random()) << 64) | u128::from(kit.random());
-            HeaderValue::from_bytes(RequestId::new(random).as_bytes()).expect("hexadecimal digits are a value")
-        }
+fn request_id(kit: &Kit, fields: &impl Fields) -> Id {
+    let name = reject::X_REQUEST_ID;
+    let theirs = fields.first(&name).filter(|id| valid_request_id(id));
+    match theirs.and_then(|id| HeaderValue::from_bytes(id).ok()) {
+        Some(id) => Id::Theirs(id),
+        None => Id::Ours(RequestId::new((u128::from(kit.random()) << 64) | u128::from(kit.random()))),
     }
 }
 
@@ -114,7 +123,9 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
         ctx.reason = Some(Reason::Internal);
         return Ok(reject::answer(session, ctx, Reason::Internal).await > 0);
     };
-    let (index, target) = match decide(&current, session.req_header()) {
+    let request = session.req_header();
+    let decided = target(request).and_then(|target| decide(&current, &session.request(), target));
+    let (index, target) = match decided {
         Ok(Some(decided)) => decided,
         Ok(None) => return refuse(session, ctx, Reason::NoRoute, None).await,
         Err(Ambiguous) => return refuse(session, ctx, Reason::AmbiguousPath, None).await,
@@ -138,11 +149,8 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
         Action::Proxy { upstreams, .. } => {
             let seed = ctx.start.as_ref().map_or(0, |start| start.seed);
             let upstream = choose(upstreams, seed);
-            ctx.upstream = Some(upstream);
+            go_to(kit, &current, upstream, ctx);
             let member = current.member(upstream);
-            ctx.total_due = member.upstream.timeouts.total.map(|total| ctx.started + total);
-            ctx.in_flight = Some(member.metrics.begin(kit.index()));
-            member.upstream.budget.on_request(kit.millis(ctx.started));
             if member.upstream.grpc_web {
                 grpc_web::request(session.req_header_mut(), &mut ctx.grpc_web);
             }
@@ -167,6 +175,15 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
             respond(session, ctx, head, respond_with.body.clone()).await
         }
     }
+}
+
+/// The request goes to this upstream, and counts as its.
+pub(super) fn go_to(kit: &Kit, current: &Snapshot, upstream: usize, ctx: &mut RequestCtx) {
+    let member = current.member(upstream);
+    ctx.upstream = Some(upstream);
+    ctx.total_due = member.upstream.timeouts.total.map(|total| ctx.started + total);
+    ctx.in_flight = Some(member.metrics.begin(kit.index()));
+    member.upstream.budget.on_request(kit.millis(ctx.started));
 }
 
 /// What the front sees to for HTTP/1, of an HTTP/2 request: one host that is one, one length, an ASCII target, a scheme that
@@ -221,11 +238,14 @@ fn list_size(request: &RequestHeader) -> u64 {
 }
 
 /// The position of a request's route, and what its backend is asked for where that is not the target as it came.
-fn decide(snapshot: &Snapshot, request: &RequestHeader) -> Result<Option<(usize, Option<PathAndQuery>)>, Ambiguous> {
-    let target = target(request)?;
-    let (path, query) = split_target(&request.method, target);
-    let host = host(request).unwrap_or_default();
-    let found = snapshot.find(&RequestView { host, path, method: &request.method, headers: &request.headers })?;
+pub(super) fn decide(
+    snapshot: &Snapshot,
+    request: &Client<'_, impl Fields>,
+    target: &str,
+) -> Result<Option<(usize, Option<PathAndQuery>)>, Ambiguous> {
+    let (path, query) = split_target(request.method, target);
+    let host = request.host.unwrap_or_default();
+    let found = snapshot.find(&RequestView { host, path, method: request.method, headers: request.fields })?;
     let Some(index) = found.route else { return Ok(None) };
     let Action::Proxy { path: how, strip_prefix, .. } = &snapshot.route(index).action else {
         return Ok(Some((index, None)));
@@ -290,13 +310,23 @@ pub(super) async fn refuse(
     reason: Reason,
     field: Option<(HeaderName, HeaderValue)>,
 ) -> Result<bool> {
+    let (head, body) = refusal(ctx, reason, field)?;
+    respond(session, ctx, head, body).await
+}
+
+/// See [`refuse`].
+pub(super) fn refusal(
+    ctx: &mut RequestCtx,
+    reason: Reason,
+    field: Option<(HeaderName, HeaderValue)>,
+) -> Result<(ResponseHeader, Bytes)> {
     ctx.reason = Some(reason);
     let status = reject::status(reason).unwrap_or(StatusCode::FORBIDDEN);
     let (mut head, body) = reject::failure(ctx, status, reason)?;
     if let Some((name, value)) = field {
         head.insert_header(name, value)?;
     }
-    respond(session, ctx, head, body).await
+    Ok((head, body))
 }
 
 /// Sends an answer of our own.
@@ -306,19 +336,25 @@ pub(super) async fn respond(
     head: ResponseHeader,
     body: Bytes,
 ) -> Result<bool> {
-    let mut head = reject::with_rate(ctx, head)?;
-    if let Some(route) = ctx.route() {
-        edit::apply_response(&mut head, &route.response_headers)?;
-    }
-    if let Some(id) = &ctx.request_id {
-        head.insert_header(reject::X_REQUEST_ID, id.clone())?;
-    }
+    let head = as_ours(ctx, head)?;
     if session.is_upgrade_req() || session.req_header().headers.contains_key(header::EXPECT) {
         // What comes after a refused handshake has no border. Or: the client still waits to be asked for its body; it will not send one after a final answer.
         session.set_keepalive(None);
     }
     reject::send(session, head, body).await?;
     Ok(true)
+}
+
+/// The head of an answer of our own, with what the route and its guards add.
+pub(super) fn as_ours(ctx: &RequestCtx, head: ResponseHeader) -> Result<ResponseHeader> {
+    let mut head = reject::with_rate(ctx, head)?;
+    if let Some(route) = ctx.route() {
+        edit::apply_response(&mut head, &route.response_headers)?;
+    }
+    if let Some(id) = &ctx.request_id {
+        head.insert_header(reject::X_REQUEST_ID, id.to_value())?;
+    }
+    Ok(head)
 }
 
 /// The host a request is for, as sent.

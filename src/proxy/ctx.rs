@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, uri::PathAndQuery};
+use http::uri::PathAndQuery;
 use pingora_core::protocols::{http::bridge::grpc_web::GrpcWebCtx, raw_connect::ProxyDigest};
 use pingora_http::ResponseHeader;
 use rustls::ProtocolVersion;
@@ -21,6 +21,7 @@ use super::{
     client::{TlsInfo, Verified},
     current::Current,
     guard::Admitted,
+    id::Id,
 };
 use crate::{
     config::model,
@@ -370,7 +371,7 @@ pub struct RequestCtx {
     pub(super) client: Option<IpAddr>,
     pub(super) peer_trusted: bool,
     pub(super) scheme: Scheme,
-    pub(super) request_id: Option<HeaderValue>,
+    pub(super) request_id: Option<Id>,
     /// What the route's guards left with it.
     pub(super) admitted: Option<Box<Admitted>>,
     pub(super) attempts: u32,

@@ -12,6 +12,7 @@ use super::{
     client::Verified,
     ctx::{ConnInfo, RequestCtx},
     grpc_web, guard,
+    id::Id,
 };
 use crate::{
     config::model::HostHeader,
@@ -84,7 +85,7 @@ impl<'a, F: Fields> Client<'a, F> {
                 }
             },
             via: ctx.current().and_then(|current| current.via(self.version)),
-            request_id: ctx.request_id.as_ref(),
+            request_id: ctx.request_id.as_ref().map(Id::as_bytes),
             edits: ctx.route().map_or(NO_EDITS, |route| &route.request_headers),
         }
     }
@@ -251,7 +252,7 @@ pub(super) fn answer_rewrite(client: Version, backend: Version, framing: bool, c
         trailers: client == Version::HTTP_2 && backend == Version::HTTP_2,
         rate: guard::rate_fields(ctx),
         via: ctx.current().and_then(|current| current.via(backend)),
-        request_id: ctx.request_id.as_ref(),
+        request_id: ctx.request_id.as_ref().map(Id::as_bytes),
         edits: ctx.route().map_or(NO_EDITS, |route| &route.response_headers),
     }
 }

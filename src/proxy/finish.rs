@@ -2,18 +2,20 @@
 
 use std::time::SystemTime;
 
-use http::{HeaderMap, Version, header};
-use pingora_proxy::Session;
+use http::{Version, header};
+use pingora_core::Error;
 
 use super::{
-    admit,
-    ctx::{ConnInfo, RequestCtx, Unserved},
+    ctx::{Afterwards, ConnInfo, RequestCtx, Unserved},
     current::{Current, Log},
+    downstream::Downstream,
+    judge,
     kit::Kit,
-    reject,
+    reject, retry,
 };
 use crate::{
     config::model::LogFormat,
+    policy::fields::Fields as _,
     telemetry::{
         access_log::{ClockText, Record, write_combined, write_json},
         failures::FailedRequest,
@@ -21,16 +23,52 @@ use crate::{
     types::Reason,
 };
 
+/// Why a request has failed for good.
+pub(super) fn failed(ctx: &mut RequestCtx, error: &Error) -> Reason {
+    let reason = retry::final_reason(error, ctx);
+    ctx.reason = Some(reason);
+    if reason == Reason::Internal {
+        log::error!("a request failed inside rrlb: {error}");
+    }
+    reason
+}
+
+/// The request is over; `error` where it failed.
+pub(super) fn ended(kit: &Kit, client: &mut impl Downstream, ctx: &mut RequestCtx, error: Option<&Error>) {
+    if let Some(error) = error {
+        let reason = retry::final_reason(error, ctx);
+        ctx.reason = Some(reason);
+    }
+    judge::ended(ctx, error.is_none());
+    ctx.deadline = None;
+    // What the request held is free for the next one, which may be on its way already.
+    ctx.admitted = None;
+    // The end of an HTTP/1.0 client's connection may be the border of its answer, so it must not look like one.
+    let broken = error.is_some() && ctx.relayed && client.version() == Version::HTTP_10;
+    let broken = broken && ctx.info().is_some_and(|info| info.afterwards() == Afterwards::Drop);
+    if broken && let Some(info) = ctx.info() {
+        info.abort();
+    }
+    if !broken
+        && !client.is_body_done()
+        && let Some(info) = ctx.info()
+        && info.afterwards() == Afterwards::Drop
+    {
+        // An answer before the request's end; closing at once would take it away from a client that still sends.
+        info.set_afterwards(Afterwards::Linger);
+    }
+    served(kit, client, ctx);
+}
+
 /// Logs and counts a request that came through the phases.
-pub(super) fn served(kit: &Kit, session: &Session, ctx: &RequestCtx) {
+fn served(kit: &Kit, client: &impl Downstream, ctx: &RequestCtx) {
     if let Some(info) = ctx.info() {
         info.set_logged();
     }
-    let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
+    let status = client.answered().map_or(0, |status| status.as_u16());
     let reason = ctx.reason.unwrap_or(Reason::Ok);
     let duration = ctx.started.elapsed();
-    let sent = session.body_bytes_sent() as u64;
-    let received = session.body_bytes_read() as u64;
+    let (sent, received) = (client.sent(), client.received());
     let metrics = kit.metrics();
     let upstream = ctx.member().map_or_else(|| metrics.no_upstream(), |member| &member.metrics);
     upstream.finished(kit.index(), status, duration);
@@ -39,12 +77,12 @@ pub(super) fn served(kit: &Kit, session: &Session, ctx: &RequestCtx) {
     worker.bytes_sent.add(sent);
     worker.bytes_received.add(received);
     if reason.is_failure() {
-        failed(kit, session, ctx, status, reason);
+        keep(kit, client, ctx, status, reason);
     }
     let Some(log) = ctx.current().and_then(|current| current.log()) else { return };
-    let request = session.req_header();
+    let request = client.request();
     let backend = ctx.picked.as_ref().map(|picked| picked.backend()).or(ctx.last_backend.as_ref());
-    let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+    let field = |name| request.fields.first(name).unwrap_or_default();
     write(
         log,
         &Record {
@@ -52,8 +90,8 @@ pub(super) fn served(kit: &Kit, session: &Session, ctx: &RequestCtx) {
             client: ctx.client,
             peer: ctx.info().and_then(ConnInfo::connected),
             method: request.method.as_str().as_bytes(),
-            host: admit::host(request).unwrap_or_default().as_bytes(),
-            path: target.as_bytes(),
+            host: request.host.unwrap_or_default().as_bytes(),
+            path: client.target().as_bytes(),
             protocol: protocol(request.version),
             status,
             bytes_sent: sent,
@@ -65,24 +103,24 @@ pub(super) fn served(kit: &Kit, session: &Session, ctx: &RequestCtx) {
             reason,
             tls_version: ctx.info().map_or("", ConnInfo::tls_version),
             request_id: ctx.request_id.as_ref().map_or(b"", |id| id.as_bytes()),
-            referer: field(&request.headers, &header::REFERER),
-            user_agent: field(&request.headers, &header::USER_AGENT),
+            referer: field(&header::REFERER),
+            user_agent: field(&header::USER_AGENT),
         },
     );
 }
 
 /// Keeps a request that failed for whoever asks what went wrong.
 #[cold]
-fn failed(kit: &Kit, session: &Session, ctx: &RequestCtx, status: u16, reason: Reason) {
-    let request = session.req_header();
+fn keep(kit: &Kit, client: &impl Downstream, ctx: &RequestCtx, status: u16, reason: Reason) {
+    let request = client.request();
     let backend = ctx.picked.as_ref().map(|picked| picked.backend()).or(ctx.last_backend.as_ref());
     kit.metrics().last_failures().record(&FailedRequest {
         time: SystemTime::now(),
         reason,
         status,
         method: request.method.as_str().as_bytes(),
-        host: admit::host(request).unwrap_or_default().as_bytes(),
-        path: request.uri.path().as_bytes(),
+        host: request.host.unwrap_or_default().as_bytes(),
+        path: client.target().split('?').next().unwrap_or_default().as_bytes(),
         upstream: ctx.member().map_or("", |member| member.upstream.name.as_str()),
         backend: backend.map_or("", |backend| backend.id.as_str()),
         request_id: ctx.request_id.as_ref().map_or(b"", |id| id.as_bytes()),
@@ -142,10 +180,6 @@ fn write(Log { handle, format }: &Log, record: &Record<'_>) {
         LogFormat::Json => write_json,
     };
     handle.line(|line, clock| form(record, clock, line));
-}
-
-fn field<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> &'a [u8] {
-    headers.get(name).map_or(b"", |value| value.as_bytes())
 }
 
 fn protocol(version: Version) -> &'static str {

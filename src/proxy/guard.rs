@@ -8,12 +8,15 @@ mod secure;
 use std::time::Instant;
 
 use http::{HeaderName, HeaderValue, header};
-use pingora_core::Result;
 use pingora_proxy::Session;
 
 use self::{basic::Verifier, forward::AuthClient};
 use super::{admit::refuse, ctx::RequestCtx, kit::Kit};
-use crate::{policy::concurrency::Permit, runtime::guards::Guards, types::Reason};
+use crate::{
+    policy::{concurrency::Permit, fields::Fields},
+    runtime::guards::Guards,
+    types::Reason,
+};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -49,24 +52,17 @@ enum Asked {
 ///
 /// # Errors
 /// The answer could not be sent.
-pub(super) async fn admit(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, guards: &Guards) -> Result<bool> {
-    if guards.access.as_ref().is_some_and(|access| !access.allows(ctx.client)) {
-        return refuse(session, ctx, Reason::Denied, None).await;
+pub(super) async fn admit(
+    kit: &Kit,
+    session: &mut Session,
+    ctx: &mut RequestCtx,
+    guards: &Guards,
+) -> pingora_core::Result<bool> {
+    if let Err(Refusal { reason, field }) = at_first(&session.req_header().headers, ctx, guards) {
+        return refuse(session, ctx, reason, field).await;
     }
-    let mut admitted = Box::<Admitted>::default();
-    let headers = &session.req_header().headers;
-    if let Some(limits) = &guards.rate {
-        let rated = limits.decide(ctx.client, headers, Instant::now());
-        admitted.rate = rated.field;
-        if let Some(seconds) = rated.retry_after {
-            ctx.admitted = Some(admitted);
-            let retry_after = (header::RETRY_AFTER, HeaderValue::from(seconds));
-            return refuse(session, ctx, Reason::RateLimited, Some(retry_after)).await;
-        }
-    }
-    ctx.admitted = Some(admitted);
     if let Some(basic) = &guards.basic {
-        match kit.asking().passwords.ask(basic, ctx.client, headers).await {
+        match kit.asking().passwords.ask(basic, ctx.client, &session.req_header().headers).await {
             Asked::Good => {}
             Asked::No => {
                 let challenge = (header::WWW_AUTHENTICATE, basic.challenge.clone());
@@ -80,16 +76,59 @@ pub(super) async fn admit(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
     {
         return Ok(true);
     }
-    // Last: who is not let in must not take the place of somebody who is.
+    if let Err(Refusal { reason, field }) = at_last(&session.req_header().headers, ctx, guards) {
+        return refuse(session, ctx, reason, field).await;
+    }
+    Ok(false)
+}
+
+/// Asks all guards of a route that has none that must wait for somebody; see [`by_head`].
+///
+/// # Errors
+/// The request is refused.
+pub(super) fn admit_by_head(fields: &impl Fields, ctx: &mut RequestCtx, guards: &Guards) -> Result<(), Refusal> {
+    at_first(fields, ctx, guards)?;
+    at_last(fields, ctx, guards)
+}
+
+/// Whether these guards decide by a request's head alone.
+pub(super) fn by_head(guards: &Guards) -> bool {
+    guards.basic.is_none() && guards.forward.is_none()
+}
+
+/// Why a request is not let in, and what it is told beside that.
+pub(super) struct Refusal {
+    pub(super) reason: Reason,
+    pub(super) field: Option<(HeaderName, HeaderValue)>,
+}
+
+fn at_first(fields: &impl Fields, ctx: &mut RequestCtx, guards: &Guards) -> Result<(), Refusal> {
+    if guards.access.as_ref().is_some_and(|access| !access.allows(ctx.client)) {
+        return Err(Refusal { reason: Reason::Denied, field: None });
+    }
+    let admitted = ctx.admitted.insert(Box::default());
+    if let Some(limits) = &guards.rate {
+        let rated = limits.decide(ctx.client, fields, Instant::now());
+        admitted.rate = rated.field;
+        if let Some(seconds) = rated.retry_after {
+            let retry_after = (header::RETRY_AFTER, HeaderValue::from(seconds));
+            return Err(Refusal { reason: Reason::RateLimited, field: Some(retry_after) });
+        }
+    }
+    Ok(())
+}
+
+/// Last: who is not let in must not take the place of somebody who is.
+fn at_last(fields: &impl Fields, ctx: &mut RequestCtx, guards: &Guards) -> Result<(), Refusal> {
     if let Some(limit) = &guards.concurrency {
-        let permit = limit.enter(ctx.client, &session.req_header().headers);
+        let permit = limit.enter(ctx.client, fields);
         if permit.is_none() {
             let retry_after = (header::RETRY_AFTER, TOO_MANY_RETRY_AFTER);
-            return refuse(session, ctx, Reason::TooManyConcurrent, Some(retry_after)).await;
+            return Err(Refusal { reason: Reason::TooManyConcurrent, field: Some(retry_after) });
         }
         ctx.admitted.get_or_insert_default().permit = permit;
     }
-    Ok(false)
+    Ok(())
 }
 
 /// Rate limits of an answer (draft-ietf-httpapi-ratelimit-headers-10), to be added to those that a backend may have.

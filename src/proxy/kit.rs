@@ -5,15 +5,17 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use pingora_http::ResponseHeader;
 
 use super::{
     ctx::{ConnInfo, RequestCtx, Unserved},
     current::Current,
+    date::DateText,
+    exchange::Memory,
     finish,
     guard::Asking,
     reject,
@@ -36,6 +38,8 @@ pub struct Kit {
     warned: (AtomicU64, AtomicU64),
     asking: Asking,
     pool: Pool,
+    memory: Memory,
+    date: DateText,
 }
 
 /// Warnings of a worker in one second; what goes wrong for every request must not fill the disk.
@@ -55,6 +59,8 @@ impl Kit {
             warned: Default::default(),
             asking: Asking::default(),
             pool: Pool::new(pooled),
+            memory: Memory::default(),
+            date: DateText::default(),
         }
     }
 
@@ -132,6 +138,18 @@ impl Kit {
     /// Idle connections to backends.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// What requests use one after the other.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Writes the field `Date` of an answer that goes now.
+    pub(super) fn date(&self, out: &mut BytesMut) {
+        out.put_slice(b"Date: ");
+        self.date.write(SystemTime::now(), out);
+        out.put_slice(b"\r\n");
     }
 
     /// For those who must show who they are.

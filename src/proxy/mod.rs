@@ -5,13 +5,16 @@ mod admit;
 mod client;
 mod ctx;
 mod current;
+mod date;
+mod downstream;
 mod edit;
-mod exchange;
+pub mod exchange;
 mod finish;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod grpc_web;
 mod guard;
+mod id;
 mod judge;
 mod kit;
 mod profile;
@@ -35,7 +38,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 pub use profile::Proxies;
 pub use reject::{PROXY_STATUS, proxy_status};
 
-use crate::{runtime::peer::TlsProfile, telemetry::metrics::ConnectionUse, types::Reason};
+use crate::{runtime::peer::TlsProfile, telemetry::metrics::ConnectionUse};
 
 /// The application of one worker, for upstreams of one TLS profile.
 pub struct App {
@@ -184,39 +187,13 @@ impl ProxyHttp for App {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
-        let reason = retry::final_reason(error, ctx);
-        ctx.reason = Some(reason);
-        if reason == Reason::Internal {
-            log::error!("a request failed inside rrlb: {error}");
-        }
+        let reason = finish::failed(ctx, error);
         let error_code = reject::answer(session, ctx, reason).await;
         FailToProxy { error_code, can_reuse_downstream: false }
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
-        if let Some(error) = error {
-            let reason = retry::final_reason(error, ctx);
-            ctx.reason = Some(reason);
-        }
-        judge::ended(ctx, error.is_none());
-        ctx.deadline = None;
-        // What the request held is free for the next one, which may be on its way already.
-        ctx.admitted = None;
-        // The end of an HTTP/1.0 client's connection may be the border of its answer, so it must not look like one.
-        let broken = error.is_some() && ctx.relayed && session.req_header().version == Version::HTTP_10;
-        let broken = broken && ctx.info().is_some_and(|info| info.afterwards() == Afterwards::Drop);
-        if broken && let Some(info) = ctx.info() {
-            info.abort();
-        }
-        if !broken
-            && !session.as_mut().is_body_done()
-            && let Some(info) = ctx.info()
-            && info.afterwards() == Afterwards::Drop
-        {
-            // An answer before the request's end; closing at once would take it away from a client that still sends.
-            info.set_afterwards(Afterwards::Linger);
-        }
-        finish::served(&self.kit, session, ctx);
+        finish::ended(&self.kit, session, ctx, error);
     }
 
     /// Failures are in the access log and, with their cause, in our own warnings.

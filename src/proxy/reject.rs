@@ -9,6 +9,7 @@ use pingora_proxy::Session;
 
 use super::{
     ctx::{Afterwards, RequestCtx},
+    downstream::Downstream,
     guard,
 };
 pub(super) use crate::policy::headers::X_REQUEST_ID;
@@ -63,37 +64,40 @@ pub(super) fn status(reason: Reason) -> Option<StatusCode> {
 
 /// Answers a request that failed. Returns the status, or 0 where nobody could be answered.
 pub(super) async fn answer(session: &mut Session, ctx: &RequestCtx, reason: Reason) -> u16 {
-    let Some(status) = status(reason) else { return 0 };
-    let final_answer = |written: &ResponseHeader| {
-        !written.status.is_informational() || written.status == StatusCode::SWITCHING_PROTOCOLS
-    };
-    if session.response_written().is_some_and(final_answer) {
-        return 0;
-    }
-    let broken = ctx.info().is_some_and(|info| info.fault().is_some());
-    if session.is_upgrade_req() || !session.is_body_done() || broken {
-        // What is left of the request is not read; the next one could not be told from it.
-        session.set_keepalive(None);
-    }
-    match failure(ctx, status, reason).and_then(|(head, body)| Ok((with_rate(ctx, head)?, body))) {
-        Ok((head, body)) => match send(session, head, body).await {
-            Ok(()) => {
-                if let Some(info) = ctx.info() {
-                    let again = session.get_keepalive().is_some();
-                    info.set_afterwards(if again { Afterwards::NextRequest } else { Afterwards::Linger });
-                }
-                status.as_u16()
-            }
-            Err(error) => {
-                log::debug!("answering {status}: {error}");
-                0
-            }
-        },
+    let Some((head, body)) = after(session, ctx, reason) else { return 0 };
+    let status = head.status;
+    match send(session, head, body).await {
+        Ok(()) => {
+            answered(session.get_keepalive().is_some(), ctx);
+            status.as_u16()
+        }
         Err(error) => {
-            log::error!("cannot make the answer {status}: {error}");
+            log::debug!("answering {status}: {error}");
             0
         }
     }
+}
+
+/// A request that failed was answered; `again`: its connection may serve another one.
+pub(super) fn answered(again: bool, ctx: &RequestCtx) {
+    if let Some(info) = ctx.info() {
+        info.set_afterwards(if again { Afterwards::NextRequest } else { Afterwards::Linger });
+    }
+}
+
+/// What a request that failed is answered; `None` where nobody can be.
+pub(super) fn after(client: &mut impl Downstream, ctx: &RequestCtx, reason: Reason) -> Option<(ResponseHeader, Bytes)> {
+    let status = status(reason)?;
+    if client.is_answered() {
+        return None;
+    }
+    let broken = ctx.info().is_some_and(|info| info.fault().is_some());
+    if client.is_upgrade() || !client.is_body_done() || broken {
+        // What is left of the request is not read; the next one could not be told from it.
+        client.no_next_request();
+    }
+    let answer = failure(ctx, status, reason).and_then(|(head, body)| Ok((with_rate(ctx, head)?, body)));
+    answer.inspect_err(|error| log::error!("cannot make the answer {status}: {error}")).ok()
 }
 
 /// What rate limits say of a request that came within them, or did not.
@@ -115,7 +119,7 @@ pub(super) fn failure(ctx: &RequestCtx, status: StatusCode, reason: Reason) -> R
     }
     head.insert_header(header::CACHE_CONTROL, "no-store")?;
     if let Some(id) = &ctx.request_id {
-        head.insert_header(X_REQUEST_ID, id.clone())?;
+        head.insert_header(X_REQUEST_ID, id.to_value())?;
     }
     head.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
     Ok((head, Bytes::from(body(status))))

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use pingora_core::{Error, ErrorSource, ErrorType};
-use pingora_proxy::Session;
 
 use super::{
     ctx::{ConnInfo, Fresh, RequestCtx},
+    downstream::Downstream,
     judge,
     kit::Kit,
     watch::late,
@@ -20,13 +20,18 @@ use crate::{
 const LONGEST_CAUSE: usize = 400;
 
 /// After an attempt that came to no connection.
-pub(super) fn after_connect(kit: &Kit, session: &Session, ctx: &mut RequestCtx, mut error: Box<Error>) -> Box<Error> {
+pub(super) fn after_connect(
+    kit: &Kit,
+    client: &impl Downstream,
+    ctx: &mut RequestCtx,
+    mut error: Box<Error>,
+) -> Box<Error> {
     let reason = connect_reason(&error, ctx);
     let kind = match reason {
         Reason::ConnectTimeout | Reason::TlsHandshakeTimeout => AttemptFailure::ConnectTimeout,
         _ => AttemptFailure::Connect,
     };
-    let again = reason != Reason::TotalTimeout && decide(kit, session, ctx, kind, false);
+    let again = reason != Reason::TotalTimeout && decide(kit, client, ctx, kind, false);
     judge::unconnected(ctx, reason, &error);
     failed(kit, ctx, reason, kind, &error, again);
     error.set_retry(again);
@@ -36,13 +41,13 @@ pub(super) fn after_connect(kit: &Kit, session: &Session, ctx: &mut RequestCtx, 
 /// After an attempt that had a connection.
 pub(super) fn after_exchange(
     kit: &Kit,
-    session: &mut Session,
+    client: &mut impl Downstream,
     ctx: &mut RequestCtx,
     mut error: Box<Error>,
     reused: bool,
 ) -> Box<Error> {
     let fired = ctx.deadline.as_ref().is_some_and(crate::runtime::deadlines::Deadline::disarm);
-    let body_done = session.as_mut().is_body_done();
+    let body_done = client.is_body_done();
     let reason = match exchange_reason(&error, ctx, fired) {
         // The backend had no reason to answer: it waits for the client's body, as we do.
         Reason::FirstByteTimeout if !body_done && !fired => Reason::ClientTimeout,
@@ -67,27 +72,25 @@ pub(super) fn after_exchange(
     };
     // A head that could not be written at all, on a connection that the backend had closed, was seen by nobody.
     let unsent = reused && !ctx.body_sent && error.etype() == &ErrorType::WriteError;
-    let again = again && decide(kit, session, ctx, kind, !refused && !unsent);
+    let again = again && decide(kit, client, ctx, kind, !refused && !unsent);
     judge::broken(ctx, reason, kind);
     failed(kit, ctx, reason, kind, &error, again);
     error.set_retry(again);
     error
 }
 
-fn decide(kit: &Kit, session: &Session, ctx: &mut RequestCtx, kind: AttemptFailure, maybe_seen: bool) -> bool {
+fn decide(kit: &Kit, client: &impl Downstream, ctx: &mut RequestCtx, kind: AttemptFailure, maybe_seen: bool) -> bool {
     let Some(current) = ctx.current().cloned() else { return false };
     let Some(member) = ctx.upstream.map(|index| current.member(index)) else { return false };
-    // Of a body that was only its own end Pingora keeps nothing, and so would never send the end again.
-    let lost = ctx.has_body && ctx.body_sent && session.as_ref().get_retry_buffer().is_none();
     // A connection that was stale says nothing of the backend: the attempt on a fresh one stands in for it, once.
     let stale = kind == AttemptFailure::StaleConnection && ctx.fresh == Fresh::NotNeeded;
     let failure = Failure {
         kind,
         attempts: ctx.attempts.saturating_sub(u32::from(stale || ctx.fresh == Fresh::Done)),
-        idempotent: is_idempotent(&session.req_header().method),
+        idempotent: is_idempotent(client.request().method),
         maybe_seen,
-        replayable: !session.as_ref().retry_buffer_truncated() && !lost,
-        response_started: session.response_written().is_some(),
+        replayable: client.can_repeat(ctx.has_body && ctx.body_sent),
+        response_started: client.answered().is_some(),
     };
     if may_retry(&member.upstream.retry, &failure) == Decision::GiveUp {
         return false;

@@ -21,10 +21,12 @@ use pingora_proxy::Session;
 use super::{
     admit::{READ_TIMEOUT, WRITE_TIMEOUT},
     ctx::{ConnInfo, RequestCtx, Waiting},
+    downstream::Downstream,
     judge,
     kit::Kit,
 };
 use crate::{
+    policy::fields::Fields as _,
     runtime::deadlines::{How, Wait},
     types::Reason,
 };
@@ -36,12 +38,12 @@ const ANSWER_GRACE: Duration = Duration::from_millis(100);
 const MOST_INTERIM: u8 = 32;
 
 /// The head is about to be sent to a backend that speaks `version`.
-pub(super) fn request_begins(kit: &Kit, session: &mut Session, version: Version, ctx: &mut RequestCtx) {
+pub(super) fn request_begins(kit: &Kit, client: &mut impl Downstream, version: Version, ctx: &mut RequestCtx) {
     ctx.answered = false;
     ctx.interim = 0;
     ctx.body_sent = false;
     let Some(timeouts) = ctx.member().map(|member| member.upstream.timeouts) else { return };
-    let body = !session.as_mut().is_body_empty();
+    let body = client.has_body();
     ctx.has_body = body;
     let shared = version == Version::HTTP_2;
     let how = if shared { How::Read } else { How::Both };
@@ -51,13 +53,13 @@ pub(super) fn request_begins(kit: &Kit, session: &mut Session, version: Version,
     ctx.whole = None;
     if let Some(start) = ctx.start.as_ref().and_then(|start| start.cancel.as_ref()) {
         owner = start.owner();
-        let request = session.req_header();
+        let fields = client.request().fields;
         // A call may be silent for as long as it likes, once it is answered; until then for `READ_TIMEOUT`.
-        let call = request.headers.get(header::CONTENT_TYPE);
-        let call = shared && call.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        let call = fields.first(&header::CONTENT_TYPE);
+        let call = shared && call.is_some_and(|kind| kind.starts_with(b"application/grpc"));
         start.at_leisure.store(call, Ordering::Relaxed);
         if !shared && body {
-            let length = request.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+            let length = fields.first(&header::CONTENT_LENGTH).and_then(|length| std::str::from_utf8(length).ok());
             ctx.whole = length.and_then(|length| length.parse().ok());
         }
     }
@@ -80,14 +82,14 @@ pub(super) fn request_begins(kit: &Kit, session: &mut Session, version: Version,
     if !body {
         wait_for(ctx, Waiting::FirstByte, Some(timeouts.first_byte));
     } else {
-        wait_for_body(session, ctx);
+        wait_for_body(client.version(), ctx);
     }
 }
 
-/// While the body is on its way. For an HTTP/1 client Pingora keeps the deadline of its next part; when nothing has moved
+/// While the body is on its way from a client that speaks `version`. For an HTTP/1 client Pingora keeps the deadline of its next part; when nothing has moved
 /// for longer than that and `write` together, it is the backend who does not take it.
-fn wait_for_body(session: &Session, ctx: &mut RequestCtx) {
-    if session.req_header().version == Version::HTTP_2 {
+fn wait_for_body(version: Version, ctx: &mut RequestCtx) {
+    if version == Version::HTTP_2 {
         wait_for(ctx, Waiting::Body, Some(READ_TIMEOUT));
     } else {
         let write = ctx.member().map(|member| member.upstream.timeouts.write);
@@ -101,14 +103,21 @@ fn wait_for_body(session: &Session, ctx: &mut RequestCtx) {
 /// The body is larger than the listener allows. The backend's connection ends, so that it never sees a whole request.
 pub(super) fn request_body(session: &Session, body: &mut Option<Bytes>, end: bool, ctx: &mut RequestCtx) -> Result<()> {
     hold(session, body, end, ctx);
-    let body = body.as_ref();
-    ctx.body_sent |= body.is_some_and(|body| !body.is_empty()) || (end && ctx.has_body);
+    body_given(session, body.as_ref().map_or(0, Bytes::len), end, ctx)
+}
+
+/// So many bytes of the body were given towards the backend; `end`: there are no more.
+///
+/// # Errors
+/// As for [`request_body`].
+pub(super) fn body_given(client: &impl Downstream, bytes: usize, end: bool, ctx: &mut RequestCtx) -> Result<()> {
+    ctx.body_sent |= bytes > 0 || (end && ctx.has_body);
     if ctx.upgraded {
         renew(ctx);
         return Ok(());
     }
     let most = ctx.info().and_then(|info| info.limits().max_body_size);
-    if most.is_some_and(|most| session.body_bytes_read() as u64 > most.0) {
+    if most.is_some_and(|most| client.received() > most.0) {
         ctx.reason = Some(Reason::BodyTooLarge);
         let mut error = Error::explain(ErrorType::HTTPStatus(413), "the request's body is too large");
         error.as_down();
@@ -117,7 +126,7 @@ pub(super) fn request_body(session: &Session, body: &mut Option<Bytes>, end: boo
     if ctx.answered {
         // The answer's deadlines count.
     } else if !end {
-        wait_for_body(session, ctx);
+        wait_for_body(client.version(), ctx);
     } else if matches!(ctx.waiting, Waiting::Body | Waiting::Write) {
         let first_byte = ctx.member().map(|member| member.upstream.timeouts.first_byte);
         wait_for(ctx, Waiting::FirstByte, first_byte);
@@ -160,28 +169,38 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
         let silence = ctx.member().map(|member| member.upstream.timeouts.websocket_idle);
         wait_for(ctx, Waiting::WebSocket, silence);
     } else if answer.status.is_informational() {
-        ctx.interim = ctx.interim.saturating_add(1);
-        if ctx.interim > MOST_INTERIM {
-            return bad(ctx, "interim answers without end");
-        }
+        interim(ctx)?;
     } else {
-        (ctx.answered, ctx.relayed) = (true, true);
-        judge::answered(ctx, answer.status);
-        let timeouts = ctx.member().map(|member| member.upstream.timeouts);
-        let ours = session.req_header().version != Version::HTTP_2;
-        match timeouts.filter(|timeouts| timeouts.read < ctx.read_timeout) {
-            Some(timeouts) if ours => {
-                wait_for(ctx, Waiting::Read, Some(timeouts.read));
-                if let (Some(deadline), Some(info)) = (&ctx.deadline, ctx.info()) {
-                    deadline.pause_while(info.blocked().clone());
-                }
-            }
-            // Of an HTTP/2 client it cannot be told whether it is the one who is slow, but for how long it may be.
-            Some(timeouts) => wait_for(ctx, Waiting::Read, Some(timeouts.read + WRITE_TIMEOUT)),
-            None => wait_for(ctx, Waiting::End, None),
-        }
+        answered(answer.status, session.req_header().version, ctx);
     }
     Ok(())
+}
+
+/// An interim answer has come.
+///
+/// # Errors
+/// There were too many.
+pub(super) fn interim(ctx: &mut RequestCtx) -> Result<()> {
+    ctx.interim = ctx.interim.saturating_add(1);
+    if ctx.interim > MOST_INTERIM { bad(ctx, "interim answers without end") } else { Ok(()) }
+}
+
+/// The answer itself has begun, for a client that speaks `version`.
+pub(super) fn answered(status: StatusCode, version: Version, ctx: &mut RequestCtx) {
+    (ctx.answered, ctx.relayed) = (true, true);
+    judge::answered(ctx, status);
+    let timeouts = ctx.member().map(|member| member.upstream.timeouts);
+    match timeouts.filter(|timeouts| timeouts.read < ctx.read_timeout) {
+        Some(timeouts) if version != Version::HTTP_2 => {
+            wait_for(ctx, Waiting::Read, Some(timeouts.read));
+            if let (Some(deadline), Some(info)) = (&ctx.deadline, ctx.info()) {
+                deadline.pause_while(info.blocked().clone());
+            }
+        }
+        // Of an HTTP/2 client it cannot be told whether it is the one who is slow, but for how long it may be.
+        Some(timeouts) => wait_for(ctx, Waiting::Read, Some(timeouts.read + WRITE_TIMEOUT)),
+        None => wait_for(ctx, Waiting::End, None),
+    }
 }
 
 /// An HTTP/1 backend's framing must have one meaning only (RFC 9112 §6.3). What Pingora's parser has decided already,

@@ -63,6 +63,11 @@ impl Opener {
         self.tls.as_ref().map(|(client, _)| client)
     }
 
+    /// Whether no backend is offered HTTP/2.
+    pub fn is_http1_only(&self) -> bool {
+        self.client().is_none_or(|client| !client.offers_http2())
+    }
+
     /// A connection to the backend at `to`, of that `name`; `None` where it has chosen HTTP/2, which is not spoken over
     /// these.
     ///

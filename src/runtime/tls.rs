@@ -56,6 +56,11 @@ pub struct TlsClient {
 }
 
 impl TlsClient {
+    /// Whether backends may choose HTTP/2.
+    pub(super) fn offers_http2(&self) -> bool {
+        self.config.alpn_protocols.iter().any(|name| name == HTTP2)
+    }
+
     fn new(tls: &model::UpstreamTls, process: &model::Process, offer: Offer) -> Self {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let algorithms = provider.signature_verification_algorithms;

@@ -93,7 +93,7 @@ async fn requests_of_a_removed_backend_finish_and_its_idle_connections_close() {
 
 #[tokio::test]
 async fn the_idle_connections_of_a_drained_backend_close_after_its_last_request() {
-    for engine in ["exchange", "pingora"] {
+    for engine in ["lane", "exchange", "pingora"] {
         for how in [json!({ "admin": "drain" }), json!({ "admin": "maint" }), json!({ "weight": 0 })] {
             let (a, b) = (Origin::echo("a").await, Origin::echo("b").await);
             let proxy = config_with(&format!("engine: {engine}\nthreads: 1\n"), "", &[&a, &b]).start().await;
@@ -127,7 +127,7 @@ async fn the_idle_connections_of_a_drained_backend_close_after_its_last_request(
 
 #[tokio::test]
 async fn connections_to_an_address_that_a_backend_has_left_are_closed() {
-    for engine in ["exchange", "pingora"] {
+    for engine in ["lane", "exchange", "pingora"] {
         let (a, b, c) = (Origin::echo("a").await, Origin::echo("b").await, Origin::echo("c").await);
         let proxy = config_with(&format!("engine: {engine}\n"), "", &[&a, &b]).start().await;
         let api = Api::of(&proxy);

@@ -1,4 +1,4 @@
-//! The same requests and the same origins on both engines, and the same must come of it: for the client, for the origins, in
+//! The same requests and the same origins on all engines, and the same must come of it: for the client, for the origins, in
 //! the log. `plan` makes cases from numbers, `stage` plays them, `design` says which differences are meant.
 //!
 //! `RRLB_TEST_DIFFERENTIAL=5000` plays so many cases, `RRLB_TEST_DIFFERENTIAL=@17` the case 17 alone and shows it.
@@ -23,11 +23,13 @@ use crate::support::{
 
 /// Cases in a usual run.
 const USUAL: u64 = 300;
+/// In the order in which they are compared.
+const ENGINES: [&str; 3] = ["pingora", "exchange", "lane"];
 /// That are played at a time.
 const LANES: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn both_engines_do_the_same_with_the_same() {
+async fn all_engines_do_the_same_with_the_same() {
     let asked = std::env::var("RRLB_TEST_DIFFERENTIAL").unwrap_or_default();
     let numbers: Range<u64> = match asked.strip_prefix('@').map(str::parse::<u64>) {
         Some(Ok(one)) => one..one + 1,
@@ -36,7 +38,8 @@ async fn both_engines_do_the_same_with_the_same() {
     };
     let mut lanes = Vec::new();
     for lane in 0..LANES {
-        lanes.push((Stage::new(&format!("p{lane}.test")).await, Stage::new(&format!("x{lane}.test")).await));
+        let stage = async |engine: &str| Stage::new(&format!("{engine}{lane}.test")).await;
+        lanes.push([stage("p").await, stage("x").await, stage("l").await]);
     }
     let proxy = proxy(&lanes).await;
     let listen = proxy.listen;
@@ -48,9 +51,12 @@ async fn both_engines_do_the_same_with_the_same() {
             let mut played = Vec::new();
             for number in mine {
                 let case = Arc::new(plan::case(number));
-                let both = async { tokio::join!(stages.0.play(listen, &case), stages.1.play(listen, &case)) };
-                let (pingora, exchange) = within(&format!("case {number}"), both).await;
-                played.push((number, pingora, exchange));
+                let [pingora, exchange, lane] = &*stages;
+                let all = async {
+                    tokio::join!(pingora.play(listen, &case), exchange.play(listen, &case), lane.play(listen, &case))
+                };
+                let (pingora, exchange, lane) = within(&format!("case {number}"), all).await;
+                played.push((number, [pingora, exchange, lane]));
             }
             (lane, played)
         });
@@ -59,7 +65,7 @@ async fn both_engines_do_the_same_with_the_same() {
     while let Some(done) = work.join_next().await {
         played.push(done.expect("no panic in a case"));
     }
-    let ended: BTreeSet<String> = lanes.iter().flat_map(|lane| [lane.0.host.clone(), lane.1.host.clone()]).collect();
+    let ended: BTreeSet<String> = lanes.iter().flat_map(|lane| lane.iter().map(|stage| stage.host.clone())).collect();
     for host in &ended {
         let last = format!("GET /last HTTP/1.1\r\nHost: {host}\r\nX-Request-Id: last\r\n\r\n");
         proxy.client().await.ask(last).await;
@@ -67,33 +73,38 @@ async fn both_engines_do_the_same_with_the_same() {
     let log = log(&proxy, ended.len()).await;
     let (mut bugs, mut meant) = (Vec::new(), BTreeMap::<&str, usize>::new());
     for (lane, played) in played {
-        for (number, mut pingora, mut exchange) in played {
+        for (number, mut seen) in played {
             let case = plan::case(number);
-            add_log(&log, &lanes[lane].0.host, &case, &mut pingora);
-            add_log(&log, &lanes[lane].1.host, &case, &mut exchange);
-            if numbers.end - numbers.start == 1 {
-                eprintln!("{case:#?}\npingora: {pingora:#?}\nexchange: {exchange:#?}");
+            for (stage, seen) in lanes[lane].iter().zip(&mut seen) {
+                add_log(&log, &stage.host, &case, seen);
             }
-            let keys: BTreeSet<&str> = pingora.keys().chain(exchange.keys()).map(String::as_str).collect();
-            let differ: Vec<&str> = keys.into_iter().filter(|key| pingora.get(*key) != exchange.get(*key)).collect();
-            let broken = |seen: &Seen| {
-                seen.iter().filter(|(key, value)| key.ends_with(".left") && *value == "Some(false)").count()
-            };
-            if broken(&pingora) + broken(&exchange) > 0 {
+            if numbers.end - numbers.start == 1 {
+                eprintln!("{case:#?}\n{:#?}", ENGINES.iter().zip(&seen).collect::<Vec<_>>());
+            }
+            let late = |seen: &Seen| seen.iter().any(|(key, value)| key.ends_with(".left") && value == "Some(false)");
+            if seen.iter().any(late) {
                 bugs.push(format!("case {number}: an origin was not left in time\n{case:#?}"));
             }
-            if pingora.contains_key(STUCK) || exchange.contains_key(STUCK) {
-                bugs.push(format!("case {number}: pingora {pingora:#?}\nexchange {exchange:#?}\n{case:#?}"));
+            if seen.iter().any(|seen| seen.contains_key(STUCK)) {
+                bugs.push(format!("case {number}: {:#?}\n{case:#?}", ENGINES.iter().zip(&seen).collect::<Vec<_>>()));
                 continue;
             }
+            let [pingora, exchange, lane] = &seen;
+            let keys: BTreeSet<&str> = seen.iter().flat_map(|seen| seen.keys().map(String::as_str)).collect();
             let (mut lines, mut whys) = (String::new(), BTreeSet::new());
-            for key in differ {
+            for key in keys {
                 let text = |seen: &Seen| seen.get(key).cloned().unwrap_or_else(|| "-".into());
-                match design::meant(&case, &pingora, &exchange, key) {
-                    Some(why) => drop(whys.insert(why)),
-                    None => {
-                        lines +=
-                            &format!("  {key}\n    pingora:  {}\n    exchange: {}\n", text(&pingora), text(&exchange))
+                let rules: [(_, _, fn(&Case, &Seen, &Seen, &str) -> Option<&'static str>); 2] =
+                    [(pingora, exchange, design::meant), (exchange, lane, design::meant_in_lane)];
+                let differ = rules.iter().filter(|(one, other, _)| one.get(key) != other.get(key));
+                for (one, other, meant) in differ {
+                    if let Some(why) = meant(&case, one, other, key) {
+                        whys.insert(why);
+                    } else {
+                        lines += &format!("  {key}\n");
+                        let told =
+                            ENGINES.iter().zip(&seen).map(|(engine, seen)| format!("    {engine}: {}\n", text(seen)));
+                        lines.extend(told);
                     }
                 }
             }
@@ -113,10 +124,10 @@ async fn both_engines_do_the_same_with_the_same() {
     );
 }
 
-async fn proxy(lanes: &[(Stage, Stage)]) -> Proxy {
+async fn proxy(lanes: &[[Stage; 3]]) -> Proxy {
     let (mut upstreams, mut routes) = (String::new(), String::new());
-    for (pingora, exchange) in lanes {
-        for (stage, engine) in [(pingora, "pingora"), (exchange, "exchange")] {
+    for lane in lanes {
+        for (stage, engine) in lane.iter().zip(ENGINES) {
             let (name, [one, two]) = (&stage.host[..2], stage.backends);
             upstreams += &format!("  {name}: {{ backends: [\"{one}\", \"{two}\"] }}\n");
             routes += &format!("  - {{ match: {{ host: {name}.test }}, engine: {engine}, upstream: {name} }}\n");

@@ -241,7 +241,7 @@ async fn extensions_of_one_body_are_bounded_in_sum() {
 }
 
 #[tokio::test]
-async fn trailers_over_http1_go_neither_way_and_harm_nothing() {
+async fn trailers_over_http1_are_no_fields_and_harm_nothing() {
     let origin = Origin::script("a", |mut peer: Peer| async move {
         while peer.request().await.is_some() {
             peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nhi\r\n0\r\nX-Sum: 1\r\n\r\n").await;

@@ -340,39 +340,46 @@ async fn grpc_web_becomes_grpc_where_it_is_asked_for() {
     assert_eq!(client.get("/plain").await.text(), "plain");
 }
 
-/// Pingora drops them in both directions; what is left must be a whole message, and the next must be its own.
+/// Those of answers pass to HTTP/1.1 clients in the lane; those of requests are dropped. What is left must be a whole message, and the next must be its own.
 #[tokio::test]
-async fn http1_trailers_are_dropped_and_messages_stay_whole() {
-    let origin = Origin::script("a", |mut peer| async move {
-        while peer.request().await.is_some() {
-            let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n";
-            peer.send(format!("{head}5\r\nhello\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n")).await;
+async fn http1_trailers_of_requests_are_dropped_and_messages_stay_whole() {
+    for engine in ["lane", "exchange", "pingora"] {
+        let origin = Origin::script("a", |mut peer| async move {
+            while peer.request().await.is_some() {
+                let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n";
+                peer.send(format!("{head}5\r\nhello\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n")).await;
+            }
+        })
+        .await;
+        let listener = format!("engine: {engine}\nlisteners: [{{ address: <listen>, h2c: true }}]");
+        let proxy = Config::before(&[&origin], &listener).start().await;
+        let mut client = proxy.client().await;
+        let chunked =
+            "POST /one HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\nTrailer: X-Up\r\nTE: trailers\r\n\r\n";
+        for _ in 0..2 {
+            let reply = client.ask(format!("{chunked}3\r\nabc\r\n0\r\nX-Up: 1\r\nX-More: 2\r\n\r\n")).await;
+            assert_eq!((reply.status(), reply.text().as_str()), (200, "hello"));
+            let (trailers, told) = if engine == "lane" { (2, Some("X-Sum")) } else { (0, None) };
+            let seen = (reply.trailers.len(), reply.field("trailer"), reply.field("x-sum"));
+            assert_eq!(seen, (trailers, told, None), "{engine}");
         }
-    })
-    .await;
-    let config = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]");
-    let proxy = config.start().await;
-    let mut client = proxy.client().await;
-    let chunked =
-        "POST /one HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\nTrailer: X-Up\r\nTE: trailers\r\n\r\n";
-    for _ in 0..2 {
-        let reply = client.ask(format!("{chunked}3\r\nabc\r\n0\r\nX-Up: 1\r\nX-More: 2\r\n\r\n")).await;
-        assert_eq!((reply.status(), reply.text().as_str()), (200, "hello"));
-        assert_eq!((reply.trailers.len(), reply.field("trailer"), reply.field("x-sum")), (0, None, None));
+        // Both on the same connections, pipelined behind the trailers.
+        client.send(format!("{chunked}3\r\nabc\r\n0\r\nX-Up: 1\r\n\r\n{}", get("/two"))).await;
+        assert_eq!((client.response().await.text(), client.response().await.text()), ("hello".into(), "hello".into()));
+        let seen = origin.requests();
+        let paths: Vec<_> = seen.iter().map(|request| request.target()).collect();
+        assert_eq!(paths, ["/one", "/one", "/one", "/two"]);
+        for request in &seen {
+            assert_eq!(
+                (request.trailers.len(), request.field("x-up"), request.field("host")),
+                (0, None, Some("a.test"))
+            );
+            assert_eq!(request.field("trailer"), None);
+        }
+        assert_eq!(origin.connections(), 1);
+        // Towards an HTTP/2 client as well.
+        assert_eq!(Client2::prior(proxy.listen).await.get("/").await.text(), "hello");
     }
-    // Both on the same connections, pipelined behind the trailers.
-    client.send(format!("{chunked}3\r\nabc\r\n0\r\nX-Up: 1\r\n\r\n{}", get("/two"))).await;
-    assert_eq!((client.response().await.text(), client.response().await.text()), ("hello".into(), "hello".into()));
-    let seen = origin.requests();
-    let paths: Vec<_> = seen.iter().map(|request| request.target()).collect();
-    assert_eq!(paths, ["/one", "/one", "/one", "/two"]);
-    for request in &seen {
-        assert_eq!((request.trailers.len(), request.field("x-up"), request.field("host")), (0, None, Some("a.test")));
-        assert_eq!(request.field("trailer"), None);
-    }
-    assert_eq!(origin.connections(), 1);
-    // Towards an HTTP/2 client as well.
-    assert_eq!(Client2::prior(proxy.listen).await.get("/").await.text(), "hello");
 }
 
 /// Over the exchange, which reads them; Pingora throws them away.

@@ -196,14 +196,16 @@ async fn the_exchange_passes_on_no_answer_that_two_parsers_could_read_in_two_way
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_owned(),
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello".to_owned(),
     ];
-    let origin = answering(answers.clone(), true).await;
-    let proxy = Config::before(&[&origin], "engine: exchange").start().await;
-    for (n, answer) in answers.iter().enumerate() {
-        let reply = proxy.get(&format!("/{n}")).await;
-        let good = n == answers.len() - 1;
-        assert_eq!(reply.status(), if good { 200 } else { 502 }, "{answer:?}");
-        let reason = proxy.access_log(n + 1).await.remove(n)["reason"].clone();
-        assert_eq!(reason, if good { "ok" } else { "bad_response" }, "{answer:?}");
+    for engine in ["engine: lane", "engine: exchange"] {
+        let origin = answering(answers.clone(), true).await;
+        let proxy = Config::before(&[&origin], engine).start().await;
+        for (n, answer) in answers.iter().enumerate() {
+            let reply = proxy.get(&format!("/{n}")).await;
+            let good = n == answers.len() - 1;
+            assert_eq!(reply.status(), if good { 200 } else { 502 }, "{answer:?}");
+            let reason = proxy.access_log(n + 1).await.remove(n)["reason"].clone();
+            assert_eq!(reason, if good { "ok" } else { "bad_response" }, "{answer:?}");
+        }
     }
 }
 
@@ -235,7 +237,7 @@ async fn an_http10_client_sees_that_a_chunked_answer_broke_off() {
 
 #[tokio::test]
 async fn what_an_origin_says_is_not_in_the_log() {
-    for engine in ["engine: exchange", "engine: pingora"] {
+    for engine in ["engine: lane", "engine: exchange", "engine: pingora"] {
         let answers = vec![
             "HTTP/1.1 200 OK\r\nSet-Cookie: session=secret\r\nX: a\0b\r\n\r\n".to_owned(),
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nsecret\r\n".to_owned(),

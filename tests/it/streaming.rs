@@ -76,19 +76,21 @@ async fn large_bodies_pass_both_ways() {
 /// Pingora looks at its client only when the origin has answered, where the upload's last part filled its queue.
 #[tokio::test]
 async fn an_origin_is_left_when_its_client_leaves_after_a_long_upload() {
-    let origin = Origin::script("a", |mut peer: Peer| async move {
-        if peer.request().await.is_some() {
-            peer.wire.rest().await;
-        }
-    })
-    .await;
-    let proxy = Config::before(&[&origin], "engine: exchange").start().await;
-    let mut client = proxy.client().await;
-    client.send(format!("PUT / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {MIB}\r\n\r\n")).await;
-    client.send(vec![b'x'; 1 << 20]).await;
-    wait_until("the upload's end", || origin.total() == 1).await;
-    drop(client);
-    wait_until("the origin to be left", || origin.open() == 0).await;
+    for engine in ["engine: lane", "engine: exchange"] {
+        let origin = Origin::script("a", |mut peer: Peer| async move {
+            if peer.request().await.is_some() {
+                peer.wire.rest().await;
+            }
+        })
+        .await;
+        let proxy = Config::before(&[&origin], engine).start().await;
+        let mut client = proxy.client().await;
+        client.send(format!("PUT / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {MIB}\r\n\r\n")).await;
+        client.send(vec![b'x'; 1 << 20]).await;
+        wait_until("the upload's end", || origin.total() == 1).await;
+        drop(client);
+        wait_until("the origin to be left", || origin.open() == 0).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

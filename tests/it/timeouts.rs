@@ -224,7 +224,7 @@ async fn defaults_are_inherited_field_by_field() {
 
 #[tokio::test]
 async fn an_upload_that_a_backend_does_not_take_is_504() {
-    for engine in ["exchange", "pingora"] {
+    for engine in ["lane", "exchange", "pingora"] {
         let origin = Origin::script("a", misbehave::deaf).await;
         let yaml = "
             engine: <engine>

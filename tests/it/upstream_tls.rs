@@ -15,8 +15,9 @@ use crate::{
 };
 
 /// What may be spoken, and so who speaks it: HTTP/2 too, and HTTP/1.1 where the backend chooses that; HTTP/1.1 alone, over
-/// connections of our own, and over Pingora's.
-const WAYS: [&str; 3] = ["", "protocol: h1\nengine: exchange", "protocol: h1\nengine: pingora"];
+/// connections of our own, from the front or from Pingora's session, and over Pingora's.
+const WAYS: [&str; 4] =
+    ["", "protocol: h1\nengine: exchange", "protocol: h1\nengine: pingora", "protocol: h1\nengine: lane"];
 
 /// A proxy before one TLS backend, with this in its `tls`; `<ca>` is the CA's file.
 async fn before(address: impl ToString, ca: &Ca, tls: &str, more: &str) -> Proxy {

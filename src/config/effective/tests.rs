@@ -207,7 +207,7 @@ upstream_keepalive_pool_size: 128
 client_bind_to_ipv4: []
 client_bind_to_ipv6: []
 reload_on_change: false
-engine: exchange
+engine: lane
 certificates: {}
 listeners:
   - address: 127.0.0.1:8080

@@ -1,5 +1,6 @@
 //! The head of a backend's answer on its way to the client.
 
+use bytes::BufMut as _;
 use http::{HeaderName, HeaderValue, header};
 
 use super::{
@@ -19,7 +20,7 @@ pub struct AnswerRewrite<'a> {
     /// `Via`, if any is to be added.
     pub via: Option<&'a HeaderValue>,
     /// The request's id.
-    pub request_id: Option<&'a HeaderValue>,
+    pub request_id: Option<&'a [u8]>,
     /// The operator's edits.
     pub edits: &'a HeaderEdits,
 }
@@ -60,7 +61,7 @@ impl Rewrite for AnswerRewrite<'_> {
             to.field(&header::VIA, via);
         }
         if let Some(id) = self.request_id {
-            to.field(&X_REQUEST_ID, id);
+            to.made(&X_REQUEST_ID, |out| out.put_slice(id));
         }
         self.edits.write(to.to);
     }

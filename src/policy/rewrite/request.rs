@@ -49,7 +49,7 @@ pub struct RequestRewrite<'a, F> {
     /// `Via`, if any is to be added.
     pub via: Option<&'a HeaderValue>,
     /// The request's id.
-    pub request_id: Option<&'a HeaderValue>,
+    pub request_id: Option<&'a [u8]>,
     /// The operator's edits.
     pub edits: &'a HeaderEdits,
 }
@@ -104,7 +104,7 @@ impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
             to.field(&header::VIA, via);
         }
         if let Some(id) = self.request_id {
-            to.field(&X_REQUEST_ID, id);
+            to.made(&X_REQUEST_ID, |out| out.put_slice(id));
         }
         if let Some(host) = self.host {
             to.made(&header::HOST, |out| out.put_slice(host));

@@ -124,7 +124,7 @@ impl Settings {
                 _ => ClientCert::Success { subject: &WORD, fingerprint: &WORD },
             },
             via: self.via.as_ref(),
-            request_id: self.id.as_ref(),
+            request_id: self.id.as_ref().map(HeaderValue::as_bytes),
             edits: &self.edits,
         }
     }
@@ -333,7 +333,8 @@ proptest! {
     ) {
         edits.set.retain(|(name, _)| *name != header::HOST);
         let rate = rate.then(|| ["ratelimit-policy", "ratelimit"].map(|name| (HeaderName::from_static(name), &WORD)));
-        let (via, request_id) = (via.as_ref(), id.as_ref());
+        let (via, id) = (via.as_ref(), id.as_ref());
+        let request_id = id.map(HeaderValue::as_bytes);
         let rewrite = AnswerRewrite { framing: true, trailers, rate: rate.clone(), via, request_id, edits: &edits };
         let (head, index) = head(&lines);
         let raw = Raw::new(&head, &index);
@@ -349,7 +350,7 @@ proptest! {
             plain.remove(header::TRAILER);
         }
         via.iter().for_each(|via| _ = plain.append(header::VIA, (*via).clone()));
-        request_id.iter().for_each(|id| _ = plain.insert(X_REQUEST_ID, (*id).clone()));
+        id.iter().for_each(|id| _ = plain.insert(X_REQUEST_ID, (*id).clone()));
         edit(&mut plain, &edits);
 
         prop_assert_eq!(&written(&rewrite, &raw), &multimap(&plain), "bytes to bytes");
@@ -415,7 +416,7 @@ fn a_plain_head_is_written_in_one_piece() {
         identity: &[],
         certificate: ClientCert::NotAsked,
         via: None,
-        request_id: Some(&id),
+        request_id: Some(id.as_bytes()),
         edits: &edits,
     };
     let mut out = BytesMut::new();

@@ -43,6 +43,8 @@ pub(super) struct Attempt<S> {
     answered: bool,
     /// Bytes at the beginning of `ahead` that are the body's, and checked.
     body: usize,
+    /// Bytes of data in what came of the body so far.
+    data: u64,
     index: Index,
     /// What came after the body, where chunks are taken off.
     trailers: Vec<u8>,
@@ -113,6 +115,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             ahead,
             answered: false,
             body: 0,
+            data: 0,
             index,
             trailers: Vec::new(),
             place: Place::Head,
@@ -121,17 +124,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         }
     }
 
-    /// The connection.
-    pub(super) fn link(&self) -> &S {
-        &self.link
-    }
-
     /// Bytes of the request that left.
     pub(super) fn written(&self) -> u64 {
         self.written
     }
 
     /// Whether any byte of an answer has come.
+    #[cfg(test)]
     pub(super) fn is_answered(&self) -> bool {
         self.answered
     }
@@ -156,11 +155,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         if data.is_empty() || self.deaf {
             return;
         }
-        self.out.reserve(data.len() + 20);
-        hexadecimal(data.len(), &mut self.out);
-        self.out.put_slice(b"\r\n");
-        self.out.put_slice(data);
-        self.out.put_slice(b"\r\n");
+        chunk(data, &mut self.out);
     }
 
     /// Gives bytes of the request as they are; written by [`Attempt::poll_flush`].
@@ -308,6 +303,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         self.ahead.get(..self.body).unwrap_or_default()
     }
 
+    /// Bytes of data in what came of the body so far, of chunks without what is around them.
+    pub(super) fn data(&self) -> u64 {
+        self.data
+    }
+
     /// As [`Attempt::body`], taken.
     pub(super) fn split_body(&mut self) -> Bytes {
         let body = std::mem::take(&mut self.body);
@@ -327,11 +327,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         if self.ahead.is_empty() {
             self.ahead.clear();
         }
-    }
-
-    /// Whether all of the answer that has come was given on and more is to come.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.body == 0 && self.ahead.is_empty() && self.place != Place::End
     }
 
     /// Ends the attempt: its memory, and the connection where another request may use it.
@@ -361,16 +356,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     fn check(&mut self, body: Body) -> Result<Body, Failure> {
         let Body::Bordered(mut border) = body else {
             self.body = self.ahead.len();
+            self.data += self.body as u64;
             return Ok(body);
         };
         if !self.decode {
-            self.body = border.advance(&self.ahead);
+            let taken = border.take(&self.ahead);
+            (self.body, self.data) = (taken.all, self.data + taken.data as u64);
         } else {
             while self.body == 0 && !self.ahead.is_empty() && !border.reached() && border != Border::Malformed {
                 let trailing = border.in_trailers();
                 let (taken, data) = border.part(&self.ahead);
                 if data {
-                    self.body = taken;
+                    (self.body, self.data) = (taken, self.data + taken as u64);
                 } else {
                     if trailing {
                         self.trailers.extend_from_slice(&self.ahead[..taken]);
@@ -388,7 +385,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let large = matches!(self.place, Place::Body(_)) && self.ahead.capacity() >= SMALL;
-        if self.ahead.capacity() == self.ahead.len() || (large && self.ahead.capacity() < LARGE) {
+        if self.ahead.is_empty()
+            || self.ahead.capacity() == self.ahead.len()
+            || (large && self.ahead.capacity() < LARGE)
+        {
             self.ahead.reserve(if large { LARGE } else { SMALL });
         }
         let read = ready!(pin!(self.link.read_buf(&mut self.ahead)).poll(cx));
@@ -397,8 +397,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     }
 }
 
+/// Writes data as one chunk; none writes nothing.
+pub(super) fn chunk(data: &[u8], out: &mut BytesMut) {
+    if data.is_empty() {
+        return;
+    }
+    out.reserve(data.len() + 20);
+    hexadecimal(data.len(), out);
+    out.put_slice(b"\r\n");
+    out.put_slice(data);
+    out.put_slice(b"\r\n");
+}
+
 /// A size in front of a chunk.
-fn hexadecimal(size: usize, out: &mut BytesMut) {
+pub(super) fn hexadecimal(size: usize, out: &mut BytesMut) {
     let digits = (usize::BITS - size.leading_zeros()).div_ceil(4).max(1);
     for place in (0..digits).rev() {
         let digit = (size >> (4 * place)) as u8 & 0xf;

@@ -1,10 +1,18 @@
 //! Our own HTTP/1.1 client side: what goes to a backend over HTTP/1.1 without Pingora's upstream path. `attempt` is one
-//! request on one connection, `answer` reads heads, `session` serves a request that Pingora's front has read.
+//! request on one connection, `answer` reads heads. `session` serves a request that Pingora's front has read, `lane` one that
+//! ours has.
 
-#[allow(dead_code)] // for the front
 mod answer;
-#[allow(dead_code)] // for the front
+mod asked;
 mod attempt;
+mod connect;
+mod heads;
+mod lane;
+mod memory;
+mod patience;
 mod session;
 
+pub use asked::Way;
+pub use lane::{Read, Wire, serve as serve_plain};
+pub use memory::{Desk, Memory};
 pub(super) use session::serve;

@@ -4,9 +4,8 @@
 use std::{
     future::{Future as _, poll_fn},
     pin::pin,
-    sync::Arc,
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,22 +15,14 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::{
-    super::{
-        ctx::{Fresh, RequestCtx},
-        edit,
-        kit::Kit,
-        retry, select, watch,
-    },
+    super::{ctx::RequestCtx, edit, kit::Kit, retry, select, watch},
     answer::{Body, Head},
     attempt::{Attempt, Failure, Room, Step},
+    connect,
 };
 use crate::{
     policy::{fields::Fields as _, framing::Border, trailers},
-    runtime::{
-        backend::Target,
-        line::{Line, descriptor},
-    },
-    telemetry::metrics::ConnectionUse,
+    runtime::line::Line,
 };
 
 /// Parts of an answer that are given to the client at once.
@@ -55,7 +46,15 @@ pub(in crate::proxy) async fn serve(kit: &Kit, session: &mut Session, ctx: &mut 
 async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
     select::backend(ctx)?;
     ctx.read_timeout = Duration::MAX;
-    let (line, Way { target, key, reused }) = match connection(kit, ctx).await {
+    if connect::chose_http2(ctx) {
+        ctx.handed_over = true;
+        return Ok(false);
+    }
+    let connected = match connect::pooled(kit, ctx) {
+        Some(pooled) => Ok(Some(pooled)),
+        None => connect::open(ctx).await,
+    };
+    let (line, place) = match connected {
         Ok(Some(connected)) => connected,
         Ok(None) => {
             ctx.handed_over = true;
@@ -63,66 +62,16 @@ async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<
         }
         Err(error) => return Err(retry::after_connect(kit, session, ctx, error)),
     };
-    ctx.upstream_fd = descriptor(&line);
-    ctx.reused = reused;
-    if let Some(member) = ctx.member() {
-        let used = if reused { ConnectionUse::Reused } else { ConnectionUse::Fresh };
-        member.metrics.connection(kit.index(), used);
-    }
+    let reused = place.reused;
+    connect::connected(kit, &line, reused, ctx);
     watch::request_begins(kit, session, Version::HTTP_11, ctx);
     match exchange(session, ctx, line).await {
         Ok(again) => {
-            // Before the socket is another request's.
-            ctx.deadline.iter().for_each(|deadline| _ = deadline.disarm());
-            ctx.upstream_fd = -1;
-            if let (Some(line), Some(member), Some(picked)) = (again, ctx.member(), &ctx.picked) {
-                let patience = member.upstream.timeouts.idle;
-                kit.pool().put(key, line, Instant::now(), patience, || picked.backend().anchor(target));
-            }
+            connect::release(kit, ctx, again, place);
             Ok(true)
         }
         Err(error) => Err(retry::after_exchange(kit, session, ctx, error, reused)),
     }
-}
-
-/// Where a connection leads; a host name may mean another address by the time it is given back.
-struct Way {
-    target: Arc<Target>,
-    /// What the pool knows such connections by.
-    key: u64,
-    reused: bool,
-}
-
-/// A connection to the chosen backend; `None` where it speaks HTTP/2.
-async fn connection(kit: &Kit, ctx: &mut RequestCtx) -> Result<Option<(Line, Way)>> {
-    let no_address = || Error::explain(ErrorType::ConnectError, "the backend has no address");
-    let backend = ctx.picked.as_ref().and_then(|picked| picked.backend().connection());
-    let (target, key) = backend.ok_or_else(no_address)?;
-    if ctx.picked.as_ref().is_some_and(|picked| picked.backend().chose_http2()) {
-        return Ok(None);
-    }
-    if ctx.fresh == Fresh::Needed {
-        ctx.fresh = Fresh::Done;
-    } else if let Some(line) = kit.pool().take(key, Instant::now()) {
-        return Ok(Some((line, Way { target, key, reused: true })));
-    }
-    let current = ctx.current().cloned();
-    let member = current.as_ref().and_then(|current| Some(current.member(ctx.upstream?)));
-    let (Some(opener), Some(picked)) = (member.and_then(|member| member.upstream.exchange()), &ctx.picked) else {
-        return Err(no_address());
-    };
-    let opening = opener.open(&target, picked.backend().sni());
-    let opened = match ctx.total_due {
-        None => opening.await,
-        Some(due) => tokio::time::timeout_at(due.into(), opening)
-            .await
-            .unwrap_or_else(|_| Err(Error::explain(ErrorType::ConnectTimedout, "no time left for connecting"))),
-    };
-    let line = opened?;
-    if line.is_none() {
-        picked.backend().set_chose_http2(true);
-    }
-    Ok(line.map(|line| (line, Way { target, key, reused: false })))
 }
 
 /// The request and its answer on `line`. Returns the connection where it may be used again.
@@ -302,7 +251,7 @@ fn answer(attempt: &Attempt<Line>, head: &Head) -> Result<Box<ResponseHeader>> {
 
 /// A failure in Pingora's terms, which `retry` reads.
 #[cold]
-fn failed(attempt: &Attempt<Line>, failure: Failure) -> Box<Error> {
+pub(super) fn failed(attempt: &Attempt<Line>, failure: Failure) -> Box<Error> {
     match failure {
         Failure::Bad(why) => Error::explain(ErrorType::InvalidHTTPHeader, why),
         Failure::Ended(cause) => {

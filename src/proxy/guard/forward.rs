@@ -181,7 +181,7 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
         write_address(address, &mut text);
         fields.extend(HeaderValue::from_maybe_shared(text.freeze()).ok().map(|client| (X_FORWARDED_FOR, client)));
     }
-    fields.extend(ctx.request_id.clone().map(|id| (reject::X_REQUEST_ID, id)));
+    fields.extend(ctx.request_id.as_ref().map(|id| (reject::X_REQUEST_ID, id.to_value())));
     Ok(question)
 }
 

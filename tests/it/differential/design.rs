@@ -21,6 +21,11 @@ pub fn meant(case: &Case, pingora: &Seen, exchange: &Seen, key: &str) -> Option<
         .or_else(|| stray(case, key, pingora, exchange))
 }
 
+/// The same for the exchange and the lane, which share all but the client's side.
+pub fn meant_in_lane(_: &Case, _: &Seen, _: &Seen, _: &str) -> Option<&'static str> {
+    None
+}
+
 type Rule = fn(&Case, usize, &str, &str) -> Option<&'static str>;
 
 /// The place in the case's requests of the one that a thing seen belongs to; what comes after them has one beyond all.

@@ -34,7 +34,7 @@ const PRELUDE: [(&str, &str); 6] = [
     ("access_log", "{ path: <dir>/access.log, format: json }"),
 ];
 
-/// `pingora` or `exchange`: who moves the bytes in every configuration that does not say.
+/// `exchange`, `lane` or `pingora`: who moves the bytes in every configuration that does not say.
 const ENGINE: &str = "RRLB_TEST_ENGINE";
 
 /// A configuration in a folder of its own. `<listen>`, `<metrics>`, `<dir>` and the names put in stand for values.

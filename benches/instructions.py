@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""User instructions of a plain request (GET of 13 bytes, keep-alive, one worker), counted by callgrind: a number that does not
+depend on what else the machine does. Fails above a ceiling.
+
+    benches/instructions.py [--engine lane] [--ceiling 14000] [--out FILE] [BINARY]
+
+Needs valgrind (Debian: apt-get install valgrind) and a release build."""
+
+import argparse
+import pathlib
+import re
+import socket
+import socketserver
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+REQUEST = (
+    b"GET /hello HTTP/1.1\r\nHost: example.com\r\nUser-Agent: bench/1.0\r\nAccept: */*\r\n\r\n"
+)
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\nDate: Mon, 23 Nov 2026 12:00:00 GMT\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: 13\r\n\r\nHello, world!"
+)
+CONNECTIONS, WARM, COUNTED = 16, 400, 2000
+
+
+class Origin(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        held = b""
+        while part := self.request.recv(4096):
+            held += part
+            while b"\r\n\r\n" in held:
+                held = held.split(b"\r\n\r\n", 1)[1]
+                self.request.sendall(ANSWER)
+
+
+class Threads(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+def ask(client):
+    client.sendall(REQUEST)
+    answer = b""
+    while not answer.endswith(b"Hello, world!"):
+        part = client.recv(4096)
+        if not part:
+            sys.exit(f"the connection ended: {answer!r}")
+        answer += part
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def connect(port, child):
+    for _ in range(600):
+        try:
+            return socket.create_connection(("127.0.0.1", port))
+        except ConnectionRefusedError:
+            if child.poll() is not None:
+                sys.exit("the proxy has ended")
+            time.sleep(0.1)
+    sys.exit("the proxy does not listen")
+
+
+def total(file):
+    text = pathlib.Path(file).read_text(errors="replace")
+    return sum(int(found) for found in re.findall(r"^(?:summary|totals): (\d+)", text, re.M)[:1])
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("binary", nargs="?", default="target/release/rrlb")
+    options.add_argument("--engine", default="lane")
+    options.add_argument("--ceiling", type=int, default=14_000)
+    options.add_argument("--out", help="keep callgrind's file here, for callgrind_annotate")
+    options = options.parse_args()
+    origin = Threads(("127.0.0.1", 0), Origin)
+    threading.Thread(target=origin.serve_forever, daemon=True).start()
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        config = pathlib.Path(folder) / "rrlb.yaml"
+        config.write_text(
+            f"listeners: ['127.0.0.1:{port}']\nthreads: 1\nengine: {options.engine}\n"
+            f"metrics: {{ address: '127.0.0.1:{free_port()}' }}\n"
+            f"access_log: {{ path: '{folder}/access.log' }}\n"
+            f"upstreams: {{ app: {{ backends: ['127.0.0.1:{origin.server_address[1]}'] }} }}\n"
+        )
+        out = pathlib.Path(options.out or f"{folder}/callgrind").resolve()
+        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", options.binary, "-c", str(config)]
+        with open(f"{folder}/messages", "wb") as messages:
+            child = subprocess.Popen(command, stdout=messages, stderr=messages)
+        try:
+            clients = [connect(port, child) for _ in range(CONNECTIONS)]
+            for n in range(WARM):
+                ask(clients[n % CONNECTIONS])
+            subprocess.run(["callgrind_control", "-z", str(child.pid)], check=True, stdout=subprocess.DEVNULL)
+            for n in range(COUNTED):
+                ask(clients[n % CONNECTIONS])
+            subprocess.run(["callgrind_control", "-d", str(child.pid)], check=True, stdout=subprocess.DEVNULL)
+            for _ in range(100):
+                if pathlib.Path(f"{out}.1").exists():
+                    break
+                time.sleep(0.1)
+            time.sleep(0.5)
+            instructions = total(f"{out}.1") // COUNTED
+        finally:
+            child.terminate()
+            child.wait()
+    print(f"{options.engine}: {instructions} instructions a request, at most {options.ceiling} wanted")
+    sys.exit(instructions > options.ceiling)
+
+
+main()

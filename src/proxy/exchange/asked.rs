@@ -1,0 +1,258 @@
+//! A request in the lane: what its head says, whether it is one for the lane, and how far it is.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use http::{Method, StatusCode, Version, header, uri::PathAndQuery};
+
+use super::super::{admit, ctx::ConnInfo, current::Current, downstream::Downstream, edit::Client, guard};
+use crate::{
+    config::model::Engine,
+    policy::{
+        fields::{Fields as _, Index, Raw},
+        forwarded::is_client_cert_field,
+        framing::Border,
+    },
+    runtime::{
+        line::Opener,
+        snapshot::{Action, choose},
+    },
+};
+
+/// As much of a request's body is kept for another attempt; as much as Pingora keeps.
+const RETAINED: usize = 64 * 1024;
+
+/// Where a request goes that is one for the lane.
+#[derive(Debug)]
+pub struct Way {
+    pub(super) method: Method,
+    pub(super) route: usize,
+    /// What the backend is asked for, where that is not the target as it came.
+    pub(super) target: Option<PathAndQuery>,
+    pub(super) upstream: usize,
+}
+
+impl Way {
+    /// The way of the request with this head, which the front has read; `None` where it is Pingora's. Nobody hears of the
+    /// question.
+    pub fn find(current: &Arc<Current>, info: &ConnInfo, head: &[u8], index: &Index, seed: u64) -> Option<Self> {
+        if !info.is_admitted() || info.redirect_https() {
+            return None;
+        }
+        let (method, target) = request_line(head)?;
+        let method = Method::from_bytes(method).ok().filter(|method| *method != Method::TRACE)?;
+        let fields = Raw::new(head, index);
+        if fields.each().any(|(name, _)| is_pingoras(name)) {
+            return None;
+        }
+        let client = client(&method, target, &fields);
+        let (route, target) = admit::decide(current, &client, target).ok()??;
+        let found = current.route(route);
+        if found.engine != Engine::Lane || !found.guards.as_ref().is_none_or(guard::by_head) {
+            return None;
+        }
+        let Action::Proxy { upstreams, .. } = &found.action else { return None };
+        let upstream = choose(upstreams, seed);
+        let to = &current.member(upstream).upstream;
+        (to.exchange().is_some_and(Opener::is_http1_only) && !to.grpc_web).then_some(Self {
+            method,
+            route,
+            target,
+            upstream,
+        })
+    }
+}
+
+/// Method and target of a request in HTTP/1.1 whose target is a path; `None` of any other.
+pub(super) fn request_line(head: &[u8]) -> Option<(&[u8], &str)> {
+    let space = head.iter().position(|byte| *byte == b' ')?;
+    let (method, rest) = (head.get(..space)?, head.get(space + 1..)?);
+    let end = rest.iter().position(|byte| *byte == b' ')?;
+    let target = std::str::from_utf8(rest.get(..end)?).ok()?;
+    (target.starts_with('/') && rest.get(end..)?.starts_with(b" HTTP/1.1\r\n")).then_some((method, target))
+}
+
+/// Fields whose requests are Pingora's: who has them waits to be asked, asks for another protocol, counts hops, or says what
+/// only we say.
+fn is_pingoras(name: &[u8]) -> bool {
+    match name.len() {
+        6 => name.eq_ignore_ascii_case(header::EXPECT.as_str().as_bytes()),
+        7 => name.eq_ignore_ascii_case(header::UPGRADE.as_str().as_bytes()),
+        12 => name.eq_ignore_ascii_case(header::MAX_FORWARDS.as_str().as_bytes()),
+        20.. => is_client_cert_field(name),
+        _ => false,
+    }
+}
+
+fn client<'a>(method: &'a Method, target: &'a str, fields: &'a Raw<'a>) -> Client<'a, Raw<'a>> {
+    let host = fields.first(&header::HOST).and_then(|host| std::str::from_utf8(host).ok());
+    let target = target.as_bytes();
+    Client { method, target, version: Version::HTTP_11, host, authority: None, fields }
+}
+
+/// A request that is served, as far as it is.
+pub(super) struct Asked<'a> {
+    method: &'a Method,
+    target: &'a str,
+    fields: &'a Raw<'a>,
+    host: Option<&'a str>,
+    body: Option<Incoming>,
+    done: bool,
+    received: u64,
+    truncated: bool,
+    pub(super) sent: u64,
+    pub(super) answered: Option<StatusCode>,
+    /// The connection serves another request after this one.
+    pub(super) again: bool,
+}
+
+/// A body, as it comes.
+#[derive(Clone, Copy, Debug)]
+enum Incoming {
+    Chunked(Border),
+    Counted,
+}
+
+impl<'a> Asked<'a> {
+    /// `last`: the connection ends after it. `length`: of the body, where it is not in chunks.
+    pub(super) fn new(method: &'a Method, target: &'a str, fields: &'a Raw<'a>, length: u64, last: bool) -> Self {
+        let chunked = fields.has(&header::TRANSFER_ENCODING);
+        let body = match length {
+            _ if chunked => Some(Incoming::Chunked(Border::CHUNKED)),
+            0 => None,
+            _ => Some(Incoming::Counted),
+        };
+        let connection = header::CONNECTION;
+        let mut options = fields.all(&connection).flat_map(|value| value.split(|byte| *byte == b','));
+        let close = options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+        Self {
+            method,
+            target,
+            fields,
+            host: client(method, target, fields).host,
+            body,
+            done: body.is_none(),
+            received: 0,
+            truncated: false,
+            sent: 0,
+            answered: None,
+            again: !last && !close,
+        }
+    }
+
+    /// Takes in what came of the body, and says in `upload` what a backend is to be sent of it: of a chunked body its data
+    /// in chunks of ours. Extensions and trailers go no further: what a backend may take for fields has been checked in the head
+    /// alone. `done`: no more comes. Returns how many bytes of data there were.
+    pub(super) fn take_in(
+        &mut self,
+        raw: &mut BytesMut,
+        done: bool,
+        upload: &mut BytesMut,
+        given: &mut BytesMut,
+    ) -> usize {
+        let before = upload.len();
+        let mut data = 0;
+        match &mut self.body {
+            Some(Incoming::Counted) => {
+                data = raw.len();
+                if upload.is_empty() {
+                    std::mem::swap(upload, raw);
+                } else {
+                    upload.extend_from_slice(raw);
+                }
+            }
+            Some(Incoming::Chunked(border)) => {
+                let mut rest = &raw[..];
+                while !rest.is_empty() && !border.reached() {
+                    let (taken, is_data) = border.part(rest);
+                    if is_data {
+                        super::attempt::chunk(rest.get(..taken).unwrap_or_default(), upload);
+                        data += taken;
+                    } else if taken == 0 {
+                        break;
+                    }
+                    rest = rest.get(taken..).unwrap_or_default();
+                }
+                if done {
+                    upload.extend_from_slice(b"0\r\n\r\n");
+                }
+            }
+            None => {}
+        }
+        self.received += data as u64;
+        self.done = done;
+        let fresh = upload.get(before..).unwrap_or_default();
+        if self.is_answered() || self.received > RETAINED as u64 || given.len() + fresh.len() > 2 * RETAINED {
+            self.truncated = true;
+            given.clear();
+        } else if !self.truncated {
+            given.extend_from_slice(fresh);
+        }
+        data
+    }
+
+    /// As [`Downstream::has_body`].
+    pub(super) fn is_with_body(&self) -> bool {
+        self.body.is_some()
+    }
+
+    /// As [`Downstream::is_body_done`].
+    pub(super) fn is_done(&self) -> bool {
+        self.done
+    }
+
+    pub(super) fn is_head_only(&self) -> bool {
+        *self.method == Method::HEAD
+    }
+}
+
+impl<'a> Downstream for Asked<'a> {
+    type Fields = Raw<'a>;
+
+    fn request(&self) -> Client<'_, Raw<'a>> {
+        Client {
+            method: self.method,
+            target: self.target.as_bytes(),
+            version: Version::HTTP_11,
+            host: self.host,
+            authority: None,
+            fields: self.fields,
+        }
+    }
+
+    fn target(&self) -> &str {
+        self.target
+    }
+
+    fn has_body(&mut self) -> bool {
+        self.body.is_some()
+    }
+
+    fn is_body_done(&mut self) -> bool {
+        self.done
+    }
+
+    fn is_upgrade(&self) -> bool {
+        false
+    }
+
+    fn received(&self) -> u64 {
+        self.received
+    }
+
+    fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    fn answered(&self) -> Option<StatusCode> {
+        self.answered
+    }
+
+    fn can_repeat(&self, _: bool) -> bool {
+        !self.truncated
+    }
+
+    fn no_next_request(&mut self) {
+        self.again = false;
+    }
+}

@@ -1,0 +1,91 @@
+//! Connections of an attempt: out of the worker's pool, or opened for it; and back.
+
+use std::{sync::Arc, time::Instant};
+
+use pingora_core::{Error, ErrorType, Result};
+
+use super::super::{
+    ctx::{Fresh, RequestCtx},
+    kit::Kit,
+};
+use crate::{
+    runtime::{
+        backend::{Picked, Target},
+        line::{Line, descriptor},
+    },
+    telemetry::metrics::ConnectionUse,
+};
+
+/// Where a connection leads; a host name may mean another address by the time it is given back.
+pub(super) struct Place {
+    target: Arc<Target>,
+    /// What the pool knows such connections by.
+    key: u64,
+    pub(super) reused: bool,
+}
+
+impl Place {
+    fn of(picked: Option<&Picked>, reused: bool) -> Option<Self> {
+        let (target, key) = picked?.backend().connection()?;
+        Some(Self { target, key, reused })
+    }
+}
+
+/// Whether the chosen backend speaks HTTP/2, as far as is known.
+pub(super) fn chose_http2(ctx: &RequestCtx) -> bool {
+    ctx.picked.as_ref().is_some_and(|picked| picked.backend().chose_http2())
+}
+
+/// A connection to the chosen backend that waits in the pool.
+pub(super) fn pooled(kit: &Kit, ctx: &mut RequestCtx) -> Option<(Line, Place)> {
+    if ctx.fresh == Fresh::Needed {
+        ctx.fresh = Fresh::Done;
+        return None;
+    }
+    let place = Place::of(ctx.picked.as_ref(), true)?;
+    kit.pool().take(place.key, Instant::now()).map(|line| (line, place))
+}
+
+/// A new connection to the chosen backend; `None` where it has chosen HTTP/2.
+///
+/// # Errors
+/// There is none within the time.
+pub(super) async fn open(ctx: &RequestCtx) -> Result<Option<(Line, Place)>> {
+    let opener = ctx.member().and_then(|member| member.upstream.exchange());
+    let (Some(opener), Some(place), Some(picked)) = (opener, Place::of(ctx.picked.as_ref(), false), &ctx.picked) else {
+        return Err(Error::explain(ErrorType::ConnectError, "the backend has no address"));
+    };
+    let opening = opener.open(&place.target, picked.backend().sni());
+    let opened = match ctx.total_due {
+        None => opening.await,
+        Some(due) => tokio::time::timeout_at(due.into(), opening)
+            .await
+            .unwrap_or_else(|_| Err(Error::explain(ErrorType::ConnectTimedout, "no time left for connecting"))),
+    };
+    let line = opened?;
+    if line.is_none() {
+        picked.backend().set_chose_http2(true);
+    }
+    Ok(line.map(|line| (line, place)))
+}
+
+/// Counts a connection, and has deadlines end it.
+pub(super) fn connected(kit: &Kit, line: &Line, reused: bool, ctx: &mut RequestCtx) {
+    ctx.upstream_fd = descriptor(line);
+    ctx.reused = reused;
+    if let Some(member) = ctx.member() {
+        let used = if reused { ConnectionUse::Reused } else { ConnectionUse::Fresh };
+        member.metrics.connection(kit.index(), used);
+    }
+}
+
+/// The attempt is over, and `again` is its connection where that may be used again.
+pub(super) fn release(kit: &Kit, ctx: &mut RequestCtx, again: Option<Line>, place: Place) {
+    // Before the socket is another request's.
+    ctx.deadline.iter().for_each(|deadline| _ = deadline.disarm());
+    ctx.upstream_fd = -1;
+    if let (Some(line), Some(member), Some(picked)) = (again, ctx.member(), &ctx.picked) {
+        let patience = member.upstream.timeouts.idle;
+        kit.pool().put(place.key, line, Instant::now(), patience, || picked.backend().anchor(place.target));
+    }
+}

@@ -1,0 +1,504 @@
+//! The lane: a plain request of an HTTP/1.1 client, from the bytes that the front has read to the bytes that it writes. The same
+//! phases as on Pingora's path, in the same order; nothing of it takes memory but what a worker keeps.
+
+use std::{
+    future::{Future as _, poll_fn},
+    io,
+    os::fd::RawFd,
+    pin::pin,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf as _, BufMut as _, Bytes};
+use http::Version;
+use pingora_core::{Error, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use super::{
+    super::{
+        admit::{self, JUDGED_WRITE_TIMEOUT, READ_TIMEOUT, WRITE_TIMEOUT},
+        ctx::{Afterwards, ConnInfo, RequestCtx, RequestStart},
+        downstream::Downstream as _,
+        finish, guard,
+        kit::Kit,
+        reject, retry, select, watch,
+    },
+    answer::{Body, Head},
+    asked::{Asked, Way, request_line},
+    attempt::{Attempt, Step, hexadecimal},
+    connect, heads,
+    memory::Desk,
+    patience::Patience,
+    session::failed,
+};
+use crate::{
+    policy::fields::Raw,
+    runtime::{deadlines::How, line::Line},
+};
+
+/// Read at once of a request's body.
+const PART: usize = 64 * 1024;
+/// A part of an answer's body that is not larger is copied beside its head, so that both leave in one piece.
+const COPIED: usize = 4 * 1024;
+/// What is collected for the client leaves when there is as much.
+const COLLECTED: usize = 16 * 1024;
+
+/// A client's connection while a request has it. Reads end at the request's border; at it, they end when the client leaves.
+pub trait Wire: AsyncRead + Unpin {
+    /// Writes of these parts, in their order, as much as is taken.
+    fn poll_send(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>>;
+
+    /// What TLS has taken leaves.
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Whether all of the request was read, and nothing is known against another one.
+    fn is_at_border(&self) -> bool;
+
+    /// The descriptor of the socket.
+    fn descriptor(&self) -> RawFd;
+}
+
+/// What the front has read of a request.
+#[derive(Debug)]
+pub struct Read<'a> {
+    /// The head, and what has come of the body.
+    pub bytes: &'a [u8],
+    /// Bytes of the head.
+    pub head: usize,
+    /// Bytes of the body that have not come yet, of a body with a length; 0 of any other.
+    pub left: u64,
+    /// Whether all of it is here.
+    pub whole: bool,
+    /// The connection's last.
+    pub last: bool,
+}
+
+/// Serves a request. Returns what becomes of the client's connection.
+pub async fn serve(
+    kit: &Kit,
+    start: RequestStart,
+    way: Way,
+    read: Read<'_>,
+    desk: &mut Desk,
+    wire: &mut impl Wire,
+) -> Afterwards {
+    let index = std::mem::take(&mut desk.asked);
+    let (head, body) = read.bytes.split_at(read.head.min(read.bytes.len()));
+    let fields = Raw::new(head, &index);
+    let target = request_line(head).map_or("/", |(_, target)| target);
+    let mut ctx = RequestCtx::new(kit.epoch());
+    ctx.start = Some(start);
+    admit::introduce(kit, &fields, &mut ctx);
+    (ctx.route, ctx.target) = (Some(way.route), way.target);
+    let asked = Asked::new(&way.method, target, &fields, body.len() as u64 + read.left, read.last);
+    desk.incoming.extend_from_slice(body);
+    let judged = ctx.info().is_some_and(|info| info.limits().min_body_rate.is_some());
+    let mut lane = Lane {
+        kit,
+        wire,
+        asked,
+        desk,
+        sender: Patience::default(),
+        reader: Patience::default(),
+        write_timeout: if judged { JUDGED_WRITE_TIMEOUT } else { WRITE_TIMEOUT },
+        begun: false,
+        out: Out::default(),
+    };
+    if lane.asked.is_with_body() {
+        lane.take_in(read.whole);
+    }
+    let after = lane.run(way.upstream, &mut ctx).await;
+    desk.asked = index;
+    after
+}
+
+/// One request between its client and a backend.
+struct Lane<'a, W> {
+    kit: &'a Kit,
+    wire: &'a mut W,
+    asked: Asked<'a>,
+    desk: &'a mut Desk,
+    /// With the client: to send its body, to take its answer.
+    sender: Patience,
+    reader: Patience,
+    write_timeout: Duration,
+    /// An attempt was made.
+    begun: bool,
+    out: Out,
+}
+
+/// How far an answer is on its way to the client.
+#[derive(Debug, Default)]
+struct Out {
+    /// What was collected leaves now.
+    leaving: bool,
+    /// The part of the body that the attempt holds leaves behind it.
+    lent: bool,
+    /// The body gets chunks of ours.
+    chunks: bool,
+    /// Nothing comes after it.
+    ended: bool,
+}
+
+/// What came of moving an answer on.
+enum Down {
+    Done,
+    Moved,
+    Stands,
+}
+
+/// How far a request is on its way to a backend.
+struct Up {
+    attempt: Attempt<Line>,
+    /// Something was given that has not left wholly.
+    unsent: bool,
+}
+
+impl<W: Wire> Lane<'_, W> {
+    async fn run(&mut self, upstream: usize, ctx: &mut RequestCtx) -> Afterwards {
+        if let Err(answer) = self.admit(ctx) {
+            if let Ok((head, body)) = answer {
+                self.respond(&head, &body).await;
+            }
+            return self.end(ctx, None);
+        }
+        if let Some(current) = ctx.current().cloned() {
+            admit::go_to(self.kit, &current, upstream, ctx);
+        }
+        let done = loop {
+            match self.once(ctx).await {
+                Err(error) if error.retry() => {}
+                done => break done,
+            }
+        };
+        let Err(error) = done else { return self.end(ctx, None) };
+        let reason = finish::failed(ctx, &error);
+        if let Some((head, body)) = reject::after(&mut self.asked, ctx, reason)
+            && self.respond(&head, &body).await
+        {
+            reject::answered(self.asked.again, ctx);
+        }
+        self.end(ctx, Some(&error))
+    }
+
+    /// Asks the route's guards.
+    ///
+    /// # Errors
+    /// The request is refused, with this answer.
+    fn admit(&mut self, ctx: &mut RequestCtx) -> Result<(), Result<(ResponseHeader, Bytes)>> {
+        let Some(current) = ctx.current().cloned() else { return Ok(()) };
+        let Some(guards) = ctx.route.and_then(|route| current.route(route).guards.as_ref()) else { return Ok(()) };
+        let admitted = guard::admit_by_head(self.asked.request().fields, ctx, guards);
+        ctx.asked = Instant::now();
+        admitted.map_err(|guard::Refusal { reason, field }| {
+            if !self.asked.is_done() {
+                // What is left of the request is not read.
+                self.asked.no_next_request();
+            }
+            let (head, body) = admit::refusal(ctx, reason, field)?;
+            Ok((admit::as_ours(ctx, head)?, body))
+        })
+    }
+
+    /// The request is over.
+    fn end(&mut self, ctx: &mut RequestCtx, error: Option<&Error>) -> Afterwards {
+        finish::ended(self.kit, &mut self.asked, ctx, error);
+        let next = self.asked.again && self.wire.is_at_border();
+        match ctx.info().map_or(Afterwards::Drop, ConnInfo::afterwards) {
+            Afterwards::Drop if error.is_none() && next => Afterwards::NextRequest,
+            Afterwards::Drop => Afterwards::Drop,
+            Afterwards::NextRequest if next => Afterwards::NextRequest,
+            Afterwards::Linger | Afterwards::NextRequest => Afterwards::Linger,
+        }
+    }
+
+    /// One attempt.
+    async fn once(&mut self, ctx: &mut RequestCtx) -> Result<()> {
+        select::backend(ctx)?;
+        ctx.read_timeout = Duration::MAX;
+        let connected = match connect::pooled(self.kit, ctx) {
+            Some(pooled) => Ok(pooled),
+            // Large, and rare.
+            None => Box::pin(connect::open(ctx)).await.and_then(|opened| opened.ok_or_else(no_http1)),
+        };
+        let (line, place) = match connected {
+            Ok(connected) => connected,
+            Err(error) => return Err(retry::after_connect(self.kit, &self.asked, ctx, error)),
+        };
+        let reused = place.reused;
+        connect::connected(self.kit, &line, reused, ctx);
+        watch::request_begins(self.kit, &mut self.asked, Version::HTTP_11, ctx);
+        match self.exchange(ctx, line).await {
+            Ok(again) => {
+                connect::release(self.kit, ctx, again, place);
+                Ok(())
+            }
+            Err(error) => Err(retry::after_exchange(self.kit, &mut self.asked, ctx, error, reused)),
+        }
+    }
+
+    /// The request and its answer on `line`. Returns the connection where it may be used again.
+    async fn exchange(&mut self, ctx: &mut RequestCtx, line: Line) -> Result<Option<Line>> {
+        let mut room = std::mem::take(&mut self.desk.room);
+        room.out.clear();
+        let (body, done) = (self.asked.is_with_body(), self.asked.is_done());
+        let request = self.asked.request();
+        request.write(ctx, body, &mut room.out);
+        let method = request.method.clone();
+        if std::mem::replace(&mut self.begun, true) {
+            // What was given for an attempt before is this one's too.
+            self.desk.upload.clear();
+            self.desk.upload.extend_from_slice(&self.desk.given);
+        }
+        let mut up = Up { attempt: Attempt::new(line, method, room, done, false), unsent: true };
+        if body && (done || !self.desk.upload.is_empty()) {
+            watch::body_given(&self.asked, self.desk.upload.len(), done, ctx)?;
+        }
+        let exchanged = poll_fn(|cx| self.poll(cx, &mut up, ctx)).await;
+        let (room, again) = up.attempt.finish();
+        self.desk.room = room;
+        exchanged.map(|()| again)
+    }
+
+    /// Moves what can be moved, both ways.
+    fn poll(&mut self, cx: &mut Context<'_>, up: &mut Up, ctx: &mut RequestCtx) -> Poll<Result<()>> {
+        loop {
+            let moved = self.poll_up(cx, up, ctx)?;
+            match self.poll_down(cx, &mut up.attempt, ctx)? {
+                Down::Done => return Poll::Ready(Ok(())),
+                Down::Moved => {}
+                Down::Stands if moved => {}
+                Down::Stands => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Towards the backend. Returns whether anything moved.
+    fn poll_up(&mut self, cx: &mut Context<'_>, up: &mut Up, ctx: &mut RequestCtx) -> Result<bool> {
+        let mut moved = false;
+        loop {
+            while !self.desk.upload.is_empty() {
+                let Poll::Ready(taken) = up.attempt.poll_upload(cx, &self.desk.upload) else { return Ok(moved) };
+                self.desk.upload.advance(taken);
+                (moved, up.unsent) = (true, true);
+            }
+            if up.unsent {
+                if up.attempt.poll_flush(cx).is_pending() {
+                    return Ok(moved);
+                }
+                up.unsent = false;
+            }
+            if self.asked.is_done() || !up.attempt.wants_body() {
+                break;
+            }
+            let Poll::Ready(read) = self.poll_body(cx) else { return Ok(moved) };
+            read?;
+            let done = self.wire.is_at_border();
+            let data = self.take_in(done);
+            watch::body_given(&self.asked, data, done, ctx)?;
+            if done {
+                up.attempt.complete();
+            }
+            moved = true;
+        }
+        if self.asked.is_done() {
+            // Nothing more is read of this client but that it leaves.
+            let mut nothing = [0; 1];
+            if let Poll::Ready(left) = pin!(self.wire.read(&mut nothing)).poll(cx) {
+                if self.out.leaving {
+                    // It may have been ended for taking its answer too slowly; who writes is told.
+                    let _ = self.poll_leave(cx, Some(&mut up.attempt));
+                }
+                return Err(gone(left.err(), "before its answer's end"));
+            }
+        }
+        Ok(moved)
+    }
+
+    /// The next part of the request's body. It is not empty.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.desk.incoming.reserve(PART);
+        let read = pin!(self.wire.read_buf(&mut self.desk.incoming)).poll(cx);
+        if read.is_pending() {
+            self.sender.waits(self.kit, self.wire.descriptor(), How::Read, READ_TIMEOUT);
+            return Poll::Pending;
+        }
+        let late = self.sender.moved();
+        match ready!(read) {
+            Ok(1..) => Poll::Ready(Ok(())),
+            Ok(0) | Err(_) if late => {
+                Poll::Ready(Err(Error::explain(ErrorType::ReadTimedout, "within the request's body").into_down()))
+            }
+            ended => Poll::Ready(Err(gone(ended.err(), "within its request's body"))),
+        }
+    }
+
+    /// Gives what was read of the body on; `done`: it was the last of it. Returns how much data there was.
+    fn take_in(&mut self, done: bool) -> usize {
+        let Desk { incoming, upload, given, .. } = &mut *self.desk;
+        let data = self.asked.take_in(incoming, done, upload, given);
+        incoming.clear();
+        data
+    }
+
+    /// Towards the client.
+    fn poll_down(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt<Line>, ctx: &mut RequestCtx) -> Result<Down> {
+        let mut moved = Down::Stands;
+        loop {
+            if self.out.leaving {
+                let Poll::Ready(left) = self.poll_leave(cx, Some(attempt)) else { return Ok(moved) };
+                left?;
+                if self.out.ended {
+                    return Ok(Down::Done);
+                }
+                moved = Down::Moved;
+            }
+            let step = match attempt.poll_answer(cx) {
+                Poll::Ready(step) => step,
+                Poll::Pending if self.desk.answer.is_empty() => return Ok(moved),
+                Poll::Pending => {
+                    self.out.leaving = true;
+                    continue;
+                }
+            };
+            match step {
+                Ok(Step::Head(head)) => self.head(attempt, &head, ctx)?,
+                Ok(Step::Body) => self.part(attempt, ctx),
+                Ok(Step::End) => {
+                    if self.out.chunks {
+                        self.desk.answer.put_slice(b"0\r\n\r\n");
+                    }
+                    (self.out.ended, self.out.leaving) = (true, true);
+                }
+                Err(failure) => {
+                    // What the client can have of the answer must not wait for a rest that never comes.
+                    let _ = self.poll_leave(cx, Some(attempt));
+                    return Err(failed(attempt, failure));
+                }
+            }
+        }
+    }
+
+    /// A part of the answer's body is here.
+    fn part(&mut self, attempt: &mut Attempt<Line>, ctx: &RequestCtx) {
+        watch::answer_body(ctx);
+        self.sender.renew(READ_TIMEOUT);
+        let answer = &mut self.desk.answer;
+        let body = attempt.body();
+        if self.out.chunks {
+            hexadecimal(body.len(), answer);
+            answer.put_slice(b"\r\n");
+        }
+        self.asked.sent = attempt.data();
+        if body.len() > COPIED {
+            (self.out.lent, self.out.leaving) = (true, true);
+            return;
+        }
+        answer.put_slice(body);
+        if self.out.chunks {
+            answer.put_slice(b"\r\n");
+        }
+        attempt.taken(body.len());
+        self.out.leaving = answer.len() >= COLLECTED;
+    }
+
+    /// Writes what was collected, and what is lent.
+    fn poll_leave(&mut self, cx: &mut Context<'_>, attempt: Option<&mut Attempt<Line>>) -> Poll<Result<()>> {
+        let left = self.poll_write(cx, attempt);
+        if left.is_pending() {
+            self.reader.waits(self.kit, self.wire.descriptor(), How::Both, self.write_timeout);
+        } else {
+            self.reader.moved();
+            self.out.leaving = false;
+        }
+        left.map_err(|error| gone(Some(error), "while it was answered"))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, attempt: Option<&mut Attempt<Line>>) -> Poll<io::Result<()>> {
+        let mut lender = attempt.filter(|_| self.out.lent);
+        loop {
+            let body = lender.as_ref().map_or(&[][..], |attempt| attempt.body());
+            let answer = &mut self.desk.answer;
+            if answer.is_empty() && body.is_empty() {
+                break;
+            }
+            let parts = [io::IoSlice::new(answer), io::IoSlice::new(body)];
+            let parts = if body.is_empty() { &parts[..1] } else { &parts[..] };
+            let sent = ready!(self.wire.poll_send(cx, parts))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.reader.moved();
+            let collected = sent.min(answer.len());
+            answer.advance(collected);
+            if let Some(attempt) = &mut lender {
+                attempt.taken(sent - collected);
+            }
+        }
+        if std::mem::take(&mut self.out.lent) && self.out.chunks {
+            self.desk.answer.put_slice(b"\r\n");
+        }
+        self.wire.poll_sent(cx)
+    }
+
+    /// The answer's head, or an interim one, on its way to the client.
+    ///
+    /// # Errors
+    /// There are interim answers without end.
+    fn head(&mut self, attempt: &Attempt<Line>, head: &Head, ctx: &mut RequestCtx) -> Result<()> {
+        if head.is_interim() {
+            watch::interim(ctx)?;
+            self.asked.answered = Some(head.status);
+            heads::interim(attempt, head, &mut self.desk.answer);
+            self.out.leaving = true;
+            return Ok(());
+        }
+        let out = &mut self.desk.answer;
+        self.asked.answered = Some(head.status);
+        watch::answered(head.status, Version::HTTP_11, ctx);
+        if !self.asked.is_done() {
+            // The client still sends; what it has yet to send would be taken for the next request.
+            self.asked.no_next_request();
+        }
+        heads::answer(attempt, head, self.kit, ctx, self.asked.again, out);
+        // The client's connection need not end with the backend's.
+        self.out.chunks = head.body == Body::UntilClose;
+        Ok(())
+    }
+
+    /// Writes an answer of our own. Returns whether it left.
+    async fn respond(&mut self, head: &ResponseHeader, body: &[u8]) -> bool {
+        // What is left of interim answers goes before it.
+        self.out = Out::default();
+        let sent =
+            heads::ours(head, body, self.asked.is_head_only(), self.kit, self.asked.again, &mut self.desk.answer);
+        match poll_fn(|cx| self.poll_leave(cx, None)).await {
+            Ok(()) => {
+                (self.asked.answered, self.asked.sent) = (Some(head.status), sent);
+                true
+            }
+            Err(error) => {
+                log::debug!("answering {}: {error}", head.status);
+                false
+            }
+        }
+    }
+}
+
+/// A backend that was offered HTTP/1.1 alone has chosen HTTP/2.
+#[cold]
+fn no_http1() -> Box<Error> {
+    Error::explain(ErrorType::TLSHandshakeFailure, "the backend chose HTTP/2, which was not offered")
+}
+
+/// The client is not there any more.
+#[cold]
+fn gone(cause: Option<io::Error>, when: &'static str) -> Box<Error> {
+    let error = match cause {
+        Some(cause) => Error::because(ErrorType::ConnectionClosed, when, cause),
+        None => Error::explain(ErrorType::ConnectionClosed, when),
+    };
+    error.into_down()
+}
