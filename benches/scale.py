@@ -234,7 +234,9 @@ def changes(machine, binary, name, upstreams, each):
     read = lambda: reader.ask("GET", f"{last}/b1")
     for turn in range(10):
         change(turn)
+    before = measure.cpu_seconds(child.pid)
     took = sorted(timed(lambda: change(turn)) for turn in range(100))
+    cpu = (measure.cpu_seconds(child.pid) - before) * 1000 / len(took)
     reader = Unix(folder / "admin.sock")
     rest = sorted(timed(read) for _ in range(300))
     going, reads = threading.Event(), []
@@ -253,7 +255,7 @@ def changes(machine, binary, name, upstreams, each):
     size = (folder / "state.json").stat().st_size
     at = lambda times, share: times[min(len(times) - 1, int(len(times) * share))]
     print(
-        f"{name:34} change {at(took, 0.5):6.2f} ms (p90 {at(took, 0.9):.2f}, most {took[-1]:.2f}); "
+        f"{name:34} change {at(took, 0.5):6.2f} ms (p90 {at(took, 0.9):.2f}, most {took[-1]:.2f}; {cpu:.1f} ms of CPU); "
         f"a read at rest {at(rest, 0.5):.2f} ms (p99 {at(rest, 0.99):.2f}), "
         f"meanwhile {at(reads, 0.5):.2f} ms (p99 {at(reads, 0.99):.2f}); "
         f"state file {size / 1e6:.2f} MB, {disk(folder / 'state.json', size):.2f} ms for the disk alone"
