@@ -12,18 +12,27 @@ use serde_json::Value;
 use crate::support::{eventually, metrics::Scrape, proxy::Proxy, run, wait_until};
 
 /// What a process holds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
     pub descriptors: usize,
     pub threads: usize,
-    /// Bytes.
-    pub resident: u64,
+    /// Bytes, without the program itself.
+    pub memory: u64,
 }
 
 impl Held {
     pub fn by(proxy: &Proxy) -> Self {
         let count = |what: &str| fs::read_dir(format!("/proc/{}/{what}", proxy.pid())).map_or(0, Iterator::count);
-        Self { descriptors: count("fd"), threads: count("task"), resident: proxy.resident() }
+        Self { descriptors: count("fd"), threads: count("task"), memory: proxy.resident_own() }
+    }
+
+    /// The lesser of each.
+    pub fn least(self, other: Self) -> Self {
+        Self {
+            descriptors: self.descriptors.min(other.descriptors),
+            threads: self.threads.min(other.threads),
+            memory: self.memory.min(other.memory),
+        }
     }
 }
 
