@@ -299,9 +299,9 @@ impl Stage {
         crowd.joins("too many", 1, 200, hostile::crowd);
         crowd.joins("frame flood", 2, 100, hostile::frames);
         crowd.joins("frame noise", 1, 50, hostile::frame_noise);
-        let clock = world.clone();
-        crowd.tasks.spawn(async move { clock.watch_the_clock().await });
         let (pid, end) = (self.proxy.pid(), Instant::now() + length);
+        let watching = world.clone();
+        let clock = tokio::spawn(async move { watching.watch_the_clock(pid).await });
         let mut ended = 0;
         while !crowd.tasks.is_empty() {
             if Instant::now() >= end {
@@ -317,6 +317,7 @@ impl Stage {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        clock.abort();
         for (temper, origin, up) in &mut self.moody {
             temper.set(Mood::Well);
             if !std::mem::replace(up, true) {

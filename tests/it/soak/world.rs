@@ -1,9 +1,10 @@
 //! What all clients of a soak share: the doors they come through, their dice, and the book of what they saw.
 
 use std::{
-    collections::BTreeMap,
-    io,
+    collections::{BTreeMap, HashMap},
+    fs, io,
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -22,8 +23,9 @@ use crate::support::{
 
 /// Failures that are kept; the rest is counted.
 const KEPT_FAILURES: usize = 30;
-/// The test stood still if a moment took as long as this.
-const STALL: Duration = Duration::from_millis(500);
+/// The test stood still if a moment took as long as this, and a thread if it waited for a core as long: half of what an
+/// origin may take.
+const STALL: Duration = Duration::from_millis(250);
 
 /// Random numbers that the same seed gives again (splitmix64).
 #[derive(Clone, Debug)]
@@ -130,11 +132,36 @@ pub struct World {
     pub name: ServerName<'static>,
     stop: AtomicBool,
     began: Instant,
-    /// When this test itself stood still, and for how long: nobody is to blame for what that makes late.
-    stalls: Mutex<Vec<(Instant, Duration)>>,
+    /// When this test, or a part of it or of the proxy, stood still, and for how long: nobody is to blame for what that makes late.
+    stalls: Mutex<Stalls>,
     /// Everybody is seen to the end, however slow.
     whole: bool,
     book: Mutex<Book>,
+}
+
+/// Times in which something did not run that should have.
+struct Stalls {
+    past: Vec<(Instant, Duration)>,
+    /// When the clock was looked at last. Who wakes first after a stall is not the one who looks at the clock.
+    beat: Instant,
+}
+
+impl Stalls {
+    /// Whether the test stood still after `since`.
+    fn were_after(&self, since: Instant) -> bool {
+        self.past.iter().any(|(at, long)| *at + *long >= since) || self.beat.elapsed() > STALL
+    }
+}
+
+/// How long each thread of a process has waited for a core so far.
+fn waits(process: u32) -> impl Iterator<Item = (PathBuf, Duration)> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    threads.filter_map(|thread| {
+        // Nanoseconds on a core, nanoseconds in wait for one, and how often.
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        let wait = text.split(' ').nth(1)?.parse().ok()?;
+        Some((thread.path(), Duration::from_nanos(wait)))
+    })
 }
 
 /// What was seen.
@@ -154,7 +181,8 @@ pub struct Book {
 impl World {
     pub fn new(doors: Doors, whole: bool) -> Self {
         let name = ServerName::try_from("a.test").expect("a name");
-        let (began, stalls) = (Instant::now(), Mutex::default());
+        let began = Instant::now();
+        let stalls = Mutex::new(Stalls { past: Vec::new(), beat: began });
         Self { doors, name, stop: AtomicBool::new(false), began, stalls, whole, book: Mutex::default() }
     }
 
@@ -180,14 +208,29 @@ impl World {
         *self.book().acts.entry(act).or_default() += 1;
     }
 
-    /// Notes when the test is not run, as on a machine that does other work too.
-    pub async fn watch_the_clock(&self) {
+    fn stalls(&self) -> MutexGuard<'_, Stalls> {
+        self.stalls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For as long as there is anybody. Notes when the test, or a thread of it or of `proxy`, is not run, as on a machine
+    /// that does other work too.
+    pub async fn watch_the_clock(&self, proxy: u32) {
         const BEAT: Duration = Duration::from_millis(20);
-        while !self.stopped() {
+        let mut waited = HashMap::new();
+        loop {
             let before = Instant::now();
             tokio::time::sleep(BEAT).await;
-            if before.elapsed() > STALL {
-                self.stalls.lock().unwrap_or_else(PoisonError::into_inner).push((before, before.elapsed()));
+            let mut stalls = self.stalls();
+            let now = Instant::now();
+            stalls.beat = now;
+            if now - before > STALL {
+                stalls.past.push((before, now - before));
+            }
+            for (thread, wait) in [proxy, std::process::id()].into_iter().flat_map(waits) {
+                let since = waited.insert(thread, wait).unwrap_or(wait);
+                if wait.saturating_sub(since) > STALL {
+                    stalls.past.push((now, Duration::ZERO));
+                }
             }
         }
     }
@@ -195,9 +238,7 @@ impl World {
     /// A failure of a client that came then.
     pub fn fail(&self, since: Instant, failure: String) {
         let failure = format!("{:?} to {:?}: {failure}", since - self.began, self.began.elapsed());
-        let stalls = self.stalls.lock().unwrap_or_else(PoisonError::into_inner);
-        let stood_still = stalls.iter().any(|(at, long)| *at + *long >= since);
-        drop(stalls);
+        let stood_still = self.stalls().were_after(since);
         let mut book = self.book();
         if stood_still {
             return book.excused.push(failure);
