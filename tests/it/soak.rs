@@ -53,8 +53,9 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// What may stay in memory of all that was allocated, over what there was at the start: what is kept for the next peak, and
 /// what else is on the pages of what is in use.
 const KEPT: u64 = 32 << 20;
-/// What the second part may leave more of it than the first. In the short form both are too short to come to rest; in one
-/// of ten minutes a leak of ten bytes a request, of half a million in the second part, is more than this.
+/// What the second part may leave more of it than the first. In the short form both are too short to come to rest. In one
+/// of ten minutes, with half a million requests in the second part, a leak of ten bytes each is as much; what is kept
+/// differs by some MiB from time to time, so that twenty are told for sure.
 const MORE: u64 = 4 << 20;
 const MORE_OF_LITTLE: u64 = 16 << 20;
 

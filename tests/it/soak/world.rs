@@ -227,9 +227,13 @@ impl World {
                 stalls.past.push((before, now - before));
             }
             for (thread, wait) in [proxy, std::process::id()].into_iter().flat_map(waits) {
-                let since = waited.insert(thread, wait).unwrap_or(wait);
-                if wait.saturating_sub(since) > STALL {
+                // Of twice that time, in one piece or in many.
+                let (from, before) = waited.entry(thread).or_insert((now, wait));
+                if wait.saturating_sub(*before) > STALL {
                     stalls.past.push((now, Duration::ZERO));
+                }
+                if now - *from > STALL * 2 {
+                    (*from, *before) = (now, wait);
                 }
             }
         }
