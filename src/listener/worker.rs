@@ -329,7 +329,7 @@ async fn handshake(
             return None;
         }
         // Nobody said a word: a look whether the port is open.
-        Ok(None) if !deadline.fired() => {
+        Ok(None) | Err(_) if !deadline.fired() => {
             endpoint.metrics.handshake(Handshake::Failed);
             return None;
         }

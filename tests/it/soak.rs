@@ -455,7 +455,10 @@ async fn a_soak_ends_with_what_it_began_with_and_every_refusal_has_its_word() {
     };
     counted("rrlb_proxy_protocol_total", "result", &["malformed", "missing", "refused", "timeout", "v1", "v2"]);
     counted("rrlb_tls_handshakes_total", "result", &["failed", "ok", "timeout"]);
-    counted("rrlb_connections_refused_total", "cause", &["per_ip"]);
+    let of_headers = ["proxy_header_malformed", "proxy_header_missing", "proxy_header_refused", "proxy_header_timeout"];
+    counted("rrlb_connections_refused_total", "cause", &of_headers);
+    let of_others = ["per_ip", "plain_http", "tls_malformed", "tls_timeout"];
+    counted("rrlb_connections_refused_total", "cause", &of_others);
     if long {
         let kinds: Vec<_> = hostile::FLOODS.iter().flat_map(|(_, kinds)| kinds.iter().copied()).collect();
         counted("rrlb_h2_abuse_total", "kind", &kinds);

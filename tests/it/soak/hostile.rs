@@ -3,7 +3,7 @@
 
 use std::{io::Write as _, sync::Arc, time::Duration};
 
-use super::world::{Dice, World, closed, proxy_header};
+use super::world::{Answer, Dice, World, answer, closed, proxy_header};
 use crate::support::{
     frames::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PRIORITY, Raw, block, frame, get, post, reset,
@@ -75,7 +75,8 @@ pub async fn tls(world: Arc<World>, mut dice: Dice) -> Result<(), String> {
     }
     let mut session = rustls::ClientConnection::new(Arc::new(config), world.name.clone()).map_err(|e| e.to_string())?;
     session.write_tls(&mut hello).map_err(|error| error.to_string())?;
-    match dice.below(6) {
+    let kind = dice.below(6);
+    match kind {
         0 => hello = dice.bytes(500),
         1 => hello = http1::get("/steady/hello").into_bytes(),
         2 => hello.truncate(dice.below(hello.len())),
@@ -90,6 +91,14 @@ pub async fn tls(world: Arc<World>, mut dice: Dice) -> Result<(), String> {
     }
     if dice.one_in(2) {
         let _ = client.wire.finish().await;
+    }
+    if kind == 1 {
+        match answer(&mut client, false).await? {
+            Some(Answer::Whole(reply)) => {
+                world.refused(reply.status(), reply.field("proxy-status"), (400, "plain_http"))?;
+            }
+            other => return Err(format!("{other:?} in place of 400")),
+        }
     }
     closed(&mut client).await.map(drop)
 }
