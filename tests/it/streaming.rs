@@ -152,6 +152,59 @@ async fn a_client_that_does_not_read_holds_up_the_origin_and_not_the_memory() {
     assert!(last.saturating_sub(before) < GROWTH, "grew by {} MiB", last.saturating_sub(before) / MIB);
 }
 
+/// To `/echo` each part of the body as it comes; to all else 24 MiB before any of the body is read, and its end after that.
+async fn talks(mut peer: Peer) {
+    const HEAD: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let part = |data: &[u8]| [format!("{:x}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat();
+    while let Some(mut request) = peer.request_head().await {
+        peer.send(HEAD).await;
+        if request.target() == "/echo" {
+            loop {
+                let size = usize::from_str_radix(&peer.wire.line().await.expect("a size"), 16).expect("a size");
+                let data = peer.wire.take(size).await.expect("data");
+                peer.wire.line().await.expect("the end of the chunk");
+                if size == 0 {
+                    break;
+                }
+                peer.send(part(&data)).await;
+            }
+        } else {
+            for _ in 0..24 {
+                peer.send(part(&vec![b'x'; 1 << 20])).await;
+            }
+            peer.wire.body(&mut request).await.expect("a body");
+        }
+        peer.send("0\r\n\r\n").await;
+    }
+}
+
+/// Uploads so much over HTTP/2 and reads meanwhile; how many bytes came.
+async fn both_ways(client: &Client2, path: &str, size: usize) -> usize {
+    let (answer, mut body) = client.open(request("POST", path), false).await.expect("a stream");
+    let sending = tokio::spawn(async move { push(&mut body, vec![b'x'; size].into(), true).await });
+    let (_, mut answer) = answer.await.expect("an answer").into_parts();
+    let read = collect(&mut answer).await.expect("all of it").0.len();
+    sending.await.expect("no panic").expect("all of it was taken");
+    read
+}
+
+/// With less room between than is on its way: nobody who reads holds up the other direction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_ways_at_once_never_stand_still() {
+    const SIZE: usize = 48 << 20;
+    let origin = Origin::script("a", talks).await;
+    let yaml = "listeners: [{ address: <listen>, h2c: true }]\nengine: exchange";
+    let proxy = Config::before(&[&origin], yaml).start().await;
+    let client = Client2::prior(proxy.listen).await;
+    assert_eq!(within("an echo", both_ways(&client, "/echo", SIZE)).await, SIZE);
+    assert_eq!(within("24 MiB first", both_ways(&client, "/first", SIZE)).await, 24 << 20);
+    for size in [SIZE as u64, 8 * MIB] {
+        // Whole; the reader keeps the beginning.
+        let text = within("24 MiB first", upload(proxy.client().await, size, true)).await;
+        assert!(text.len() >= 1 << 20, "{} bytes", text.len());
+    }
+}
+
 #[tokio::test]
 async fn http2_bodies_pass_both_ways() {
     let origin = Origin::echo("a").await;
