@@ -189,6 +189,17 @@ fn strip(fields: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
     let trailer = [header::TRAILER];
     remove(fields, |name| nominated.contains(name) && *name != header::TRANSFER_ENCODING);
     remove(fields, |name| HOP_BY_HOP.iter().chain(&trailer).any(|hop| hop == name) && goes(name));
+    let lengths: Vec<_> = fields.get_all(header::CONTENT_LENGTH).iter().cloned().collect();
+    fields.remove(header::CONTENT_LENGTH);
+    for length in lengths {
+        let mut digits = length.as_bytes();
+        while let [b'0', rest @ ..] = digits
+            && !rest.is_empty()
+        {
+            digits = rest;
+        }
+        fields.append(header::CONTENT_LENGTH, HeaderValue::from_bytes(digits).expect("a value"));
+    }
 }
 
 fn edit(fields: &mut HeaderMap, edits: &HeaderEdits) {

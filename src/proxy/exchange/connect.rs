@@ -69,6 +69,16 @@ pub(super) async fn open(ctx: &RequestCtx) -> Result<Option<(Line, Place)>> {
     Ok(line.map(|line| (line, place)))
 }
 
+/// The same where a backend was offered HTTP/1.1 alone.
+///
+/// # Errors
+/// As [`open`]; or it has chosen what it was not offered.
+pub(super) async fn open_http1(ctx: &RequestCtx) -> Result<(Line, Place)> {
+    let not_offered =
+        || Error::explain(ErrorType::TLSHandshakeFailure, "the backend chose HTTP/2, which was not offered");
+    open(ctx).await?.ok_or_else(not_offered)
+}
+
 /// Counts a connection, and has deadlines end it.
 pub(super) fn connected(kit: &Kit, line: &Line, reused: bool, ctx: &mut RequestCtx) {
     ctx.upstream_fd = descriptor(line);

@@ -221,7 +221,7 @@ impl<W: Wire> Lane<'_, W> {
         let connected = match connect::pooled(self.kit, ctx) {
             Some(pooled) => Ok(pooled),
             // Large, and rare.
-            None => Box::pin(connect::open(ctx)).await.and_then(|opened| opened.ok_or_else(no_http1)),
+            None => Box::pin(connect::open_http1(ctx)).await,
         };
         let (line, place) = match connected {
             Ok(connected) => connected,
@@ -485,12 +485,6 @@ impl<W: Wire> Lane<'_, W> {
             }
         }
     }
-}
-
-/// A backend that was offered HTTP/1.1 alone has chosen HTTP/2.
-#[cold]
-fn no_http1() -> Box<Error> {
-    Error::explain(ErrorType::TLSHandshakeFailure, "the backend chose HTTP/2, which was not offered")
 }
 
 /// The client is not there any more.
