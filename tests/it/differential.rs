@@ -21,6 +21,9 @@ use crate::support::{
     within,
 };
 
+/// Why two engines may differ in something.
+type Meant = fn(&Case, &Seen, &Seen, &str) -> Option<&'static str>;
+
 /// Cases in a usual run.
 const USUAL: u64 = 300;
 /// In the order in which they are compared.
@@ -94,7 +97,7 @@ async fn all_engines_do_the_same_with_the_same() {
             let (mut lines, mut whys) = (String::new(), BTreeSet::new());
             for key in keys {
                 let text = |seen: &Seen| seen.get(key).cloned().unwrap_or_else(|| "-".into());
-                let rules: [(_, _, fn(&Case, &Seen, &Seen, &str) -> Option<&'static str>); 2] =
+                let rules: [(_, _, Meant); 2] =
                     [(pingora, exchange, design::meant), (exchange, lane, design::meant_in_lane)];
                 let differ = rules.iter().filter(|(one, other, _)| one.get(key) != other.get(key));
                 for (one, other, meant) in differ {

@@ -256,3 +256,6 @@ impl<'a> Downstream for Asked<'a> {
         self.again = false;
     }
 }
+
+#[cfg(test)]
+mod tests;

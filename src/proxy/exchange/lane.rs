@@ -158,9 +158,13 @@ struct Up {
 
 impl<W: Wire> Lane<'_, W> {
     async fn run(&mut self, upstream: usize, ctx: &mut RequestCtx) -> Afterwards {
-        if let Err(answer) = self.admit(ctx) {
-            if let Ok((head, body)) = answer {
-                self.respond(&head, &body).await;
+        if let Some(refusal) = self.refusal(ctx) {
+            let answered = match refusal {
+                Ok((head, body)) => self.respond(&head, &body).await,
+                Err(_) => false,
+            };
+            if !answered {
+                self.asked.no_next_request();
             }
             return self.end(ctx, None);
         }
@@ -183,23 +187,19 @@ impl<W: Wire> Lane<'_, W> {
         self.end(ctx, Some(&error))
     }
 
-    /// Asks the route's guards.
-    ///
-    /// # Errors
-    /// The request is refused, with this answer.
-    fn admit(&mut self, ctx: &mut RequestCtx) -> Result<(), Result<(ResponseHeader, Bytes)>> {
-        let Some(current) = ctx.current().cloned() else { return Ok(()) };
-        let Some(guards) = ctx.route.and_then(|route| current.route(route).guards.as_ref()) else { return Ok(()) };
+    /// Asks the route's guards. Returns the answer to a request that is refused.
+    fn refusal(&mut self, ctx: &mut RequestCtx) -> Option<Result<(ResponseHeader, Bytes)>> {
+        let current = ctx.current()?.clone();
+        let guards = current.route(ctx.route?).guards.as_ref()?;
         let admitted = guard::admit_by_head(self.asked.request().fields, ctx, guards);
         ctx.asked = Instant::now();
-        admitted.map_err(|guard::Refusal { reason, field }| {
-            if !self.asked.is_done() {
-                // What is left of the request is not read.
-                self.asked.no_next_request();
-            }
-            let (head, body) = admit::refusal(ctx, reason, field)?;
-            Ok((admit::as_ours(ctx, head)?, body))
-        })
+        let guard::Refusal { reason, field } = admitted.err()?;
+        if !self.asked.is_done() {
+            // What is left of the request is not read.
+            self.asked.no_next_request();
+        }
+        let refusal = admit::refusal(ctx, reason, field);
+        Some(refusal.and_then(|(head, body)| Ok((admit::as_ours(ctx, head)?, body))))
     }
 
     /// The request is over.
