@@ -315,10 +315,10 @@ async fn events_say_who_what_and_why() {
 
 #[tokio::test]
 async fn the_last_failures_are_listed() {
-    let a = Origin::echo("a").await;
+    let mut a = Origin::echo("a").await;
     let (proxy, api) = start(&[&a]).await;
     proxy.client().await.ask("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").await;
-    drop(a);
+    a.stop().await;
     assert_eq!(proxy.get("/x?token=secret").await.status(), 502);
     // A request is noted when it has ended, which its client may know first.
     eventually("both, the newest first", async || {

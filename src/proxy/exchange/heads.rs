@@ -12,6 +12,7 @@ use super::{
 };
 use crate::policy::{
     fields::Fields as _,
+    framing::Border,
     rewrite::{AnswerRewrite, Rewrite as _, decimal},
 };
 
@@ -38,7 +39,8 @@ pub(super) fn answer(
     let chunked = fields.has(&header::TRANSFER_ENCODING);
     let rewrite = edit::answer_rewrite(Version::HTTP_11, head.version, false, ctx);
     // Chunks go on as they came, with the trailers behind them.
-    AnswerRewrite { trailers: chunked, ..rewrite }.write(&fields, out);
+    let trailers = chunked && head.body != Body::Bordered(Border::END);
+    AnswerRewrite { trailers, ..rewrite }.write(&fields, out);
     let edits = ctx.route().map(|route| &route.response_headers);
     let set = edits.is_some_and(|edits| edits.set.iter().any(|(name, _)| *name == header::DATE));
     if !set && !fields.has(&header::DATE) {

@@ -22,8 +22,30 @@ pub fn meant(case: &Case, pingora: &Seen, exchange: &Seen, key: &str) -> Option<
 }
 
 /// The same for the exchange and the lane, which share all but the client's side.
-pub fn meant_in_lane(_: &Case, _: &Seen, _: &Seen, _: &str) -> Option<&'static str> {
-    None
+pub fn meant_in_lane(case: &Case, exchange: &Seen, lane: &Seen, key: &str) -> Option<&'static str> {
+    // `close` in any `Connection` field of a request ends its connection (RFC 9112 §9.3); Pingora reads the first.
+    let several = |ask: &Ask| {
+        let options: Vec<_> = ask.fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case("connection")).collect();
+        options.len() > 1 && options.iter().any(|(_, value)| *value == "close")
+    };
+    if case.protocol == Protocol::H11 && case.asks.iter().any(several) {
+        return Some("several Connection fields of a request");
+    }
+    let (exchange, lane) = exchange.get(key).zip(lane.get(key))?;
+    if key.ends_with(".fields")
+        && lane.replace(", \"X-Sum\"]", "]").replace("\"trailer\": [\"X-Sum\"], ", "") == *exchange
+    {
+        return Some("trailers are announced that come");
+    }
+    let sorted = |text: &str| {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.sort_unstable();
+        bytes
+    };
+    if key.ends_with(".interim") && sorted(exchange) == sorted(lane) {
+        return Some("the order of fields");
+    }
+    phrase(case, ask_of(key), exchange, lane)
 }
 
 type Rule = fn(&Case, usize, &str, &str) -> Option<&'static str>;

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    address,
+    address, eventually,
     http1::{Message, Wire},
     wait_until,
 };
@@ -118,7 +118,17 @@ impl Origin {
 
     /// Listens again after [`Origin::stop`], at the same address.
     pub async fn restart(&mut self) {
-        let listener = Listener::bind(&self.address).await.unwrap_or_else(|e| panic!("bind {}: {e}", self.address));
+        let mut bound = Listener::bind(&self.address).await;
+        // A process that is just being started has a copy of every socket, for a moment.
+        eventually("the address to be free", async || {
+            if bound.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse) {
+                bound = Listener::bind(&self.address).await;
+                return false;
+            }
+            true
+        })
+        .await;
+        let listener = bound.unwrap_or_else(|e| panic!("bind {}: {e}", self.address));
         let acceptor = self.tls.clone().map(tokio_rustls::TlsAcceptor::from);
         let (script, seen, gate) = (Arc::clone(&self.script), Arc::clone(&self.seen), self.gate.clone());
         let name = self.name.clone();
