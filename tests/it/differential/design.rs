@@ -19,10 +19,14 @@ pub fn meant(case: &Case, pingora: &Seen, exchange: &Seen, key: &str) -> Option<
         .or_else(|| bodiless(case, of, pingora))
         .or_else(|| hints(key, of, pingora))
         .or_else(|| stray(case, key, pingora, exchange))
+        .or_else(|| reset(case, key, pingora, exchange))
 }
 
 /// The same for the exchange and the lane, which share all but the client's side.
 pub fn meant_in_lane(case: &Case, exchange: &Seen, lane: &Seen, key: &str) -> Option<&'static str> {
+    if let Some(why) = reset(case, key, exchange, lane) {
+        return Some(why);
+    }
     // `close` in any `Connection` field of a request ends its connection (RFC 9112 §9.3); Pingora reads the first.
     let several = |ask: &Ask| {
         let options: Vec<_> = ask.fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case("connection")).collect();
@@ -130,6 +134,19 @@ fn bodiless(case: &Case, of: usize, pingora: &Seen) -> Option<&'static str> {
     let mut asks = case.asks.iter().enumerate().take(of.saturating_add(1));
     asks.any(|(n, ask)| refused(n) && ask.answers.iter().any(|answer| framed(&answer.bytes)))
         .then_some("framing of an answer that has no body")
+}
+
+/// A broken answer ends in a reset for a client of HTTP/1.0, which may take with it what the client has not read yet.
+fn reset(case: &Case, key: &str, one: &Seen, other: &Seen) -> Option<&'static str> {
+    let log = format!("log.{}", ask_of(key));
+    let broken = |seen: &Seen| seen.get(&log).is_some_and(|line| line.contains("\"response_truncated\""));
+    let less = match (one.get(key), other.get(key)) {
+        (Some(one), Some(other)) => one.starts_with(other.as_str()) || other.starts_with(one.as_str()),
+        _ => true,
+    };
+    let of_client = key.starts_with(|first: char| first.is_ascii_digit());
+    (case.protocol == Protocol::H10 && of_client && broken(one) && broken(other) && less)
+        .then_some("what a reset took with it")
 }
 
 /// 1xx that came together with a head that is refused: Pingora drops what it has not passed on yet.
