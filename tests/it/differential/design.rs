@@ -35,7 +35,17 @@ pub fn meant_in_lane(case: &Case, exchange: &Seen, lane: &Seen, key: &str) -> Op
     if case.protocol == Protocol::H11 && case.asks.iter().any(several) {
         return Some("several Connection fields of a request");
     }
+    let log = format!("log.{}", ask_of(key));
+    let broken = exchange.get(&log).is_some_and(|line| line.contains("\"response_truncated\""));
     let (exchange, lane) = exchange.get(key).zip(lane.get(key))?;
+    // Chunks go on as they came, so a part of a chunk's frame may be the last that does.
+    let frame = |byte: u8| byte.is_ascii_hexdigit() || b"\r\n;".contains(&byte);
+    if broken
+        && key.ends_with(".rest")
+        && lane.strip_prefix(exchange.as_str()).is_some_and(|rest| rest.bytes().all(frame))
+    {
+        return Some("a part of a chunk's frame where an answer breaks off");
+    }
     if key.ends_with(".fields")
         && lane.replace(", \"X-Sum\"]", "]").replace("\"trailer\": [\"X-Sum\"], ", "") == *exchange
     {
