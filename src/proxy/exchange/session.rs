@@ -168,7 +168,9 @@ async fn hand_on(
                     // The client's connection need not end with the backend's.
                     answer.insert_header(header::TRANSFER_ENCODING, "chunked")?;
                 }
-                let announced = answer.headers.get(header::TRAILER).filter(|_| takes_trailers(session)).cloned();
+                // Without chunks there is no place for any.
+                let trailing = head.body == Body::Bordered(Border::CHUNKED) && takes_trailers(session);
+                let announced = answer.headers.get(header::TRAILER).filter(|_| trailing).cloned();
                 edit::response(session, &mut answer, ctx)?;
                 if let Some(announced) = announced {
                     answer.insert_header(header::TRAILER, announced)?;
