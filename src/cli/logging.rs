@@ -9,19 +9,25 @@ use std::{
 };
 
 use env_logger::{Builder, Env, Target};
-use log::Level;
+use log::{Level, LevelFilter};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
 use crate::{server::LOG_FD, telemetry::process_log::ProcessLog};
 
-/// rrlb from info, everything else from warn; of Pingora nothing: what goes wrong with a request is logged here, with
+/// rrlb from info, everything else from error; of Pingora nothing: what goes wrong with a request is logged here, with
 /// the upstream's name and at a bounded rate.
-const LEVELS: &str = "warn,rrlb=info,pingora=off,pingora_core=off,pingora_proxy=off";
+const LEVELS: &str = "error,rrlb=info,pingora=off,pingora_core=off,pingora_proxy=off";
+/// Silent unless it is asked for by name: it warns of what strangers send, at length and without bound. Why a handshake
+/// failed is counted, and told at a bounded rate, by `listener/refusals.rs`.
+const RUSTLS: &str = "rustls";
 
 /// Starts logging. A second start changes nothing.
 pub(super) fn start() -> ProcessLog {
     let log = ProcessLog::default();
     let mut builder = Builder::from_env(Env::default().default_filter_or(LEVELS));
+    if !env::var("RUST_LOG").is_ok_and(|levels| levels.contains(RUSTLS)) {
+        builder.filter_module(RUSTLS, LevelFilter::Off);
+    }
     let journal = Journal::of_environment();
     builder.format(move |out, record| {
         let text = record.args().to_string().replace('\n', "\n    ");

@@ -241,3 +241,28 @@ async fn every_cause_is_there_before_anybody_comes_and_a_flood_fills_no_log() {
     let lines = proxy.stderr().matches("tls_malformed").count();
     assert!((1..100).contains(&lines), "{lines} lines of 300 connections");
 }
+
+/// A ClientHello (RFC 8446 §4.1.2) that asks for this name, whatever it is.
+fn hello(name: &[u8]) -> Vec<u8> {
+    let sized = |bytes: &[u8]| [&u16::try_from(bytes.len()).expect("short").to_be_bytes(), bytes].concat();
+    let names = sized(&[&[0], &sized(name)[..]].concat());
+    let extensions = sized(&[&[0, 0], &sized(&names)[..]].concat());
+    let body = [&[3, 3], &[7; 32][..], &[0], &[0, 2, 0xc0, 0x2b], &[1, 0], &extensions].concat();
+    let length = u32::try_from(body.len()).expect("short").to_be_bytes();
+    [&[22, 3, 1], &sized(&[&[1], &length[1..], &body].concat())[..]].concat()
+}
+
+#[tokio::test]
+async fn what_strangers_ask_for_does_not_fill_the_log() {
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let proxy = secure(&ca, &origin, "alpn: [http/1.1]", "").await;
+    let before = proxy.stderr().len();
+    for _ in 0..20 {
+        let mut client = proxy.client().await;
+        client.send(hello(&[1; 15_000])).await;
+        client.closed().await;
+    }
+    proxy.metric(COUNTER, &[], |counted| counted == 20.0).await;
+    let told = proxy.stderr().split_off(before);
+    assert!(told.len() < 4096, "{} bytes: {:.300}", told.len(), told);
+}
