@@ -281,7 +281,11 @@ fn is_last_hop(session: &mut Session) -> bool {
     if request.method != Method::OPTIONS {
         return false;
     }
-    let left = request.headers.get(header::MAX_FORWARDS).and_then(|left| left.to_str().ok()?.parse::<u32>().ok());
+    let said = request.headers.get_all(header::MAX_FORWARDS).iter().map(HeaderValue::as_bytes);
+    let numbers = said.filter(|said| !said.is_empty() && said.iter().all(u8::is_ascii_digit));
+    // More hops than fit in the number are none to count; of several the smallest holds.
+    let left =
+        numbers.map(|said| std::str::from_utf8(said).map_or(u32::MAX, |said| said.parse().unwrap_or(u32::MAX))).min();
     let Some(left) = left else { return false };
     // A number is a value.
     left.checked_sub(1).is_none_or(|left| session.req_header_mut().insert_header(header::MAX_FORWARDS, left).is_err())

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -26,7 +26,7 @@ use super::{
     kit::Kit,
 };
 use crate::{
-    policy::fields::Fields as _,
+    policy::{fields::Fields as _, trailers},
     runtime::deadlines::{How, Wait},
     types::Reason,
 };
@@ -236,11 +236,12 @@ fn bad(ctx: &mut RequestCtx, why: &'static str) -> Result<()> {
     Err(error)
 }
 
-/// Fields after the body of an HTTP/2 backend's answer: malformed ones (RFC 9113 §8.2.1) are taken out, as Pingora passes on what a
-/// filter refuses.
+/// Fields after the body of an HTTP/2 backend's answer: what comes too late is taken out, and so are malformed ones (RFC 9113
+/// §8.2.1), as Pingora passes on what a filter refuses.
 pub(super) fn trailers(fields: &mut HeaderMap) {
-    let malformed: Vec<_> = fields.iter().filter(|(_, value)| padded(value)).map(|(name, _)| name.clone()).collect();
-    for name in &malformed {
+    let stays = |name: &HeaderName, value| padded(value) || !trailers::goes_on(name.as_str().as_bytes());
+    let gone: Vec<_> = fields.iter().filter(|(name, value)| stays(name, value)).map(|(name, _)| name.clone()).collect();
+    for name in &gone {
         fields.remove(name);
     }
 }

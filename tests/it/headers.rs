@@ -316,9 +316,16 @@ async fn max_forwards_counts_the_proxies_that_options_passes() {
         let mut client = proxy.client().await;
         let ask =
             |method: &str, left: &str| format!("{method} / HTTP/1.1\r\nHost: a.test\r\nMax-Forwards: {left}\r\n\r\n");
-        for (method, left, sent) in
-            [("OPTIONS", "2", "1"), ("OPTIONS", "1", "0"), ("OPTIONS", "x", "x"), ("GET", "0", "0"), ("GET", "1", "1")]
-        {
+        for (method, left, sent) in [
+            ("OPTIONS", "2", "1"),
+            ("OPTIONS", "1", "0"),
+            ("OPTIONS", "x", "x"),
+            ("OPTIONS", "+0", "+0"),
+            ("OPTIONS", "5000000000", "4294967294"),
+            ("OPTIONS", "4\r\nMax-Forwards: 3", "2"),
+            ("GET", "0", "0"),
+            ("GET", "1", "1"),
+        ] {
             assert_eq!(client.ask(ask(method, left)).await.status(), 200, "{method} {left}");
             let seen = origin.requests().pop().expect("a request");
             assert_eq!(seen.fields("max-forwards"), [sent], "{engine}: {method} {left}");
