@@ -392,7 +392,17 @@ impl Wire for Conn {
     }
 
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_flush(cx)
+        let sent = Pin::new(&mut self.transport).poll_flush(cx);
+        // However much it was: TLS takes a part whole, and it is here that its client is waited for.
+        self.note_sent(&match &sent {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(sent) => Poll::Ready(Ok(usize::from(sent.is_ok()))),
+        });
+        sent
+    }
+
+    fn rest(&mut self) {
+        self.sender = None;
     }
 
     fn is_at_border(&self) -> bool {

@@ -160,7 +160,7 @@ fn value(text: Bytes) -> HeaderValue {
 /// What the operator's edits do after all else.
 impl HeaderEdits {
     /// Whether fields of this name go, whoever said them.
-    fn replaces(&self, name: &[u8]) -> bool {
+    pub fn replaces(&self, name: &[u8]) -> bool {
         if self.remove.is_empty() && self.set.is_empty() {
             return false;
         }

@@ -15,6 +15,7 @@ mod demo;
 mod differential;
 mod discovery;
 mod drain;
+mod early_answers;
 mod eject;
 mod failures;
 mod framing;

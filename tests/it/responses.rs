@@ -253,3 +253,21 @@ async fn what_an_origin_says_is_not_in_the_log() {
         assert!(!proxy.stderr().contains("secret"), "{}", proxy.stderr());
     }
 }
+
+#[tokio::test]
+async fn trailers_say_nothing_that_the_head_may_not_have_said() {
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n";
+    let trailers =
+        "Set-Cookie: a=b\r\nX-Gone: 1\r\nX-Set: 1\r\nX-Request-Id: zz\r\nCache-Control: public\r\nX-Sum:  1 \r\n\r\n";
+    let origin = answering(vec![head.to_owned() + trailers, head.to_owned() + "\r\n"], true).await;
+    let edits = "routes: [{ upstream: app, response_headers: { remove: [X-Gone], set: { X-Set: ours } } }]";
+    let proxy = Config::before(&[&origin], edits).start().await;
+    let mut client = proxy.client().await;
+    let reply = client.get("/0").await;
+    assert_eq!((reply.text().as_str(), reply.field("x-set")), ("hello", Some("ours")));
+    assert!(reply.trailers.iter().all(|(name, value)| (name.as_str(), value.as_str()) == ("X-Sum", "1")), "{reply:?}");
+    let reply = client.get("/1").await;
+    assert_eq!((reply.text().as_str(), reply.trailers.len()), ("hello", 0));
+    assert_eq!(client.get("/").await.status(), 200);
+    assert_eq!(origin.connections(), 1);
+}

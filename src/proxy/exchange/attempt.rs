@@ -259,6 +259,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                 }
                 Place::Body(_) if self.body > 0 => return Poll::Ready(Ok(Step::Body)),
                 Place::Body(Body::Bordered(border)) if border.reached() => self.place = Place::End,
+                Place::Body(Body::Bordered(Border::Malformed)) => {
+                    self.place = Place::Broken;
+                    return Poll::Ready(Err(Failure::Truncated));
+                }
                 Place::Body(body) => {
                     if !self.ahead.is_empty() {
                         match self.check(body) {
@@ -359,28 +363,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             self.data += self.body as u64;
             return Ok(body);
         };
-        if !self.decode {
-            let taken = border.take(&self.ahead);
-            (self.body, self.data) = (taken.all, self.data + taken.data as u64);
-        } else {
-            while self.body == 0 && !self.ahead.is_empty() && !border.reached() && border != Border::Malformed {
-                let trailing = border.in_trailers();
-                let (taken, data) = border.part(&self.ahead);
-                if data {
-                    (self.body, self.data) = (taken, self.data + taken as u64);
-                } else {
-                    if trailing {
-                        self.trailers.extend_from_slice(&self.ahead[..taken]);
-                    }
-                    self.ahead.advance(taken);
-                }
+        // Of chunks that are left on, as much as there is before the trailers; else one part of the data.
+        let mut given = 0;
+        while given < self.ahead.len() && !border.reached() {
+            let trailing = border.in_trailers();
+            if given > 0 && (self.decode || trailing) {
+                break;
             }
+            let (taken, data) = border.part(&self.ahead[given..]);
+            if border == Border::Malformed {
+                break;
+            }
+            if data {
+                self.data += taken as u64;
+            }
+            if data || !(self.decode || trailing) {
+                given += taken;
+                continue;
+            }
+            if trailing {
+                self.trailers.extend_from_slice(&self.ahead[..taken]);
+            }
+            self.ahead.advance(taken);
         }
-        if border == Border::Malformed {
-            self.body = 0;
-            return Err(Failure::Truncated);
-        }
-        Ok(Body::Bordered(border))
+        self.body = given;
+        // What was good before it goes on first.
+        if border == Border::Malformed && given == 0 { Err(Failure::Truncated) } else { Ok(Body::Bordered(border)) }
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {

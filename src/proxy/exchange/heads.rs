@@ -14,6 +14,7 @@ use crate::policy::{
     fields::Fields as _,
     framing::Border,
     rewrite::{AnswerRewrite, Rewrite as _, decimal},
+    trailers,
 };
 
 /// Writes an interim answer.
@@ -59,6 +60,20 @@ pub(super) fn answer(
             out.put_slice(b"Transfer-Encoding: chunked\r\n");
         }
         None => {}
+    }
+    out.put_slice(b"\r\n");
+}
+
+/// Writes the trailers of an answer that go on, and the empty line that ends its chunks.
+pub(super) fn trailers(attempt: &Attempt<impl AsyncRead + AsyncWrite + Unpin>, ctx: &RequestCtx, out: &mut BytesMut) {
+    let edits = ctx.route().map(|route| &route.response_headers);
+    for (name, value) in trailers::fields(attempt.trailers()) {
+        if !edits.is_some_and(|edits| edits.replaces(name)) {
+            out.put_slice(name);
+            out.put_slice(b": ");
+            out.put_slice(value);
+            out.put_slice(b"\r\n");
+        }
     }
     out.put_slice(b"\r\n");
 }

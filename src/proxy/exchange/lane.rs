@@ -4,7 +4,6 @@
 use std::{
     future::{Future as _, poll_fn},
     io,
-    os::fd::RawFd,
     pin::pin,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -14,7 +13,7 @@ use bytes::{Buf as _, BufMut as _, Bytes};
 use http::Version;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::AsyncReadExt as _;
 
 use super::{
     super::{
@@ -32,9 +31,10 @@ use super::{
     memory::Desk,
     patience::Patience,
     session::failed,
+    wire::Wire,
 };
 use crate::{
-    policy::fields::Raw,
+    policy::{fields::Raw, framing::Border},
     runtime::{deadlines::How, line::Line},
 };
 
@@ -44,21 +44,6 @@ const PART: usize = 64 * 1024;
 const COPIED: usize = 4 * 1024;
 /// What is collected for the client leaves when there is as much.
 const COLLECTED: usize = 16 * 1024;
-
-/// A client's connection while a request has it. Reads end at the request's border; at it, they end when the client leaves.
-pub trait Wire: AsyncRead + Unpin {
-    /// Writes of these parts, in their order, as much as is taken.
-    fn poll_send(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>>;
-
-    /// What TLS has taken leaves.
-    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
-
-    /// Whether all of the request was read, and nothing is known against another one.
-    fn is_at_border(&self) -> bool;
-
-    /// The descriptor of the socket.
-    fn descriptor(&self) -> RawFd;
-}
 
 /// What the front has read of a request.
 #[derive(Debug)]
@@ -138,6 +123,8 @@ struct Out {
     lent: bool,
     /// The body gets chunks of ours.
     chunks: bool,
+    /// The body has chunks of the backend's, with trailers behind them.
+    trailing: bool,
     /// Nothing comes after it.
     ended: bool,
 }
@@ -252,7 +239,7 @@ impl<W: Wire> Lane<'_, W> {
             self.desk.upload.clear();
             self.desk.upload.extend_from_slice(&self.desk.given);
         }
-        let mut up = Up { attempt: Attempt::new(line, method, room, done, false), unsent: true };
+        let mut up = Up { attempt: Attempt::new(line, method, room, !body, false), unsent: true };
         if body && (done || !self.desk.upload.is_empty()) {
             watch::body_given(&self.asked, self.desk.upload.len(), done, ctx)?;
         }
@@ -279,28 +266,33 @@ impl<W: Wire> Lane<'_, W> {
     fn poll_up(&mut self, cx: &mut Context<'_>, up: &mut Up, ctx: &mut RequestCtx) -> Result<bool> {
         let mut moved = false;
         loop {
-            while !self.desk.upload.is_empty() {
-                let Poll::Ready(taken) = up.attempt.poll_upload(cx, &self.desk.upload) else { return Ok(moved) };
+            if !self.desk.upload.is_empty() {
+                let Poll::Ready(taken) = up.attempt.poll_upload(cx, &self.desk.upload) else { break };
                 self.desk.upload.advance(taken);
                 (moved, up.unsent) = (true, true);
+                continue;
             }
             if up.unsent {
                 if up.attempt.poll_flush(cx).is_pending() {
-                    return Ok(moved);
+                    break;
                 }
                 up.unsent = false;
             }
-            if self.asked.is_done() || !up.attempt.wants_body() {
+            if self.asked.is_done() {
+                // Not before all of it has left: what waits here is not known to the attempt.
+                up.attempt.complete();
                 break;
             }
-            let Poll::Ready(read) = self.poll_body(cx) else { return Ok(moved) };
+            if !up.attempt.wants_body() {
+                self.sender.moved();
+                self.wire.rest();
+                break;
+            }
+            let Poll::Ready(read) = self.poll_body(cx) else { break };
             read?;
             let done = self.wire.is_at_border();
             let data = self.take_in(done);
             watch::body_given(&self.asked, data, done, ctx)?;
-            if done {
-                up.attempt.complete();
-            }
             moved = true;
         }
         if self.asked.is_done() {
@@ -369,6 +361,9 @@ impl<W: Wire> Lane<'_, W> {
                 Ok(Step::End) => {
                     if self.out.chunks {
                         self.desk.answer.put_slice(b"0\r\n\r\n");
+                    }
+                    if self.out.trailing {
+                        heads::trailers(attempt, ctx, &mut self.desk.answer);
                     }
                     (self.out.ended, self.out.leaving) = (true, true);
                 }
@@ -465,6 +460,7 @@ impl<W: Wire> Lane<'_, W> {
         heads::answer(attempt, head, self.kit, ctx, self.asked.again, out);
         // The client's connection need not end with the backend's.
         self.out.chunks = head.body == Body::UntilClose;
+        self.out.trailing = head.body == Body::Bordered(Border::CHUNKED);
         Ok(())
     }
 

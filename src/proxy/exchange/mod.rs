@@ -11,8 +11,10 @@ mod lane;
 mod memory;
 mod patience;
 mod session;
+mod wire;
 
 pub use asked::Way;
-pub use lane::{Read, Wire, serve as serve_plain};
+pub use lane::{Read, serve as serve_plain};
 pub use memory::{Desk, Memory};
 pub(super) use session::serve;
+pub use wire::Wire;

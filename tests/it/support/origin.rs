@@ -96,6 +96,14 @@ impl Origin {
         Self::start(address::unused().to_string(), name, None, boxed(script)).await
     }
 
+    /// As [`Origin::script`], on a unix socket, whose buffers do not grow.
+    pub async fn unix_script<F>(name: &str, path: &Path, script: impl Fn(Peer) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self::start(format!("unix:{}", path.display()), name, None, boxed(script)).await
+    }
+
     /// As [`Origin::script`], over TLS.
     pub async fn tls_script<F>(
         name: &str,

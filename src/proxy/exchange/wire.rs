@@ -1,0 +1,27 @@
+//! What the lane asks of a client's connection.
+
+use std::{
+    io,
+    os::fd::RawFd,
+    task::{Context, Poll},
+};
+
+use tokio::io::AsyncRead;
+
+/// A client's connection while a request has it. Reads end at the request's border; at it, they end when the client leaves.
+pub trait Wire: AsyncRead + Unpin {
+    /// Writes of these parts, in their order, as much as is taken.
+    fn poll_send(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>>;
+
+    /// What TLS has taken leaves.
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// The rest of the request's body is not waited for any more.
+    fn rest(&mut self);
+
+    /// Whether all of the request was read, and nothing is known against another one.
+    fn is_at_border(&self) -> bool;
+
+    /// The descriptor of the socket.
+    fn descriptor(&self) -> RawFd;
+}
