@@ -336,3 +336,29 @@ async fn a_file_that_names_another_state_file_is_found_to_be_unconfirmed_too() {
     run::rrlb(&["--socket", &socket, "confirm"]).await.ended_with(0);
     assert!(!places[0].exists() && !places[1].exists());
 }
+
+#[tokio::test]
+async fn a_note_that_another_user_wrote_is_kept_aside_and_nothing_it_says_is_done() {
+    let (one, two) = (Origin::echo("one").await, Origin::echo("two").await);
+    let (proxy, socket) = tried(&yaml(&one), &yaml(&two), &LONG).await;
+    let config = killed(proxy, &yaml(&two)).await;
+    age(&config, TEN_MINUTES);
+    let precious = config.dir().join("precious");
+    std::fs::write(&precious, "precious").expect("writes");
+    let mut noted: Value = serde_json::from_slice(&std::fs::read(note(&config)).expect("a note")).expect("JSON");
+    noted["places"] = json!([note(&config), &precious]);
+    std::fs::write(note(&config), noted.to_string()).expect("writes");
+    if std::os::unix::fs::chown(note(&config), Some(65_534), None).is_err() {
+        return eprintln!("only root can give a file away");
+    }
+    let proxy = config.start().await;
+    assert_eq!(proxy.get("/").await.origin(), "two");
+    proxy.logged("belongs to user 65534").await;
+    eventually("the note to be gone", async || !note(&proxy.config).exists()).await;
+    let kept = std::fs::read_dir(proxy.config.dir().join("up")).expect("a folder").flatten();
+    let kept = kept.filter(|entry| entry.file_name().to_string_lossy().contains(".unconfirmed.damaged-")).count();
+    assert_eq!(kept, 1);
+    run::rrlb(&["--socket", &socket, "confirm"]).await.ended_with(0);
+    run::rrlb(&["--socket", &socket, "reload"]).await.ended_with(0);
+    assert_eq!(std::fs::read_to_string(&precious).expect("it is there"), "precious");
+}
