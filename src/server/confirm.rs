@@ -227,7 +227,7 @@ impl Running {
         match self.replace(pending.before, Way::Back(&pending.proxies)) {
             Ok(()) => {
                 let generation = self.count();
-                self.unconfirmed.take_back(&why);
+                self.unconfirmed.take_back(&why, self.store.is_kept());
                 {
                     let mut ledger = self.ledger();
                     ledger.last_error = format!("configuration {taken} was taken back: {why}");

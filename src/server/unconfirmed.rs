@@ -161,6 +161,11 @@ impl Past {
         }
     }
 
+    /// Whether this start is without the reload that was noted.
+    pub(super) fn is_undone(&self) -> bool {
+        matches!(self.tidy, Tidy::Mark(_) | Tidy::Remove)
+    }
+
     /// What was made of overrides by the reload that is not confirmed.
     pub(super) fn merged(&self) -> Option<(journal::Overrides, journal::Overrides)> {
         let NotedMerged { before, after } = self.seen.as_ref()?.merged.as_ref()?;
@@ -237,13 +242,18 @@ impl Unconfirmed {
         rewrite(state.note.as_ref());
     }
 
-    /// It was taken back, so that the next start does not run with it.
-    pub(super) fn take_back(&self, why: &str) {
+    /// It was taken back, so that the next start does not run with it. `kept`: the journal has the overrides again that
+    /// it had taken; else the note has them until [`Unconfirmed::tidy`] is called.
+    pub(super) fn take_back(&self, why: &str, kept: bool) {
         let mut state = self.lock();
+        if !kept {
+            state.tidy = Tidy::Mark(why.to_owned());
+        }
         if let Some(note) = &mut state.note {
             note.taken_back = Some(why.to_owned());
-            // It has them back.
-            note.merged = None;
+            if kept {
+                note.merged = None;
+            }
         }
         rewrite(state.note.as_ref());
     }
@@ -264,7 +274,8 @@ impl Unconfirmed {
         }
     }
 
-    /// Does what the start has found to be done. To be called when this process is the one that serves.
+    /// Does what the start has found to be done. To be called when this process is the one that serves,
+    /// and the journal has its overrides: the note has those of before.
     pub(super) fn tidy(&self) {
         let mut state = self.lock();
         match std::mem::take(&mut state.tidy) {
@@ -288,7 +299,7 @@ impl Unconfirmed {
             }
             Tidy::Mark(why) => {
                 drop(state);
-                self.take_back(&why);
+                self.take_back(&why, true);
             }
         }
     }

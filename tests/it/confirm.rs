@@ -362,3 +362,33 @@ async fn a_note_that_another_user_wrote_is_kept_aside_and_nothing_it_says_is_don
     run::rrlb(&["--socket", &socket, "reload"]).await.ended_with(0);
     assert_eq!(std::fs::read_to_string(&precious).expect("it is there"), "precious");
 }
+
+#[tokio::test]
+async fn an_override_is_there_again_where_the_file_before_is_put_back_after_a_crash() {
+    let origin = Origin::echo("one").await;
+    let with = |weight: u16| {
+        yaml(&origin).replace(" }] }", &format!(", weight: {weight} }}] }}")) + "state_file: <dir>/state.json\n"
+    };
+    for drained in [false, true] {
+        let proxy = Config::new(&with(1)).start().await;
+        let (api, socket) = (Api::of(&proxy), proxy.config.dir().join("admin.sock"));
+        let backend = "/v1/upstreams/app/backends/a";
+        api.change("PATCH", backend, json!({ "weight": 7 })).await;
+        if drained {
+            // Something is left of this one in the file that makes its weight needless.
+            api.change("PATCH", &format!("{backend}?force=true"), json!({ "admin": "drain" })).await;
+        }
+        proxy.config.instead(&with(7)).write();
+        let confirm = ["--socket", socket.to_str().expect("text"), "reload", "--confirm", "600s"];
+        run::rrlb(&confirm).await.ended_with(0);
+        assert_eq!(api.get("/v1/state").await["upstreams"]["app"]["a"].get("weight"), None);
+        // Who finds the process dead puts back what there was.
+        let mut proxy = killed(proxy, &with(1)).await.start().await;
+        for _ in 0..2 {
+            assert_eq!(api.get(backend).await["weight"], 7, "drained: {drained}");
+            eventually("the note to be gone", async || !proxy.config.dir().join("state.json.unconfirmed").exists())
+                .await;
+            proxy = killed(proxy, &with(1)).await.start().await;
+        }
+    }
+}
