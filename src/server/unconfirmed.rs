@@ -333,7 +333,8 @@ impl Running {
                 let due = Instant::now() + left;
                 // None of its proxies is left.
                 let proxies = Vec::new();
-                ledger.pending = Some(Pending { before: Arc::new(*before), source, proxies, within, due, abort });
+                let before = Arc::new(*before);
+                ledger.pending = Some(Pending { before, source, proxies, within, due, abort, failed: None });
                 drop(ledger);
                 let left = Duration::from_secs(left.as_secs());
                 let what = format!(
