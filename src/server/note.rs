@@ -72,6 +72,13 @@ pub(super) struct Source {
     pub(super) text: String,
 }
 
+impl Source {
+    /// Of a file, which a start in another folder finds as well.
+    pub(super) fn new(file: &Path, text: String) -> Self {
+        Self { file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()), text }
+    }
+}
+
 /// A reload that is to be noted.
 pub(super) struct Tried<'a> {
     pub(super) text: &'a str,

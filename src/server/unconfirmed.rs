@@ -70,7 +70,7 @@ pub(super) enum Tidy {
 impl Beginning {
     /// With a file's text, whatever may be noted of it.
     pub fn with(loaded: Loaded, text: &str, file: &Path) -> Self {
-        let source = Source { file: file.to_owned(), text: text.to_owned() };
+        let source = Source::new(file, text.to_owned());
         let place = place_of(&loaded.model, file);
         Self { loaded, past: Past { source, standing: Standing::File, tidy: Tidy::Nothing, place, seen: None } }
     }
@@ -91,7 +91,7 @@ impl Beginning {
             }
         };
         let found = note::find(&place);
-        let source = Source { file: file.to_owned(), text };
+        let source = Source::new(file, text);
         let begin = |loaded, source, standing, tidy, seen| {
             let place = place.clone();
             Self { loaded, past: Past { source, standing, tidy, place, seen } }

@@ -349,6 +349,20 @@ fn what_could_not_be_taken_back_is_tried_again_and_can_be_confirmed() {
 }
 
 #[test]
+fn where_a_configuration_came_from_is_known_in_every_folder() {
+    let process = Process::of(&app("10.0.0.1:80"));
+    let up: std::path::PathBuf =
+        std::env::current_dir().expect("a folder").components().skip(1).map(|_| "..").collect();
+    let relative = up.join(process.running.file.strip_prefix("/").expect("from the root"));
+    let Beginning { past, .. } = Beginning::of(&relative).expect("a good file");
+    assert!(past.source.file.is_absolute() && past.source.file.exists(), "{:?}", past.source.file);
+    // After a start with another file's text.
+    process.running.ledger().source.file = "/elsewhere/rrlb.yaml".into();
+    process.reload(&Reload::default()).expect("a good file");
+    assert_eq!(process.running.ledger().source.file, process.running.file);
+}
+
+#[test]
 fn a_changed_file_is_reloaded_by_itself_and_a_bad_one_once() {
     let process = Process::of(&app("10.0.0.1:80"));
     process.write(&app("10.0.0.2:80"));
