@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::unistd::geteuid;
+
 use super::{
     note::{Note, NotedMerged, Source, Tried},
     notify,
@@ -182,8 +184,12 @@ impl Running {
             (how.abort_if.map(|above| (above, ledger.samples.minute())), ledger.source.clone())
         };
         let (before, written) = self.unconfirmed.note(Tried { text, who, within, abort, confirmed }, model, &self.file);
-        let lost = written.err().map(|error| {
-            format!("{error}; were this process killed, the next start would not take the configuration back")
+        let mistrusted = || {
+            let user = self.store.model().process.user.clone().filter(|_| !geteuid().is_root())?;
+            Some(format!("user {user} can write what is noted, and a start by root does not go by that"))
+        };
+        let lost = written.err().map(|error| error.to_string()).or_else(mistrusted).map(|why| {
+            format!("{why}; were this process killed, the next start would not take the configuration back")
         });
         if let Some(line) = &lost {
             log::warn!("{line}");

@@ -392,3 +392,19 @@ async fn an_override_is_there_again_where_the_file_before_is_put_back_after_a_cr
         }
     }
 }
+
+#[tokio::test]
+async fn whoever_asks_hears_that_a_start_by_root_would_not_go_by_what_another_user_can_write() {
+    let origin = Origin::echo("one").await;
+    let config = Config::new(&(yaml(&origin) + "user: nobody\n"));
+    // SAFETY: a plain system call.
+    if unsafe { libc::geteuid() } != 0 {
+        return; // only root can change the user
+    }
+    std::fs::set_permissions(config.dir(), std::fs::Permissions::from_mode(0o777)).expect("a mode");
+    let proxy = config.start().await;
+    let socket = proxy.config.dir().join("admin.sock");
+    let words = ["--socket", socket.to_str().expect("text"), "reload", "--confirm", "600s"];
+    let reloaded = run::rrlb(&words).await.ended_with(0);
+    assert!(reloaded.stderr.contains("warning: user nobody can write what is noted"), "{reloaded:?}");
+}
