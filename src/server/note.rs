@@ -378,7 +378,7 @@ mod tests {
         assert!(matches!(find(&file.join("note")), Found::Unreadable(_)));
         let place = folder.path().join("note");
         noted(vec![place.clone()], Duration::from_secs(60)).write().expect("writes");
-        fs::set_permissions(&place, fs::Permissions::from_mode(0)).expect("a mode");
+        fs::set_permissions(&place, fs::Permissions::from_mode(0o000)).expect("a mode");
         let found = find(&place);
         assert!(matches!(found, Found::Unreadable(_)) || geteuid().is_root(), "{found:?}");
     }
