@@ -39,6 +39,7 @@ use compare::{Merged, forget_metrics, lasts_alike, merged};
 use guard::{leaves_one_usable, needs_sni};
 pub use look::View;
 use look::{Seen, said_of};
+pub use unmerge::give_back;
 pub use warn::{Foreseen, tell_conflicts};
 
 /// How long requests to a backend whose lease ran out may take, in milliseconds.

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::unistd::geteuid;
+
 use super::{
     note::{Note, NotedMerged, Source, Tried},
     notify,
@@ -27,6 +29,9 @@ const LATELY: usize = 10;
 /// Answers before they are judged: one error among few says nothing.
 const ENOUGH: u64 = 20;
 
+/// Until what could not be taken back is tried again: first, and at most, as the time doubles.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+
 /// A reload that waits for its confirmation.
 pub(super) struct Pending {
     /// What it goes back to.
@@ -38,6 +43,8 @@ pub(super) struct Pending {
     pub(super) within: Duration,
     pub(super) due: Instant,
     pub(super) abort: Option<Abort>,
+    /// It could not be taken back: why it was to be, and how long was waited before.
+    pub(super) failed: Option<(String, Duration)>,
 }
 
 /// When it goes back early.
@@ -155,7 +162,8 @@ impl Running {
         let generation = {
             let mut ledger = self.ledger();
             match ledger.pending.take() {
-                Some(_) => {}
+                Some(Pending { failed: None, .. }) => {}
+                Some(_) => ledger.last_error.clear(),
                 None if std::mem::take(&mut ledger.kept_unconfirmed) => ledger.last_error.clear(),
                 None if ledger.taken_back.is_some() => return Err(OperatorError::TakenBack),
                 None => return Err(OperatorError::NothingToConfirm),
@@ -176,8 +184,12 @@ impl Running {
             (how.abort_if.map(|above| (above, ledger.samples.minute())), ledger.source.clone())
         };
         let (before, written) = self.unconfirmed.note(Tried { text, who, within, abort, confirmed }, model, &self.file);
-        let lost = written.err().map(|error| {
-            format!("{error}; were this process killed, the next start would not take the configuration back")
+        let mistrusted = || {
+            let user = self.store.model().process.user.clone().filter(|_| !geteuid().is_root())?;
+            Some(format!("user {user} can write what is noted, and a start by root does not go by that"))
+        };
+        let lost = written.err().map(|error| error.to_string()).or_else(mistrusted).map(|why| {
+            format!("{why}; were this process killed, the next start would not take the configuration back")
         });
         if let Some(line) = &lost {
             log::warn!("{line}");
@@ -198,7 +210,7 @@ impl Running {
             until: Answers::from(self.metrics.answers()),
         });
         let (source, due) = (ledger.source.clone(), Instant::now() + within);
-        ledger.pending = Some(Pending { before, source, proxies, within, due, abort });
+        ledger.pending = Some(Pending { before, source, proxies, within, due, abort, failed: None });
     }
 
     /// Takes back what was not confirmed in time or does harm; the latter is looked at once a second.
@@ -217,6 +229,11 @@ impl Running {
             let harm = |abort: &Abort| harm(abort, answers.since(abort.until), lately);
             let why = match pending.abort.as_ref().and_then(harm) {
                 Some(why) => why,
+                None if pending.due <= now
+                    && let Some((why, _)) = &pending.failed =>
+                {
+                    why.clone()
+                }
                 None if pending.due <= now => format!("not confirmed within {:?}", pending.within),
                 None => return,
             };
@@ -224,10 +241,10 @@ impl Running {
             (pending, why)
         };
         let taken = self.ledger().generation;
-        match self.replace(pending.before, Way::Back(&pending.proxies)) {
+        match self.replace(pending.before.clone(), Way::Back(&pending.proxies)) {
             Ok(()) => {
                 let generation = self.count();
-                self.unconfirmed.take_back(&why);
+                self.unconfirmed.take_back(&why, self.store.is_kept());
                 {
                     let mut ledger = self.ledger();
                     ledger.last_error = format!("configuration {taken} was taken back: {why}");
@@ -240,9 +257,18 @@ impl Running {
                 self.tell("config.reverted", "rrlb", what, why);
             }
             Err(error) => {
-                let text = format!("configuration {taken} could not be taken back ({why}): {error}; it goes on");
+                let pause = pending.failed.map_or(AGAIN.0, |(_, last)| (last * 2).min(AGAIN.1));
+                let text = format!(
+                    "configuration {taken} could not be taken back ({why}): {error}; it goes on, and this is tried again in \
+                     {pause:?} unless `rrlb confirm` keeps it"
+                );
                 log::error!("{text}");
-                self.ledger().last_error = text;
+                let mut ledger = self.ledger();
+                ledger.last_error = text;
+                // Its harm is known: it is not judged again, but taken back as soon as that can be.
+                let failed = Some((why, pause));
+                ledger.pending = Some(Pending { due: now + pause, abort: None, failed, ..pending });
+                drop(ledger);
                 let what = format!("configuration {taken} could not be taken back");
                 self.tell("config.reload_failed", "rrlb", what, error.to_string());
             }

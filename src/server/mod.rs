@@ -50,7 +50,7 @@ use signals::Command;
 use successor::Successors;
 use tokio::sync::{mpsc, watch};
 pub use unconfirmed::Beginning;
-use unconfirmed::{Standing, Unconfirmed};
+use unconfirmed::Unconfirmed;
 use upgrade::{Inherited, UpgradeSocket};
 use upkeep::{Seen, Upkeep};
 
@@ -61,7 +61,7 @@ use crate::{
     runtime::{
         journal::{Journal, Overrides},
         snapshot::Snapshot,
-        store::Store,
+        store::{Store, give_back},
         upstream::Upstream,
     },
     service::{
@@ -195,15 +195,20 @@ pub fn run(beginning: Beginning, start: &Start, process_log: &ProcessLog) -> Res
     assembly::check_roots(model)?;
 
     // Who belongs to the upstreams, and what the workers serve by.
-    let (journal, restored) = journal(
+    let (journal, mut restored) = journal(
         model,
         start.upgrade,
         inherited.as_ref().and_then(Inherited::state).and_then(|handed| handed.overrides(0)),
     );
+    let merged = past.merged();
+    if let Some((before, after)) = merged.clone().filter(|_| past.is_undone()) {
+        give_back(&mut restored, before, &after);
+    }
     let store = Arc::new(Store::new(Arc::new(model.clone()), restored, journal, metrics.clone(), events.clone()));
-    if let Some((before, after)) = past.merged() {
-        let undone = matches!(past.standing, Standing::TakenBack(_));
-        store.resume_merged(before, &after, undone);
+    match merged {
+        Some(_) if past.is_undone() => store.keep_start(),
+        Some((before, after)) => store.resume_merged(before, &after),
+        None => {}
     }
     let snapshot = store.snapshot();
     if let Some(handed) = inherited.as_ref().and_then(Inherited::state) {

@@ -44,7 +44,7 @@ pub(super) struct Note {
     check: u64,
     /// What the reload has made of overrides, each as a journal's text.
     pub(super) merged: Option<NotedMerged>,
-    /// Everywhere where the note is.
+    /// Everywhere where the note is. As read it is a claim: see [`find`].
     pub(super) places: Vec<PathBuf>,
 }
 
@@ -72,6 +72,13 @@ pub(super) struct Source {
     pub(super) text: String,
 }
 
+impl Source {
+    /// Of a file, which a start in another folder finds as well.
+    pub(super) fn new(file: &Path, text: String) -> Self {
+        Self { file: std::path::absolute(file).unwrap_or_else(|_| file.to_owned()), text }
+    }
+}
+
 /// A reload that is to be noted.
 pub(super) struct Tried<'a> {
     pub(super) text: &'a str,
@@ -86,9 +93,12 @@ pub(super) struct Tried<'a> {
 pub(super) enum Found {
     /// What is no note of rrlb, or is torn; the text says why.
     Damaged(String),
-    /// A note, and the user who can write it if that is neither root nor this process' own.
-    Note(Box<Note>, Option<u32>),
+    /// A note that another user can write, who is neither root nor this process' own. Nothing it says may be done.
+    Foreign(Box<Note>, u32),
+    Note(Box<Note>),
     Nothing,
+    /// There may be one; the text says why it cannot be read.
+    Unreadable(String),
 }
 
 impl Note {
@@ -118,6 +128,17 @@ impl Note {
     /// Whether it is about a file with this text.
     pub(super) fn is_about(&self, text: &str) -> bool {
         self.tried == hash_bytes(text.as_bytes())
+    }
+
+    /// Whether both are of one reload.
+    fn is_same(&self, other: &Self) -> bool {
+        (&self.who, self.at, self.tried, self.check) == (&other.who, other.at, other.tried, other.check)
+    }
+
+    /// Whether both say the same, wherever they are.
+    pub(super) fn says_as(&self, other: &Self) -> bool {
+        let said = |note: &Self| Self { places: Vec::new(), ..note.clone() };
+        said(self) == said(other)
     }
 
     pub(super) fn within(&self) -> Duration {
@@ -154,14 +175,15 @@ impl Note {
 
     /// Out of every place.
     pub(super) fn remove(&self) {
-        for place in &self.places {
-            match fs::remove_file(place) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    log::warn!("removing {}: {error}", place.display());
-                }
-                _ => {}
-            }
-        }
+        self.places.iter().for_each(|place| remove(place));
+    }
+}
+
+/// Out of one place, whatever is there.
+pub(super) fn remove(place: &Path) {
+    match fs::remove_file(place) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => log::warn!("removing {}: {error}", place.display()),
+        _ => {}
     }
 }
 
@@ -183,24 +205,28 @@ pub(super) fn place(
     with_suffix(&beside, ".unconfirmed")
 }
 
-/// Looks for a note.
+/// Looks for a note. Of the places that it names, those count where the same note is: a file that is something else is
+/// neither written nor removed because of what a note says.
 pub(super) fn find(place: &Path) -> Found {
-    let read = || -> io::Result<(Vec<u8>, u32)> {
-        // Never a link, nor a pipe that would block: others may be able to write the folder.
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(place)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() || metadata.len() > LONGEST {
-            return Err(io::Error::other("it is too large, or not a file"));
-        }
-        let mut text = Vec::new();
-        file.take(LONGEST).read_to_end(&mut text)?;
-        Ok((text, metadata.uid()))
-    };
-    let (text, owner) = match read() {
-        Ok(read) => read,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Nothing,
-        Err(error) => return Found::Damaged(error.to_string()),
+    let found = find_in(place);
+    let Found::Note(mut note) = found else { return found };
+    let mut places = std::mem::take(&mut note.places);
+    places.retain(|other| other != place && matches!(find_in(other), Found::Note(other) if other.is_same(&note)));
+    places.insert(0, place.to_owned());
+    note.places = places;
+    Found::Note(note)
+}
+
+fn find_in(place: &Path) -> Found {
+    let (text, owner) = match read(place) {
+        Ok(Ok(read)) => read,
+        Ok(Err(why)) => return Found::Damaged(why),
+        Err(error) => match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::NotFound, _) => return Found::Nothing,
+            // A link, or a socket.
+            (_, Some(libc::ELOOP | libc::ENXIO)) => return Found::Damaged(error.to_string()),
+            _ => return Found::Unreadable(error.to_string()),
+        },
     };
     match serde_json::from_slice::<Note>(&text) {
         Err(error) => Found::Damaged(error.to_string()),
@@ -210,11 +236,23 @@ pub(super) fn find(place: &Path) -> Found {
         Ok(note) if note.check != hash_bytes(note.confirmed.text.as_bytes()) => {
             Found::Damaged("its text is not what was written".to_owned())
         }
-        Ok(note) => {
-            let foreign = owner != 0 && owner != geteuid().as_raw();
-            Found::Note(Box::new(note), foreign.then_some(owner))
-        }
+        Ok(note) if owner != 0 && owner != geteuid().as_raw() => Found::Foreign(Box::new(note), owner),
+        Ok(note) => Found::Note(Box::new(note)),
     }
+}
+
+/// What is there and its owner, or why it can be no note.
+fn read(place: &Path) -> io::Result<Result<(Vec<u8>, u32), String>> {
+    // Never a link, nor a pipe that would block: others may be able to write the folder.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(place)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > LONGEST {
+        return Ok(Err("it is too large, or not a file".to_owned()));
+    }
+    let mut text = Vec::new();
+    file.take(LONGEST).read_to_end(&mut text)?;
+    Ok(Ok((text, metadata.uid())))
 }
 
 /// Writes a file whole: it is there as it was or as it is to be, whatever happens.
@@ -272,7 +310,8 @@ mod tests {
         note.write().expect("writes");
         for place in &places {
             assert_eq!(fs::metadata(place).expect("a file").permissions().mode() & 0o777, 0o600);
-            let Found::Note(found, None) = find(place) else { panic!("{:?}", find(place)) };
+            let Found::Note(mut found) = find(place) else { panic!("{:?}", find(place)) };
+            found.places.sort();
             assert_eq!(*found, note);
             assert!(found.is_about("tried") && !found.is_about("another"));
             assert!(found.left().is_some_and(|left| left <= Duration::from_secs(60)));
@@ -301,6 +340,47 @@ mod tests {
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&place, &link).expect("links");
         assert!(matches!(find(&link), Found::Damaged(_)));
+    }
+
+    #[test]
+    fn what_a_note_names_is_left_alone_where_it_is_another_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [place, other, older] = ["note", "other", "older"].map(|name| folder.path().join(name));
+        fs::write(&other, "precious").expect("writes");
+        let before = Note { at: 1, ..noted(vec![older.clone()], Duration::from_secs(60)) };
+        before.write().expect("writes");
+        let claims = noted(vec![place.clone(), other.clone(), older.clone()], Duration::from_secs(60));
+        fs::write(&place, serde_json::to_vec(&claims).expect("JSON")).expect("writes");
+        let Found::Note(found) = find(&place) else { panic!("{:?}", find(&place)) };
+        found.write().expect("writes");
+        found.remove();
+        assert_eq!(fs::read_to_string(&other).expect("reads"), "precious");
+        assert!(older.exists() && !place.exists());
+    }
+
+    #[test]
+    fn what_another_user_can_write_is_told_apart() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = folder.path().join("note");
+        noted(vec![place.clone()], Duration::from_secs(60)).write().expect("writes");
+        // Only root can give a file away.
+        if std::os::unix::fs::chown(&place, Some(65_534), None).is_ok() {
+            assert!(matches!(find(&place), Found::Foreign(_, 65_534)), "{:?}", find(&place));
+        }
+    }
+
+    #[test]
+    fn a_note_that_cannot_be_read_is_not_a_damaged_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("file");
+        fs::write(&file, "").expect("writes");
+        // Also for root: below a file there is no folder.
+        assert!(matches!(find(&file.join("note")), Found::Unreadable(_)));
+        let place = folder.path().join("note");
+        noted(vec![place.clone()], Duration::from_secs(60)).write().expect("writes");
+        fs::set_permissions(&place, fs::Permissions::from_mode(0o000)).expect("a mode");
+        let found = find(&place);
+        assert!(matches!(found, Found::Unreadable(_)) || geteuid().is_root(), "{found:?}");
     }
 
     #[test]

@@ -16,7 +16,9 @@ use std::{
 use super::{
     StartError, access_log,
     admin::{self, NextKeys},
-    assembly, notify,
+    assembly,
+    note::Source,
+    notify,
     process::BoundFiles,
     running::{Running, Tools},
 };
@@ -179,7 +181,7 @@ impl Running {
         }
         let generation = self.count();
         self.await_confirmation(how, before, proxies);
-        self.ledger().source.text = text;
+        self.ledger().source = Source::new(&self.file, text);
         let what = match (changes.len(), how.confirm) {
             (count, None) => format!("configuration {generation}: {count} changes"),
             (count, Some(within)) => {

@@ -185,8 +185,10 @@ impl Running {
             return;
         }
         let now = Instant::now();
-        self.unconfirmed.tidy();
         self.store.sweep();
+        if self.store.is_kept() {
+            self.unconfirmed.tidy();
+        }
         self.store.sweep_ejected(now);
         self.store.advance_slow_starts(self.readiness.not_ready().is_empty());
         self.logs.sweep();

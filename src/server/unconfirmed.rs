@@ -33,6 +33,7 @@ pub struct Beginning {
 pub(super) struct Past {
     pub(super) source: Source,
     pub(super) standing: Standing,
+    tidy: Tidy,
     /// Where the note is looked for by who reads the same file, and what was found there.
     place: PathBuf,
     seen: Option<Note>,
@@ -42,11 +43,13 @@ pub(super) struct Past {
 #[derive(Debug)]
 pub(super) enum Standing {
     /// It is the file.
-    File(Tidy),
+    File,
     /// It is the file, though that should be taken back; the text says why it cannot be.
     Kept(String),
     /// It is the last confirmed configuration; the text says why.
     TakenBack(String),
+    /// It is the file; the text says why it is not known whether that is confirmed.
+    Unknown(String),
     /// It is the file, for so long, and then `before`.
     Waiting { left: Duration, before: Box<Model> },
 }
@@ -56,6 +59,8 @@ pub(super) enum Standing {
 pub(super) enum Tidy {
     #[default]
     Nothing,
+    /// It cannot be read, and is left where it is until somebody keeps what the file says.
+    Leave,
     Remove,
     SetAside(String),
     /// It was taken back by this start.
@@ -65,9 +70,9 @@ pub(super) enum Tidy {
 impl Beginning {
     /// With a file's text, whatever may be noted of it.
     pub fn with(loaded: Loaded, text: &str, file: &Path) -> Self {
-        let source = Source { file: file.to_owned(), text: text.to_owned() };
+        let source = Source::new(file, text.to_owned());
         let place = place_of(&loaded.model, file);
-        Self { loaded, past: Past { source, standing: Standing::File(Tidy::Nothing), place, seen: None } }
+        Self { loaded, past: Past { source, standing: Standing::File, tidy: Tidy::Nothing, place, seen: None } }
     }
 
     /// Reads the file, and what is noted of it. Changes nothing: another process may be the one that serves.
@@ -86,25 +91,38 @@ impl Beginning {
             }
         };
         let found = note::find(&place);
-        let source = Source { file: file.to_owned(), text };
-        let begin = |loaded, source, standing, seen| {
+        let source = Source::new(file, text);
+        let begin = |loaded, source, standing, tidy, seen| {
             let place = place.clone();
-            Self { loaded, past: Past { source, standing, place, seen } }
+            Self { loaded, past: Past { source, standing, tidy, place, seen } }
         };
-        let (note, foreign) = match found {
-            Found::Nothing => return Ok(begin(parsed?, source, Standing::File(Tidy::Nothing), None)),
-            Found::Damaged(why) => return Ok(begin(parsed?, source, Standing::File(Tidy::SetAside(why)), None)),
-            Found::Note(note, _) if !note.is_about(&source.text) => {
-                return Ok(begin(parsed?, source, Standing::File(Tidy::Remove), Some(*note)));
+        let without = |loaded, source, standing, tidy| begin(loaded, source, standing, tidy, None);
+        let mut note = match found {
+            Found::Nothing => return Ok(without(parsed?, source, Standing::File, Tidy::Nothing)),
+            Found::Damaged(why) => return Ok(without(parsed?, source, Standing::File, Tidy::SetAside(why))),
+            Found::Unreadable(why) => {
+                let why = format!("{} cannot be read: {why}", place.display());
+                return Ok(without(parsed?, source, Standing::Unknown(why), Tidy::Leave));
             }
-            Found::Note(note, foreign) => (*note, foreign),
+            Found::Foreign(note, owner) => {
+                // Who can write it could have this process, which may be root, do anything.
+                let why = format!("{} belongs to user {owner}, and this start is of another", place.display());
+                let about = note.is_about(&source.text);
+                let standing = if about { Standing::Kept(why.clone()) } else { Standing::File };
+                return Ok(without(parsed?, source, standing, Tidy::SetAside(why)));
+            }
+            Found::Note(note) => *note,
         };
-        if let Some(owner) = foreign {
-            // Who can write it could have this process, which may be root, run with anything.
-            let why = format!("{} belongs to user {owner}, and this start is of another", place.display());
-            return Ok(begin(parsed?, source, Standing::Kept(why), Some(note)));
-        }
         let before = config::parse(&note.confirmed().text, &note.confirmed().file);
+        if let Ok(before) = &before {
+            let place = place_of(&before.model, &note.confirmed().file);
+            if !note.places.contains(&place) {
+                note.places.push(place);
+            }
+        }
+        if !note.is_about(&source.text) {
+            return Ok(begin(parsed?, source, Standing::File, Tidy::Remove, Some(note)));
+        }
         let over = || note.taken_back.clone().unwrap_or_else(|| format!("not confirmed within {:?}", note.within()));
         let standing = match (note.left(), &parsed, before) {
             (Some(left), Ok(loaded), Ok(before)) => {
@@ -112,21 +130,21 @@ impl Beginning {
                 let model = reload::runnable(&before.model, loaded.model.clone());
                 let loaded = Loaded { model, warnings: loaded.warnings.clone() };
                 let standing = Standing::Waiting { left, before: Box::new(before.model) };
-                return Ok(begin(loaded, source, standing, Some(note)));
+                return Ok(begin(loaded, source, standing, Tidy::Nothing, Some(note)));
             }
             (left, _, Ok(before)) => {
                 let invalid = |report: &Report| format!("it is not valid any more: {}", first_line(report));
                 let why = left.and(parsed.as_ref().err()).map_or_else(over, invalid);
-                let confirmed = note.confirmed().clone();
-                return Ok(begin(before, confirmed, Standing::TakenBack(why), Some(note)));
+                let (confirmed, tidy) = (note.confirmed().clone(), Tidy::Mark(why.clone()));
+                return Ok(begin(before, confirmed, Standing::TakenBack(why), tidy, Some(note)));
             }
             (_, Ok(_), Err(report)) => {
                 let why = first_line(&report);
                 Standing::Kept(format!("the last confirmed configuration is not valid any more: {why}"))
             }
-            (_, Err(_), Err(_)) => Standing::File(Tidy::Nothing),
+            (_, Err(_), Err(_)) => Standing::File,
         };
-        Ok(begin(parsed?, source, standing, Some(note)))
+        Ok(begin(parsed?, source, standing, Tidy::Nothing, Some(note)))
     }
 }
 
@@ -134,10 +152,18 @@ impl Past {
     /// Whether what is noted is another than when this was made: a reload was confirmed, or taken back.
     pub(super) fn is_outdated(&self) -> bool {
         let now = match note::find(&self.place) {
-            Found::Note(note, _) => Some(*note),
-            Found::Damaged(_) | Found::Nothing => None,
+            Found::Note(note) => Some(*note),
+            Found::Damaged(_) | Found::Foreign(..) | Found::Nothing | Found::Unreadable(_) => None,
         };
-        now != self.seen
+        !match (&now, &self.seen) {
+            (Some(now), Some(seen)) => now.says_as(seen),
+            (now, seen) => now.is_none() && seen.is_none(),
+        }
+    }
+
+    /// Whether this start is without the reload that was noted.
+    pub(super) fn is_undone(&self) -> bool {
+        matches!(self.tidy, Tidy::Mark(_) | Tidy::Remove)
     }
 
     /// What was made of overrides by the reload that is not confirmed.
@@ -178,13 +204,9 @@ struct State {
 impl Unconfirmed {
     /// As a process begins that runs with `model`, which came from `file`.
     pub(super) fn of(past: &mut Past, model: &Model, file: &Path) -> Self {
-        let tidy = match &mut past.standing {
-            Standing::File(tidy) => std::mem::take(tidy),
-            Standing::Kept(_) | Standing::Waiting { .. } => Tidy::Nothing,
-            Standing::TakenBack(why) => Tidy::Mark(why.clone()),
-        };
+        let tidy = std::mem::take(&mut past.tidy);
         let place = match tidy {
-            Tidy::SetAside(_) => past.place.clone(),
+            Tidy::Leave | Tidy::SetAside(_) => past.place.clone(),
             _ => place_of(model, file),
         };
         Self { place, state: Mutex::new(State { note: past.seen.take(), tidy }) }
@@ -220,13 +242,18 @@ impl Unconfirmed {
         rewrite(state.note.as_ref());
     }
 
-    /// It was taken back, so that the next start does not run with it.
-    pub(super) fn take_back(&self, why: &str) {
+    /// It was taken back, so that the next start does not run with it. `kept`: the journal has the overrides again that
+    /// it had taken; else the note has them until [`Unconfirmed::tidy`] is called.
+    pub(super) fn take_back(&self, why: &str, kept: bool) {
         let mut state = self.lock();
+        if !kept {
+            state.tidy = Tidy::Mark(why.to_owned());
+        }
         if let Some(note) = &mut state.note {
             note.taken_back = Some(why.to_owned());
-            // It has them back.
-            note.merged = None;
+            if kept {
+                note.merged = None;
+            }
         }
         rewrite(state.note.as_ref());
     }
@@ -239,17 +266,21 @@ impl Unconfirmed {
     /// Somebody keeps what the file says.
     pub(super) fn settle(&self) {
         let mut state = self.lock();
-        state.tidy = Tidy::Nothing;
+        if let Tidy::Leave = std::mem::take(&mut state.tidy) {
+            note::remove(&self.place);
+        }
         if let Some(note) = state.note.take() {
             note.remove();
         }
     }
 
-    /// Does what the start has found to be done. To be called when this process is the one that serves.
+    /// Does what the start has found to be done. To be called when this process is the one that serves,
+    /// and the journal has its overrides: the note has those of before.
     pub(super) fn tidy(&self) {
         let mut state = self.lock();
         match std::mem::take(&mut state.tidy) {
             Tidy::Nothing => {}
+            Tidy::Leave => state.tidy = Tidy::Leave,
             Tidy::Remove => {
                 drop(state);
                 log::info!("the configuration file is another than the one that was to be confirmed: it counts");
@@ -268,7 +299,7 @@ impl Unconfirmed {
             }
             Tidy::Mark(why) => {
                 drop(state);
-                self.take_back(&why);
+                self.take_back(&why, true);
             }
         }
     }
@@ -289,7 +320,7 @@ impl Running {
     pub(super) fn stand(&self, standing: Standing) {
         let file = self.file.display();
         match standing {
-            Standing::File(_) => {}
+            Standing::File => {}
             Standing::Waiting { left, before } => {
                 if let Some((before, after)) = self.store.merged_texts() {
                     self.unconfirmed.merged(NotedMerged { before, after });
@@ -302,7 +333,8 @@ impl Running {
                 let due = Instant::now() + left;
                 // None of its proxies is left.
                 let proxies = Vec::new();
-                ledger.pending = Some(Pending { before: Arc::new(*before), source, proxies, within, due, abort });
+                let before = Arc::new(*before);
+                ledger.pending = Some(Pending { before, source, proxies, within, due, abort, failed: None });
                 drop(ledger);
                 let left = Duration::from_secs(left.as_secs());
                 let what = format!(
@@ -328,12 +360,23 @@ impl Running {
                     "{file} was to be confirmed, nobody has confirmed it, and it cannot be taken back: {why}; this start runs \
                      with it all the same: keep it with `rrlb confirm`, or put the one before it back and `rrlb reload`"
                 );
-                log::error!("{text}");
-                let mut ledger = self.ledger();
-                (ledger.last_error, ledger.kept_unconfirmed) = (text.clone(), true);
-                drop(ledger);
-                self.tell("config.unconfirmed", "rrlb", text, String::new());
+                self.run_with_unconfirmed(text);
+            }
+            Standing::Unknown(why) => {
+                let text = format!(
+                    "whether {file} was confirmed is not known: {why}; this start runs with it all the same: keep it with \
+                     `rrlb confirm`, or see to it that the note can be read, and start again"
+                );
+                self.run_with_unconfirmed(text);
             }
         }
+    }
+
+    fn run_with_unconfirmed(&self, text: String) {
+        log::error!("{text}");
+        let mut ledger = self.ledger();
+        (ledger.last_error, ledger.kept_unconfirmed) = (text.clone(), true);
+        drop(ledger);
+        self.tell("config.unconfirmed", "rrlb", text, String::new());
     }
 }

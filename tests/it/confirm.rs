@@ -336,3 +336,75 @@ async fn a_file_that_names_another_state_file_is_found_to_be_unconfirmed_too() {
     run::rrlb(&["--socket", &socket, "confirm"]).await.ended_with(0);
     assert!(!places[0].exists() && !places[1].exists());
 }
+
+#[tokio::test]
+async fn a_note_that_another_user_wrote_is_kept_aside_and_nothing_it_says_is_done() {
+    let (one, two) = (Origin::echo("one").await, Origin::echo("two").await);
+    let (proxy, socket) = tried(&yaml(&one), &yaml(&two), &LONG).await;
+    let config = killed(proxy, &yaml(&two)).await;
+    age(&config, TEN_MINUTES);
+    let precious = config.dir().join("precious");
+    std::fs::write(&precious, "precious").expect("writes");
+    let mut noted: Value = serde_json::from_slice(&std::fs::read(note(&config)).expect("a note")).expect("JSON");
+    noted["places"] = json!([note(&config), &precious]);
+    std::fs::write(note(&config), noted.to_string()).expect("writes");
+    if std::os::unix::fs::chown(note(&config), Some(65_534), None).is_err() {
+        return eprintln!("only root can give a file away");
+    }
+    let proxy = config.start().await;
+    assert_eq!(proxy.get("/").await.origin(), "two");
+    proxy.logged("belongs to user 65534").await;
+    eventually("the note to be gone", async || !note(&proxy.config).exists()).await;
+    let kept = std::fs::read_dir(proxy.config.dir().join("up")).expect("a folder").flatten();
+    let kept = kept.filter(|entry| entry.file_name().to_string_lossy().contains(".unconfirmed.damaged-")).count();
+    assert_eq!(kept, 1);
+    run::rrlb(&["--socket", &socket, "confirm"]).await.ended_with(0);
+    run::rrlb(&["--socket", &socket, "reload"]).await.ended_with(0);
+    assert_eq!(std::fs::read_to_string(&precious).expect("it is there"), "precious");
+}
+
+#[tokio::test]
+async fn an_override_is_there_again_where_the_file_before_is_put_back_after_a_crash() {
+    let origin = Origin::echo("one").await;
+    let with = |weight: u16| {
+        yaml(&origin).replace(" }] }", &format!(", weight: {weight} }}] }}")) + "state_file: <dir>/state.json\n"
+    };
+    for drained in [false, true] {
+        let proxy = Config::new(&with(1)).start().await;
+        let (api, socket) = (Api::of(&proxy), proxy.config.dir().join("admin.sock"));
+        let backend = "/v1/upstreams/app/backends/a";
+        api.change("PATCH", backend, json!({ "weight": 7 })).await;
+        if drained {
+            // Something is left of this one in the file that makes its weight needless.
+            api.change("PATCH", &format!("{backend}?force=true"), json!({ "admin": "drain" })).await;
+        }
+        proxy.config.instead(&with(7)).write();
+        let confirm = ["--socket", socket.to_str().expect("text"), "reload", "--confirm", "600s"];
+        run::rrlb(&confirm).await.ended_with(0);
+        assert_eq!(api.get("/v1/state").await["upstreams"]["app"]["a"].get("weight"), None);
+        // Who finds the process dead puts back what there was.
+        let mut proxy = killed(proxy, &with(1)).await.start().await;
+        for _ in 0..2 {
+            assert_eq!(api.get(backend).await["weight"], 7, "drained: {drained}");
+            eventually("the note to be gone", async || !proxy.config.dir().join("state.json.unconfirmed").exists())
+                .await;
+            proxy = killed(proxy, &with(1)).await.start().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_asks_hears_that_a_start_by_root_would_not_go_by_what_another_user_can_write() {
+    let origin = Origin::echo("one").await;
+    let config = Config::new(&(yaml(&origin) + "user: nobody\n"));
+    // SAFETY: a plain system call.
+    if unsafe { libc::geteuid() } != 0 {
+        return; // only root can change the user
+    }
+    std::fs::set_permissions(config.dir(), std::fs::Permissions::from_mode(0o777)).expect("a mode");
+    let proxy = config.start().await;
+    let socket = proxy.config.dir().join("admin.sock");
+    let words = ["--socket", socket.to_str().expect("text"), "reload", "--confirm", "600s"];
+    let reloaded = run::rrlb(&words).await.ended_with(0);
+    assert!(reloaded.stderr.contains("warning: user nobody can write what is noted"), "{reloaded:?}");
+}

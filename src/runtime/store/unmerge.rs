@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Store, build, compare::Merged, declare, tell_conflicts};
+use super::{Store, compare::Merged};
 use crate::{
     runtime::{
         journal::{Overrides, encode_all},
@@ -34,30 +34,42 @@ impl Store {
         encode_all(said.iter(), self.now())
     }
 
-    /// A process before this one had [`Store::merged_texts`] of these. `undone`: this start is without that reload, and what
-    /// it has taken holds again; else that is so when this process takes it back.
-    pub fn resume_merged(&self, before: Overrides, after: &Overrides, undone: bool) {
+    /// A process before this one had [`Store::merged_texts`] of these, and this one may take its reload back.
+    pub fn resume_merged(&self, before: Overrides, after: &Overrides) {
         let mut running = self.lock();
-        let merged = before.into_iter().flat_map(|(upstream, all)| {
-            let is = after.get(&upstream);
-            let one =
-                move |(id, was)| (upstream.clone(), Name::clone(&id), was, is.and_then(|is| is.get(&id)).cloned());
-            all.into_iter().map(one)
-        });
-        let merged: Vec<Merged> = merged.collect();
-        if !undone {
-            // What this start has merged came later.
-            let later = std::mem::replace(&mut running.merged, merged);
-            running.merged.extend(later);
-            return;
-        }
-        for (upstream, id, was, is) in merged {
-            running.members.entry(upstream).or_default().take_back(&id, &was, is.as_ref());
-        }
-        let model = running.model.clone();
-        tell_conflicts(declare(&model, &mut running.members));
-        let snapshot = build(&model, &running.members, Some(&running.snapshot), &self.metrics);
-        running.merged_at_start = true;
-        self.put_in_place(&mut running, snapshot);
+        let merged: Vec<Merged> = pairs(before, after).collect();
+        // What this start has merged came later.
+        let later = std::mem::replace(&mut running.merged, merged);
+        running.merged.extend(later);
     }
+
+    /// This start began with other overrides than the journal has, by [`give_back`].
+    pub fn keep_start(&self) {
+        self.lock().merged_at_start = true;
+    }
+
+    /// Whether the journal has what it is to have; where there is none it has.
+    pub fn is_kept(&self) -> bool {
+        let running = self.lock();
+        !running.merged_at_start && running.not_kept.is_none()
+    }
+}
+
+/// A process before this one had [`Store::merged_texts`] of these, and this start is without its reload: what that has
+/// taken of overrides they have again, where nothing was said since. To be called before they meet the file.
+pub fn give_back(overrides: &mut Overrides, before: Overrides, after: &Overrides) {
+    for (upstream, id, was, is) in pairs(before, after) {
+        let all = overrides.entry(upstream).or_default();
+        if all.get(&id) == is.as_ref() {
+            all.insert(id, was);
+        }
+    }
+}
+
+fn pairs(before: Overrides, after: &Overrides) -> impl Iterator<Item = Merged> {
+    before.into_iter().flat_map(move |(upstream, all)| {
+        let is = after.get(&upstream);
+        all.into_iter()
+            .map(move |(id, was)| (upstream.clone(), Name::clone(&id), was, is.and_then(|is| is.get(&id)).cloned()))
+    })
 }

@@ -318,6 +318,51 @@ fn listeners_of_a_reload_that_is_taken_back_are_closed_again() {
 }
 
 #[test]
+fn what_could_not_be_taken_back_is_tried_again_and_can_be_confirmed() {
+    for confirmed in [false, true] {
+        let two = "listeners: [{ address: \"unix:<dir>/a.sock\" }, { address: \"unix:<dir>/b.sock\" }]\n";
+        let process = Process::of(&(two.to_owned() + &app("10.0.0.1:80")));
+        process.write(&app("10.0.0.2:80"));
+        process.reload(&confirmed_within(60)).expect("a good file");
+        // What it would go back to is taken meanwhile.
+        let taken = process.folder.path().join("b.sock");
+        fs::create_dir(&taken).expect("a folder");
+        let late = Instant::now() + Duration::from_secs(61);
+        for after in [0, 1, 10, 11, 29] {
+            process.running.judge(late + Duration::from_secs(after), true);
+        }
+        assert_eq!(process.backends(), ["10.0.0.2:80"]);
+        let tries = process.told().into_iter().filter(|kind| *kind == "config.reload_failed").count();
+        assert_eq!(tries, 2, "at once, and 10 s later");
+        let error = process.running.ledger().last_error.clone();
+        assert!(error.contains("could not be taken back (not confirmed within 60s)"), "{error}");
+        assert!(matches!(process.reload(&Reload::default()), Err(OperatorError::Unconfirmed)));
+        if confirmed {
+            process.running.confirm("test").expect("it still waits");
+            assert_eq!(process.running.ledger().last_error, "");
+        }
+        fs::remove_dir(&taken).expect("removes");
+        process.running.judge(late + Duration::from_secs(30), true);
+        assert_eq!(process.backends(), [if confirmed { "10.0.0.2:80" } else { "10.0.0.1:80" }]);
+        assert_eq!(process.running.ledger().taken_back.is_some(), !confirmed);
+    }
+}
+
+#[test]
+fn where_a_configuration_came_from_is_known_in_every_folder() {
+    let process = Process::of(&app("10.0.0.1:80"));
+    let up: std::path::PathBuf =
+        std::env::current_dir().expect("a folder").components().skip(1).map(|_| "..").collect();
+    let relative = up.join(process.running.file.strip_prefix("/").expect("from the root"));
+    let Beginning { past, .. } = Beginning::of(&relative).expect("a good file");
+    assert!(past.source.file.is_absolute() && past.source.file.exists(), "{:?}", past.source.file);
+    // After a start with another file's text.
+    process.running.ledger().source.file = "/elsewhere/rrlb.yaml".into();
+    process.reload(&Reload::default()).expect("a good file");
+    assert_eq!(process.running.ledger().source.file, process.running.file);
+}
+
+#[test]
 fn a_changed_file_is_reloaded_by_itself_and_a_bad_one_once() {
     let process = Process::of(&app("10.0.0.1:80"));
     process.write(&app("10.0.0.2:80"));

@@ -51,3 +51,28 @@ fn what_a_start_has_merged_is_merged_with_the_next_file() {
     third.sweep();
     assert_eq!(Journal::new(&file).load(0).expect("a journal"), Overrides::new());
 }
+
+#[test]
+fn what_a_start_gives_back_is_kept_when_the_journal_has_it_and_only_where_nothing_was_said_since() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("state.json");
+    let over = |admin| {
+        let over = crate::runtime::membership::Override { admin, ..Default::default() };
+        Overrides::from([(app(), [("a".into(), over)].into())])
+    };
+    let (was, other) = (over(AdminState::Drain), over(AdminState::Maint));
+    let mut said_since = other.clone();
+    give_back(&mut said_since, was.clone(), &Overrides::new());
+    assert_eq!(said_since, other);
+    let mut restored = Overrides::new();
+    give_back(&mut restored, was.clone(), &Overrides::new());
+    assert_eq!(restored, was);
+    let journal = Journal::new(&file);
+    let store = Store::new(model(TWO), restored, Some(journal), Arc::new(Metrics::new("0", 1)), Arc::default());
+    store.keep_start();
+    assert!(!store.is_kept() && !file.exists());
+    store.sweep();
+    assert!(store.is_kept());
+    assert!(Journal::new(&file).load(0).expect("a journal").contains_key(&app()));
+    assert!(super::store(model(TWO), None).is_kept(), "nothing is to be kept");
+}
