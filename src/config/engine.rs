@@ -1,9 +1,9 @@
 //! Which way a plain request takes through the proxy.
 
-/// Who moves the bytes of plain requests: those to backends over HTTP/1.1 that ask for no upgrade. Others go through Pingora.
+/// Who moves the bytes of plain requests, which are those to backends over HTTP/1.1, and of WebSockets. Others go through Pingora.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
-    /// Pingora reads requests, our own client side exchanges them with the backend.
+    /// Pingora reads requests, our own client side exchanges them with the backend; WebSockets are Pingora's.
     Exchange,
     /// Our front reads requests of HTTP/1.1 and our own client side exchanges them; what else may come, as `Exchange`.
     #[default]

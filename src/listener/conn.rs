@@ -401,6 +401,14 @@ impl Wire for Conn {
         sent
     }
 
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+
+    fn switch(&mut self) {
+        self.begin(Border::Unbounded, false);
+    }
+
     fn rest(&mut self) {
         self.sender = None;
     }

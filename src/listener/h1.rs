@@ -31,7 +31,7 @@ use crate::{
     policy::framing::Border,
     proxy::{
         Afterwards, ConnInfo, Current, RequestStart, Unserved,
-        exchange::{Desk, Read, Way, serve_plain},
+        exchange::{Desk, Read, Served, Way, WebSocket, serve_plain},
     },
     runtime::deadlines::{Deadline, How, Wait},
     types::Reason,
@@ -67,6 +67,7 @@ pub(super) async fn serve(
                     Next::Request(mut last) => return Box::pin(linger(&post, &mut last)).await,
                     Next::Linger(mut last) => return Box::pin(linger(&post, &mut last)).await,
                     Next::Nothing => return,
+                    Next::Switched(last, websocket) => return Box::pin(tunnel(&post, last, websocket)).await,
                 }
                 wait = Wait::Next;
             }
@@ -203,21 +204,36 @@ async fn lane(
     last: bool,
 ) -> Next {
     let mut bytes = std::mem::take(conn.ahead());
-    if bytes.len() > head.request {
-        *conn.ahead() = bytes.split_off(head.request);
+    let mut here = head.request;
+    if way.is_upgrade() {
+        // What comes behind the head is kept until the backend has agreed to it.
+        conn.begin(Border::END, false);
+        here = head.head;
+    }
+    if bytes.len() > here {
+        *conn.ahead() = bytes.split_off(here);
     }
     let left = if let Border::Counted(left) = head.border { left } else { 0 };
     let read = Read { bytes: &bytes, head: head.head, left, whole: head.border.reached(), last };
-    let after = serve_plain(&post.kit, start, way, read, &mut desk, &mut *conn).await;
+    let served = serve_plain(&post.kit, start, way, read, &mut desk, &mut *conn).await;
     post.kit.memory().put_desk(desk);
     post.kit.memory().put_head(bytes);
-    match after {
-        Afterwards::Drop => {
+    match served {
+        Served::Over(Afterwards::Drop) => {
             conn.farewell().await;
             Next::Nothing
         }
-        Afterwards::Linger => Next::Linger(conn),
-        Afterwards::NextRequest => Next::Request(conn),
+        Served::Over(Afterwards::Linger) => Next::Linger(conn),
+        Served::Over(Afterwards::NextRequest) => Next::Request(conn),
+        Served::Switched(websocket) => Next::Switched(conn, websocket),
+    }
+}
+
+/// A WebSocket, until it is over. Apart from its request, whose room it must not hold.
+async fn tunnel(post: &Post, mut conn: Box<Conn>, websocket: Box<WebSocket>) {
+    match websocket.run(&post.kit, &mut *conn).await {
+        Afterwards::Linger => linger(post, &mut conn).await,
+        Afterwards::Drop | Afterwards::NextRequest => conn.farewell().await,
     }
 }
 
@@ -247,6 +263,7 @@ enum Next {
     Linger(Box<Conn>),
     Nothing,
     Request(Box<Conn>),
+    Switched(Box<Conn>, Box<WebSocket>),
 }
 
 fn afterwards(post: &Post, returned: Option<ReusedHttpStream>, info: &ConnInfo, kept: &Slot) -> Next {

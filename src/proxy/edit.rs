@@ -27,6 +27,9 @@ use crate::{
 /// What is done to a head where the operator has not said a word: nothing.
 const NO_EDITS: &HeaderEdits = &HeaderEdits { remove: Vec::new(), set: Vec::new(), add: Vec::new() };
 
+/// What neighbours say of a WebSocket, in a request for one and in the answer that begins it.
+pub(super) const UPGRADE: &[u8] = b"Connection: Upgrade\r\nUpgrade: websocket\r\n";
+
 /// A client's request, whoever parsed it.
 pub(super) struct Client<'a, F> {
     pub(super) method: &'a Method,
@@ -93,13 +96,7 @@ impl<'a, F: Fields> Client<'a, F> {
     /// Writes the head of the request for a backend that speaks HTTP/1.1. `body`: there is one, if perhaps an empty one. Returns
     /// whether it goes in chunks.
     pub(super) fn write(&self, ctx: &'a RequestCtx, body: bool, out: &mut BytesMut) -> bool {
-        let target = ctx.target.as_ref().map_or(self.target, |target| target.as_str().as_bytes());
-        out.reserve(target.len() + 64);
-        out.put_slice(self.method.as_str().as_bytes());
-        out.put_u8(b' ');
-        out.put_slice(target);
-        out.put_slice(b" HTTP/1.1\r\n");
-        self.rewrite(ctx, Version::HTTP_11, Hops::Here).write(self.fields, out);
+        self.begin(self.method, ctx, out);
         if self.version == Version::HTTP_2 && self.fields.all(&header::TE).any(|said| said == b"trailers") {
             // The only word of HTTP/2's between neighbours (RFC 9113 §8.2.2), and it is true of us: they go on.
             out.put_slice(b"te: trailers\r\nconnection: te\r\n");
@@ -107,6 +104,26 @@ impl<'a, F: Fields> Client<'a, F> {
         let chunked = body && !self.fields.has(&header::CONTENT_LENGTH);
         out.put_slice(if chunked { b"transfer-encoding: chunked\r\n\r\n" } else { b"\r\n" });
         chunked
+    }
+
+    /// As [`Client::write`], of a request for a WebSocket (RFC 6455 §4.1). `handshake`: lines of it that the client has not sent, as
+    /// one of HTTP/2 sends no key (RFC 8441 §5).
+    pub(super) fn write_upgrade(&self, ctx: &'a RequestCtx, handshake: &[u8], out: &mut BytesMut) {
+        self.begin(&Method::GET, ctx, out);
+        out.put_slice(handshake);
+        out.put_slice(UPGRADE);
+        out.put_slice(b"\r\n");
+    }
+
+    /// All of a head but its framing and its end.
+    fn begin(&self, method: &Method, ctx: &'a RequestCtx, out: &mut BytesMut) {
+        let target = ctx.target.as_ref().map_or(self.target, |target| target.as_str().as_bytes());
+        out.reserve(target.len() + 64);
+        out.put_slice(method.as_str().as_bytes());
+        out.put_u8(b' ');
+        out.put_slice(target);
+        out.put_slice(b" HTTP/1.1\r\n");
+        self.rewrite(ctx, Version::HTTP_11, Hops::Here).write(self.fields, out);
     }
 }
 

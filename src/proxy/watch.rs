@@ -8,7 +8,7 @@
 //! is dropped, which resets both streams: there is no answer then.
 
 use std::{
-    sync::{PoisonError, atomic::Ordering},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -17,6 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
+use tokio::sync::Notify;
 
 use super::{
     admit::{READ_TIMEOUT, WRITE_TIMEOUT},
@@ -34,6 +35,8 @@ use crate::{
 /// A request of an HTTP/2 client is dropped so much later, for a deadline of Pingora's that passes at the same moment:
 /// that can still be answered.
 const ANSWER_GRACE: Duration = Duration::from_millis(100);
+/// The longest silence of a WebSocket one side of which has ended: whoever has left holds the other's place no longer.
+const HALF_CLOSED: Duration = Duration::from_secs(10);
 /// Interim answers of one attempt; nobody needs more than a few.
 const MOST_INTERIM: u8 = 32;
 
@@ -162,18 +165,41 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
         if !session.is_upgrade_req() {
             return bad(ctx, "101 without a request to upgrade");
         }
-        ctx.upgraded = true;
-        ctx.answered = true;
-        judge::answered(ctx, answer.status);
-        ctx.total_due = None;
-        let silence = ctx.member().map(|member| member.upstream.timeouts.websocket_idle);
-        wait_for(ctx, Waiting::WebSocket, silence);
+        upgraded(ctx);
     } else if answer.status.is_informational() {
         interim(ctx)?;
     } else {
         answered(answer.status, session.req_header().version, ctx);
     }
     Ok(())
+}
+
+/// The answer is that the connection is a WebSocket from now on, which ends by its own silence alone.
+pub(super) fn upgraded(ctx: &mut RequestCtx) {
+    ctx.upgraded = true;
+    ctx.answered = true;
+    judge::answered(ctx, StatusCode::SWITCHING_PROTOCOLS);
+    ctx.total_due = None;
+    let silence = ctx.member().map(|member| member.upstream.timeouts.websocket_idle);
+    wait_for(ctx, Waiting::WebSocket, silence);
+}
+
+/// Has the silence of a WebSocket wake who carries it, who may wait for either side.
+pub(super) fn wake_at_silence(ctx: &RequestCtx, wake: &Arc<Notify>) {
+    if let Some(deadline) = &ctx.deadline {
+        deadline.wake(Some(wake.clone()));
+    }
+}
+
+/// One side of a WebSocket has ended. It may have done so for good, which nobody can see who does not write to it.
+pub(super) fn half_closed(ctx: &mut RequestCtx) {
+    let silence = ctx.patience.map(|silence| silence.min(HALF_CLOSED));
+    wait_for(ctx, Waiting::WebSocket, silence);
+}
+
+/// Something came over a WebSocket.
+pub(super) fn carried(ctx: &RequestCtx) {
+    renew(ctx);
 }
 
 /// An interim answer has come.

@@ -23,7 +23,7 @@ use tokio_util::either::Either;
 use super::{
     backend::Anchor,
     connect::Connector,
-    tls::{TlsClient, chose_http2},
+    tls::{Offer, TlsClient, chose_http2},
 };
 
 /// A connected socket.
@@ -69,15 +69,15 @@ impl Opener {
     }
 
     /// A connection to the backend at `to`, of that `name`; `None` where it has chosen HTTP/2, which is not spoken over
-    /// these.
+    /// these. [`Offer::Http1`]: it must not be able to.
     ///
     /// # Errors
     /// There is none within the time, the handshake failed. It may be tried elsewhere.
-    pub async fn open(&self, to: &SocketAddr, name: &str) -> Result<Option<Line>> {
+    pub async fn open(&self, to: &SocketAddr, name: &str, offer: Offer) -> Result<Option<Line>> {
         let socket = self.connector.dial(to).await?;
         let Some((client, patience)) = &self.tls else { return Ok(Some(Either::Left(socket))) };
         // Large, and not needed for plain text.
-        let handshake = Box::pin(client.connect(socket, to, name));
+        let handshake = Box::pin(client.connect(socket, to, name, offer));
         let context = || format!("TLS with {to} by the name {name}");
         let mut error = match tokio::time::timeout(*patience, handshake).await {
             Ok(Ok(stream)) => return Ok((!chose_http2(&stream)).then(|| Either::Right(Box::new(stream)))),

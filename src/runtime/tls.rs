@@ -40,6 +40,7 @@ pub enum Offer {
 }
 
 const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
 
 /// Whether a backend has chosen HTTP/2.
 pub(super) fn chose_http2(stream: &TlsStream<Socket>) -> bool {
@@ -50,8 +51,8 @@ pub(super) fn chose_http2(stream: &TlsStream<Socket>) -> bool {
 #[derive(Debug)]
 pub struct TlsClient {
     config: ClientConfig,
-    /// As `config`, each with the sessions of one backend, by address and name: what one has issued means nothing to another of
-    /// the same name.
+    /// As `config`, each with the sessions of one backend, by address, name and offer: what one has issued means nothing to another
+    /// of the same name.
     backends: Mutex<HashMap<u64, Arc<ClientConfig>>>,
 }
 
@@ -80,25 +81,34 @@ impl TlsClient {
             }
         };
         config.alpn_protocols = match offer {
-            Offer::Either => vec![HTTP2.to_vec(), b"http/1.1".to_vec()],
-            Offer::Http1 => vec![b"http/1.1".to_vec()],
+            Offer::Either => vec![HTTP2.to_vec(), HTTP1.to_vec()],
+            Offer::Http1 => vec![HTTP1.to_vec()],
         };
         Self { config, backends: Mutex::default() }
     }
 
     /// A handshake with the backend at `to`, in which the certificate is checked against `name`, an address or a DNS name.
+    /// [`Offer::Http1`]: it may not choose HTTP/2, even where others may.
     ///
     /// # Errors
     /// It failed; the text is that of rustls.
-    pub async fn connect(&self, socket: Socket, to: &SocketAddr, name: &str) -> io::Result<TlsStream<Socket>> {
-        let connector = TlsConnector::from(self.towards(to, name));
+    pub async fn connect(
+        &self,
+        socket: Socket,
+        to: &SocketAddr,
+        name: &str,
+        offer: Offer,
+    ) -> io::Result<TlsStream<Socket>> {
+        let http1 = offer == Offer::Http1 && self.offers_http2();
+        let connector = TlsConnector::from(self.towards(to, name, http1));
         let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
         connector.connect(name, socket).await
     }
 
-    fn towards(&self, to: &SocketAddr, name: &str) -> Arc<ClientConfig> {
+    /// `http1`: no HTTP/2 is offered for once.
+    fn towards(&self, to: &SocketAddr, name: &str, http1: bool) -> Arc<ClientConfig> {
         let mut hasher = DefaultHasher::new();
-        (to, name).hash(&mut hasher);
+        (to, name, http1).hash(&mut hasher);
         let backend = hasher.finish();
         let mut backends = lock(&self.backends);
         if let Some(config) = backends.get(&backend) {
@@ -109,6 +119,9 @@ impl TlsClient {
         }
         let mut config = self.config.clone();
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
+        if http1 {
+            config.alpn_protocols = vec![HTTP1.to_vec()];
+        }
         backends.entry(backend).or_insert(Arc::new(config)).clone()
     }
 }

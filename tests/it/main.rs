@@ -57,3 +57,4 @@ mod upgrade;
 mod upgrade_state;
 mod upstream_tls;
 mod upstreams;
+mod websockets;

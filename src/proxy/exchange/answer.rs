@@ -37,7 +37,12 @@ pub(super) struct Head {
 impl Head {
     /// Not the answer yet (RFC 9110 §15.2).
     pub(super) fn is_interim(&self) -> bool {
-        self.status.is_informational()
+        self.status.is_informational() && !self.is_switch()
+    }
+
+    /// The answer to an upgrade that was accepted: what comes behind it is no HTTP.
+    pub(super) fn is_switch(&self) -> bool {
+        self.status == StatusCode::SWITCHING_PROTOCOLS
     }
 
     /// Whether the answer is without a body, so that its fields speak of none.
@@ -46,12 +51,17 @@ impl Head {
     }
 }
 
-/// Reads the head at the beginning of `bytes`, the answer to a request of `method`; `None` while it is not whole. Its
-/// fields are in `index` then.
+/// Reads the head at the beginning of `bytes`, the answer to a request of `method`, or to one for a WebSocket where `upgrade`;
+/// `None` while it is not whole. Its fields are in `index` then.
 ///
 /// # Errors
 /// It is none, or where the answer ends is not beyond doubt; says why.
-pub(super) fn parse(bytes: &[u8], method: &Method, index: &mut Index) -> Result<Option<Head>, &'static str> {
+pub(super) fn parse(
+    bytes: &[u8],
+    method: &Method,
+    upgrade: bool,
+    index: &mut Index,
+) -> Result<Option<Head>, &'static str> {
     let mut fields = [const { std::mem::MaybeUninit::uninit() }; MAX_FIELDS];
     let mut answer = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut answer, bytes, &mut fields);
@@ -69,18 +79,43 @@ pub(super) fn parse(bytes: &[u8], method: &Method, index: &mut Index) -> Result<
     let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("the answer has no status")?;
     let version = if answer.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
     let fields = Raw::new(head, index);
-    let body = framing(&fields, status, version, method)?;
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err("101 without a request to upgrade");
+        switching(&fields, version, upgrade)?;
+        return Ok(Some(Head { length, status, version, body: Body::UntilClose, persistent: false }));
     }
-    let connection = header::CONNECTION;
-    let says = |token: &str| {
-        let mut items = fields.all(&connection).flat_map(|value| value.split(|byte| *byte == b','));
-        items.any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-    };
+    let body = framing(&fields, status, version, method)?;
+    let says = |token: &str| says(&fields, token);
     let persistent = body != Body::UntilClose
         && if version == Version::HTTP_10 { says("keep-alive") && !says("close") } else { !says("close") };
     Ok(Some(Head { length, status, version, body, persistent }))
+}
+
+/// Whether `Connection` names `token`.
+fn says(fields: &Raw<'_>, token: &str) -> bool {
+    let connection = header::CONNECTION;
+    let mut items = fields.all(&connection).flat_map(|value| value.split(|byte| *byte == b','));
+    items.any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// Whether 101 begins a WebSocket that was asked for (RFC 6455 §4.1, RFC 9110 §7.8). Who else reads its answer may see another
+/// protocol in it, or another answer behind it.
+fn switching(fields: &Raw<'_>, version: Version, upgrade: bool) -> Result<(), &'static str> {
+    if !upgrade {
+        return Err("101 without a request to upgrade");
+    }
+    if version == Version::HTTP_10 {
+        return Err("101 in HTTP/1.0");
+    }
+    if fields.has(&header::CONTENT_LENGTH) || fields.has(&header::TRANSFER_ENCODING) {
+        return Err("101 with a length or a transfer coding");
+    }
+    let name = header::UPGRADE;
+    let mut protocols = fields.all(&name);
+    let is_websocket = |protocol: &[u8]| protocol.trim_ascii().eq_ignore_ascii_case(b"websocket");
+    if !protocols.next().is_some_and(is_websocket) || protocols.next().is_some() {
+        return Err("101 for another protocol than was asked for");
+    }
+    if says(fields, "upgrade") { Ok(()) } else { Err("101 that does not name its upgrade") }
 }
 
 /// Whether every line ends in CRLF: the parser takes a bare LF as well, which others do not.
@@ -146,11 +181,11 @@ mod tests {
     use super::*;
 
     fn read(head: &str) -> Result<Option<Head>, &'static str> {
-        parse(head.as_bytes(), &Method::GET, &mut Index::default())
+        parse(head.as_bytes(), &Method::GET, false, &mut Index::default())
     }
 
     fn body(head: &str, method: &Method) -> Body {
-        parse(head.as_bytes(), method, &mut Index::default()).expect("good").expect("whole").body
+        parse(head.as_bytes(), method, false, &mut Index::default()).expect("good").expect("whole").body
     }
 
     #[test]
@@ -218,6 +253,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_switch_of_protocols_is_to_what_was_asked_for_or_none() {
+        let switched = |head: &str, upgrade| parse(head.as_bytes(), &Method::GET, upgrade, &mut Index::default());
+        for good in [
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+            "HTTP/1.1 101 \r\nconnection: keep-alive, uPGRADE\r\nupgrade:  WebSocket \r\n\r\n",
+        ] {
+            let head = switched(good, true).expect("good").expect("whole");
+            assert_eq!((head.body, head.persistent), (Body::UntilClose, false), "{good}");
+            assert!(head.is_switch() && !head.is_interim());
+            assert_eq!(switched(good, false), Err("101 without a request to upgrade"));
+        }
+        for bad in [
+            "HTTP/1.1 101 Switching Protocols\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: close\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket, h2c\r\nConnection: Upgrade\r\n\r\n",
+            "HTTP/1.1 101 X\r\nUpgrade: websocket\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+            "HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 101 X\r\nUpgrade: websocket\nConnection: Upgrade\r\n\r\n",
+            "HTTP/1.1 101 X\r\nUpgrade:\r\n websocket\r\nConnection: Upgrade\r\n\r\n",
+            "HTTP/1.0 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        ] {
+            assert!(switched(bad, true).is_err(), "{bad}");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_head_is_read_whole_or_not_at_all(cut in 0usize..60) {
@@ -229,7 +294,8 @@ mod tests {
 
         #[test]
         fn no_bytes_are_a_fault_of_ours(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse(&bytes, &Method::GET, &mut Index::default());
+            let _ = parse(&bytes, &Method::GET, false, &mut Index::default());
+            let _ = parse(&bytes, &Method::GET, true, &mut Index::default());
         }
     }
 }

@@ -5,22 +5,42 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use http::{Method, StatusCode, Version, header, uri::PathAndQuery};
 
-use super::super::{admit, ctx::ConnInfo, current::Current, downstream::Downstream, edit::Client, guard};
+use super::super::{
+    admit,
+    ctx::{ConnInfo, RequestCtx},
+    current::Current,
+    downstream::Downstream,
+    edit::Client,
+    guard,
+};
 use crate::{
     config::model::Engine,
     policy::{
         fields::{Fields as _, Index, Raw},
         forwarded::is_client_cert_field,
         framing::Border,
+        headers::is_websocket,
     },
-    runtime::{
-        line::Opener,
-        snapshot::{Action, choose},
-    },
+    runtime::snapshot::{Action, choose},
 };
 
 /// As much of a request's body is kept for another attempt; as much as Pingora keeps.
 const RETAINED: usize = 64 * 1024;
+
+/// What the front has read of a request.
+#[derive(Debug)]
+pub struct Read<'a> {
+    /// The head, and what has come of the body.
+    pub bytes: &'a [u8],
+    /// Bytes of the head.
+    pub head: usize,
+    /// Bytes of the body that have not come yet, of a body with a length; 0 of any other.
+    pub left: u64,
+    /// Whether all of it is here.
+    pub whole: bool,
+    /// The connection's last.
+    pub last: bool,
+}
 
 /// Where a request goes that is one for the lane.
 #[derive(Debug)]
@@ -30,6 +50,7 @@ pub struct Way {
     /// What the backend is asked for, where that is not the target as it came.
     pub(super) target: Option<PathAndQuery>,
     pub(super) upstream: usize,
+    upgrade: bool,
 }
 
 impl Way {
@@ -42,7 +63,12 @@ impl Way {
         let (method, target) = request_line(head)?;
         let method = Method::from_bytes(method).ok().filter(|method| *method != Method::TRACE)?;
         let fields = Raw::new(head, index);
-        if fields.each().any(|(name, _)| is_pingoras(name)) {
+        let mut upgrade = false;
+        let pingoras = fields.each().any(|(name, _)| {
+            upgrade |= is_upgrade(name);
+            is_pingoras(name)
+        });
+        if pingoras || (upgrade && !is_handshake(&method, &fields)) {
             return None;
         }
         let client = client(&method, target, &fields);
@@ -54,12 +80,19 @@ impl Way {
         let Action::Proxy { upstreams, .. } = &found.action else { return None };
         let upstream = choose(upstreams, seed);
         let to = &current.member(upstream).upstream;
-        (to.exchange().is_some_and(Opener::is_http1_only) && !to.grpc_web).then_some(Self {
+        // An upgrade is HTTP/1.1's alone (RFC 9113 §8.6), so for one nothing else is offered.
+        (to.exchange().is_some_and(|to| upgrade || to.is_http1_only()) && !to.grpc_web).then_some(Self {
             method,
             route,
             target,
             upstream,
+            upgrade,
         })
+    }
+
+    /// Whether a WebSocket is asked for: what comes behind the head is no part of the request, and waits for the answer.
+    pub fn is_upgrade(&self) -> bool {
+        self.upgrade
     }
 }
 
@@ -72,12 +105,23 @@ pub(super) fn request_line(head: &[u8]) -> Option<(&[u8], &str)> {
     (target.starts_with('/') && rest.get(end..)?.starts_with(b" HTTP/1.1\r\n")).then_some((method, target))
 }
 
-/// Fields whose requests are Pingora's: who has them waits to be asked, asks for another protocol, counts hops, or says what
-/// only we say.
+fn is_upgrade(name: &[u8]) -> bool {
+    name.len() == 7 && name.eq_ignore_ascii_case(header::UPGRADE.as_str().as_bytes())
+}
+
+/// Whether a request with `Upgrade` asks for a WebSocket and for nothing else (RFC 6455 §4.1), as one without a body.
+fn is_handshake(method: &Method, fields: &Raw<'_>) -> bool {
+    let (upgrade, length) = (header::UPGRADE, header::CONTENT_LENGTH);
+    let bodiless = fields.all(&length).all(|length| length.trim_ascii().iter().all(|digit| *digit == b'0'));
+    let one = fields.all(&upgrade).nth(1).is_none();
+    let only = fields.first(&upgrade).is_some_and(|asked| asked.trim_ascii().eq_ignore_ascii_case(b"websocket"));
+    *method == Method::GET && bodiless && !fields.has(&header::TRANSFER_ENCODING) && one && only && is_websocket(fields)
+}
+
+/// Fields whose requests are Pingora's: who has them waits to be asked, counts hops, or says what only we say.
 fn is_pingoras(name: &[u8]) -> bool {
     match name.len() {
         6 => name.eq_ignore_ascii_case(header::EXPECT.as_str().as_bytes()),
-        7 => name.eq_ignore_ascii_case(header::UPGRADE.as_str().as_bytes()),
         12 => name.eq_ignore_ascii_case(header::MAX_FORWARDS.as_str().as_bytes()),
         20.. => is_client_cert_field(name),
         _ => false,
@@ -102,6 +146,9 @@ pub(super) struct Asked<'a> {
     truncated: bool,
     pub(super) sent: u64,
     pub(super) answered: Option<StatusCode>,
+    /// A WebSocket is asked for; and what comes behind the head has no border, as long as it may come.
+    upgrade: bool,
+    open: bool,
     /// The connection serves another request after this one.
     pub(super) again: bool,
 }
@@ -136,7 +183,29 @@ impl<'a> Asked<'a> {
             truncated: false,
             sent: 0,
             answered: None,
+            upgrade: false,
+            open: false,
             again: !last && !close,
+        }
+    }
+
+    /// As it is, for a WebSocket where `upgrade`: whatever becomes of that, the connection serves no other request.
+    pub(super) fn for_upgrade(self, upgrade: bool) -> Self {
+        Self { upgrade, open: upgrade, again: self.again && !upgrade, ..self }
+    }
+
+    /// As it is when its WebSocket is over; `open`: the client may still send.
+    pub(super) fn switched(self, received: u64, sent: u64, open: bool) -> Self {
+        Self { answered: Some(StatusCode::SWITCHING_PROTOCOLS), received, sent, open, ..self.for_upgrade(true) }
+    }
+
+    /// Writes its head for a backend.
+    pub(super) fn write(&self, ctx: &RequestCtx, out: &mut BytesMut) {
+        let request = self.request();
+        if self.upgrade {
+            request.write_upgrade(ctx, b"", out);
+        } else {
+            request.write(ctx, self.body.is_some(), out);
         }
     }
 
@@ -229,11 +298,11 @@ impl<'a> Downstream for Asked<'a> {
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.done
+        self.done && !self.open
     }
 
     fn is_upgrade(&self) -> bool {
-        false
+        self.upgrade
     }
 
     fn received(&self) -> u64 {

@@ -1,5 +1,9 @@
 //! One request and its answer on one connection to a backend over HTTP/1.1, as two directions that whoever moves the bytes
 //! polls: what is written, what has come. Says exactly how much left, so that it is known what may be repeated.
+//!
+//! An attempt that [asks for a WebSocket](Attempt::for_upgrade) may come to a head that [is a switch](Head::is_switch). From then
+//! on nothing has a border: after [`Attempt::switch`] the attempt is a [`Side`], of which bytes are taken, the first of them those
+//! that came behind the head, and to which others are given. Any other answer is one as ever.
 
 use std::{
     io,
@@ -9,9 +13,12 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::Method;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use super::answer::{self, Body, Head};
+use super::{
+    answer::{self, Body, Head},
+    tunnel::Side,
+};
 use crate::policy::{
     fields::{Index, Raw},
     framing::Border,
@@ -27,6 +34,8 @@ const LARGE: usize = 64 * 1024;
 pub(super) struct Attempt<S> {
     link: S,
     method: Method,
+    /// A WebSocket is asked for.
+    upgrade: bool,
     /// Of the request, and not written yet.
     out: BytesMut,
     /// Bytes of the request that were written.
@@ -107,6 +116,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         Self {
             link,
             method,
+            upgrade: false,
             out,
             written: 0,
             deaf: false,
@@ -122,6 +132,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             decode,
             persistent: false,
         }
+    }
+
+    /// As it is, for a request that asks for a WebSocket where `upgrade`.
+    pub(super) fn for_upgrade(self, upgrade: bool) -> Self {
+        Self { upgrade, ..self }
     }
 
     /// Bytes of the request that left.
@@ -333,6 +348,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         }
     }
 
+    /// After a head that is a switch: gives back the memory, of which the attempt has some of its own now only while something that
+    /// came behind the head waits.
+    pub(super) fn switch(&mut self) -> Room {
+        if let Place::Read(head) = self.place {
+            self.ahead.advance(head.length);
+        }
+        self.place = Place::Body(Body::UntilClose);
+        let early = BytesMut::from(&self.ahead[..]);
+        let ahead = std::mem::replace(&mut self.ahead, early);
+        Room { ahead, index: std::mem::take(&mut self.index), out: std::mem::take(&mut self.out) }
+    }
+
     /// Ends the attempt: its memory, and the connection where another request may use it.
     pub(super) fn finish(self) -> (Room, Option<S>) {
         let ended = match self.place {
@@ -351,7 +378,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         if self.ahead.is_empty() {
             return Ok(None);
         }
-        let head = answer::parse(&self.ahead, &self.method, &mut self.index).map_err(Failure::Bad)?;
+        let head = answer::parse(&self.ahead, &self.method, self.upgrade, &mut self.index).map_err(Failure::Bad)?;
         self.persistent = head.is_some_and(|head| head.persistent);
         Ok(head)
     }
@@ -402,6 +429,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         let read = ready!(pin!(self.link.read_buf(&mut self.ahead)).poll(cx));
         self.answered |= matches!(read, Ok(1..));
         Poll::Ready(read)
+    }
+}
+
+/// After a switch.
+impl<S: AsyncRead + AsyncWrite + Unpin> Side for Attempt<S> {
+    fn poll_take(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.link).poll_read(cx, into);
+        }
+        let early = self.ahead.split_to(self.ahead.len().min(into.remaining()));
+        into.put_slice(&early);
+        if self.ahead.is_empty() {
+            self.ahead = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_give(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.link).poll_write(cx, data)
+    }
+
+    fn poll_given(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.link).poll_flush(cx)
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.link).poll_shutdown(cx)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
     runtime::{
         backend::{Picked, Target},
         line::{Line, descriptor},
+        tls::Offer,
     },
     telemetry::metrics::ConnectionUse,
 };
@@ -51,11 +52,15 @@ pub(super) fn pooled(kit: &Kit, ctx: &mut RequestCtx) -> Option<(Line, Place)> {
 /// # Errors
 /// There is none within the time.
 pub(super) async fn open(ctx: &RequestCtx) -> Result<Option<(Line, Place)>> {
+    offering(ctx, Offer::Either).await
+}
+
+async fn offering(ctx: &RequestCtx, offer: Offer) -> Result<Option<(Line, Place)>> {
     let opener = ctx.member().and_then(|member| member.upstream.exchange());
     let (Some(opener), Some(place), Some(picked)) = (opener, Place::of(ctx.picked.as_ref(), false), &ctx.picked) else {
         return Err(Error::explain(ErrorType::ConnectError, "the backend has no address"));
     };
-    let opening = opener.open(&place.target, picked.backend().sni());
+    let opening = opener.open(&place.target, picked.backend().sni(), offer);
     let opened = match ctx.total_due {
         None => opening.await,
         Some(due) => tokio::time::timeout_at(due.into(), opening)
@@ -63,20 +68,20 @@ pub(super) async fn open(ctx: &RequestCtx) -> Result<Option<(Line, Place)>> {
             .unwrap_or_else(|_| Err(Error::explain(ErrorType::ConnectTimedout, "no time left for connecting"))),
     };
     let line = opened?;
-    if line.is_none() {
+    if line.is_none() && offer == Offer::Either {
         picked.backend().set_chose_http2(true);
     }
     Ok(line.map(|line| (line, place)))
 }
 
-/// The same where a backend was offered HTTP/1.1 alone.
+/// The same, with HTTP/1.1 alone on offer.
 ///
 /// # Errors
 /// As [`open`]; or it has chosen what it was not offered.
 pub(super) async fn open_http1(ctx: &RequestCtx) -> Result<(Line, Place)> {
     let not_offered =
         || Error::explain(ErrorType::TLSHandshakeFailure, "the backend chose HTTP/2, which was not offered");
-    open(ctx).await?.ok_or_else(not_offered)
+    offering(ctx, Offer::Http1).await?.ok_or_else(not_offered)
 }
 
 /// Counts a connection, and has deadlines end it.

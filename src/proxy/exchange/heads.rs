@@ -24,6 +24,14 @@ pub(super) fn interim(attempt: &Attempt<impl AsyncRead + AsyncWrite + Unpin>, he
     out.put_slice(b"\r\n");
 }
 
+/// Writes the answer that begins a WebSocket: what its two ends say to each other goes on as it is.
+pub(super) fn switch(attempt: &Attempt<impl AsyncRead + AsyncWrite + Unpin>, out: &mut BytesMut) {
+    status_line(StatusCode::SWITCHING_PROTOCOLS, attempt.phrase(), out);
+    AnswerRewrite { framing: false, ..AnswerRewrite::INTERIM }.write(&attempt.head(), out);
+    out.put_slice(edit::UPGRADE);
+    out.put_slice(b"\r\n");
+}
+
 /// Writes the head of a backend's answer. `again`: another request may come. An answer that the backend's connection ends
 /// goes in chunks.
 pub(super) fn answer(

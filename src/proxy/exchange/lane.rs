@@ -1,5 +1,5 @@
-//! The lane: a plain request of an HTTP/1.1 client, from the bytes that the front has read to the bytes that it writes. The same
-//! phases as on Pingora's path, in the same order; nothing of it takes memory but what a worker keeps.
+//! The lane: a plain request of an HTTP/1.1 client, or one for a WebSocket, from the bytes that the front has read to the bytes that
+//! it writes. The same phases as on Pingora's path, in the same order; nothing of it takes memory but what a worker keeps.
 
 use std::{
     future::{Future as _, poll_fn},
@@ -25,13 +25,14 @@ use super::{
         reject, retry, select, watch,
     },
     answer::{Body, Head},
-    asked::{Asked, Way, request_line},
+    asked::{Asked, Read, Way, request_line},
     attempt::{Attempt, Step, hexadecimal},
     connect, heads,
     memory::Desk,
     patience::Patience,
     session::failed,
-    wire::Wire,
+    websocket::{Served, WebSocket},
+    wire::{Wire, gone},
 };
 use crate::{
     policy::{fields::Raw, framing::Border},
@@ -45,22 +46,7 @@ const COPIED: usize = 4 * 1024;
 /// What is collected for the client leaves when there is as much.
 const COLLECTED: usize = 16 * 1024;
 
-/// What the front has read of a request.
-#[derive(Debug)]
-pub struct Read<'a> {
-    /// The head, and what has come of the body.
-    pub bytes: &'a [u8],
-    /// Bytes of the head.
-    pub head: usize,
-    /// Bytes of the body that have not come yet, of a body with a length; 0 of any other.
-    pub left: u64,
-    /// Whether all of it is here.
-    pub whole: bool,
-    /// The connection's last.
-    pub last: bool,
-}
-
-/// Serves a request. Returns what becomes of the client's connection.
+/// Serves a request. For a WebSocket, `read` is its head alone.
 pub async fn serve(
     kit: &Kit,
     start: RequestStart,
@@ -68,7 +54,7 @@ pub async fn serve(
     read: Read<'_>,
     desk: &mut Desk,
     wire: &mut impl Wire,
-) -> Afterwards {
+) -> Served {
     let index = std::mem::take(&mut desk.asked);
     let (head, body) = read.bytes.split_at(read.head.min(read.bytes.len()));
     let fields = Raw::new(head, &index);
@@ -76,8 +62,10 @@ pub async fn serve(
     let mut ctx = RequestCtx::new(kit.epoch());
     ctx.start = Some(start);
     admit::introduce(kit, &fields, &mut ctx);
+    let upgrade = way.is_upgrade();
     (ctx.route, ctx.target) = (Some(way.route), way.target);
     let asked = Asked::new(&way.method, target, &fields, body.len() as u64 + read.left, read.last);
+    let asked = asked.for_upgrade(upgrade);
     desk.incoming.extend_from_slice(body);
     let judged = ctx.info().is_some_and(|info| info.limits().min_body_rate.is_some());
     let mut lane = Lane {
@@ -89,14 +77,18 @@ pub async fn serve(
         reader: Patience::default(),
         write_timeout: if judged { JUDGED_WRITE_TIMEOUT } else { WRITE_TIMEOUT },
         begun: false,
+        switched: None,
         out: Out::default(),
     };
     if lane.asked.is_with_body() {
         lane.take_in(read.whole);
     }
     let after = lane.run(way.upstream, &mut ctx).await;
+    if let Some(attempt) = lane.switched.take() {
+        return Served::Switched(WebSocket::new(ctx, attempt, head, index));
+    }
     desk.asked = index;
-    after
+    Served::Over(after)
 }
 
 /// One request between its client and a backend.
@@ -111,6 +103,8 @@ struct Lane<'a, W> {
     write_timeout: Duration,
     /// An attempt was made.
     begun: bool,
+    /// The attempt that came to a WebSocket.
+    switched: Option<Attempt<Line>>,
     out: Out,
 }
 
@@ -164,7 +158,12 @@ impl<W: Wire> Lane<'_, W> {
                 done => break done,
             }
         };
-        let Err(error) = done else { return self.end(ctx, None) };
+        let error = match done {
+            // It goes on, without a request.
+            Ok(()) if self.switched.is_some() => return Afterwards::Drop,
+            Ok(()) => return self.end(ctx, None),
+            Err(error) => error,
+        };
         let reason = finish::failed(ctx, &error);
         if let Some((head, body)) = reject::after(&mut self.asked, ctx, reason)
             && self.respond(&head, &body).await
@@ -218,6 +217,7 @@ impl<W: Wire> Lane<'_, W> {
         connect::connected(self.kit, &line, reused, ctx);
         watch::request_begins(self.kit, &mut self.asked, Version::HTTP_11, ctx);
         match self.exchange(ctx, line).await {
+            Ok(_) if self.switched.is_some() => Ok(()),
             Ok(again) => {
                 connect::release(self.kit, ctx, again, place);
                 Ok(())
@@ -231,19 +231,24 @@ impl<W: Wire> Lane<'_, W> {
         let mut room = std::mem::take(&mut self.desk.room);
         room.out.clear();
         let (body, done) = (self.asked.is_with_body(), self.asked.is_done());
-        let request = self.asked.request();
-        request.write(ctx, body, &mut room.out);
-        let method = request.method.clone();
+        self.asked.write(ctx, &mut room.out);
+        let method = self.asked.request().method.clone();
         if std::mem::replace(&mut self.begun, true) {
             // What was given for an attempt before is this one's too.
             self.desk.upload.clear();
             self.desk.upload.extend_from_slice(&self.desk.given);
         }
-        let mut up = Up { attempt: Attempt::new(line, method, room, !body, false), unsent: true };
+        let attempt = Attempt::new(line, method, room, !body, false).for_upgrade(self.asked.is_upgrade());
+        let mut up = Up { attempt, unsent: true };
         if body && (done || !self.desk.upload.is_empty()) {
             watch::body_given(&self.asked, self.desk.upload.len(), done, ctx)?;
         }
         let exchanged = poll_fn(|cx| self.poll(cx, &mut up, ctx)).await;
+        if exchanged.is_ok() && ctx.upgraded {
+            self.desk.room = up.attempt.switch();
+            self.switched = Some(up.attempt);
+            return Ok(None);
+        }
         let (room, again) = up.attempt.finish();
         self.desk.room = room;
         exchanged.map(|()| again)
@@ -443,6 +448,13 @@ impl<W: Wire> Lane<'_, W> {
     /// # Errors
     /// There are interim answers without end.
     fn head(&mut self, attempt: &Attempt<Line>, head: &Head, ctx: &mut RequestCtx) -> Result<()> {
+        if head.is_switch() {
+            self.asked.answered = Some(head.status);
+            watch::upgraded(ctx);
+            heads::switch(attempt, &mut self.desk.answer);
+            (self.out.ended, self.out.leaving) = (true, true);
+            return Ok(());
+        }
         if head.is_interim() {
             watch::interim(ctx)?;
             self.asked.answered = Some(head.status);
@@ -481,14 +493,4 @@ impl<W: Wire> Lane<'_, W> {
             }
         }
     }
-}
-
-/// The client is not there any more.
-#[cold]
-fn gone(cause: Option<io::Error>, when: &'static str) -> Box<Error> {
-    let error = match cause {
-        Some(cause) => Error::because(ErrorType::ConnectionClosed, when, cause),
-        None => Error::explain(ErrorType::ConnectionClosed, when),
-    };
-    error.into_down()
 }

@@ -6,6 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use pingora_core::{Error, ErrorType};
 use tokio::io::AsyncRead;
 
 /// A client's connection while a request has it. Reads end at the request's border; at it, they end when the client leaves.
@@ -16,6 +17,12 @@ pub trait Wire: AsyncRead + Unpin {
     /// What TLS has taken leaves.
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
+    /// The client is told that nothing more comes. What it sends still does.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// From here on nothing has a border: the connection is a WebSocket.
+    fn switch(&mut self);
+
     /// The rest of the request's body is not waited for any more.
     fn rest(&mut self);
 
@@ -24,4 +31,14 @@ pub trait Wire: AsyncRead + Unpin {
 
     /// The descriptor of the socket.
     fn descriptor(&self) -> RawFd;
+}
+
+/// A client that is not there any more.
+#[cold]
+pub(super) fn gone(cause: Option<io::Error>, when: &'static str) -> Box<Error> {
+    let error = match cause {
+        Some(cause) => Error::because(ErrorType::ConnectionClosed, when, cause),
+        None => Error::explain(ErrorType::ConnectionClosed, when),
+    };
+    error.into_down()
 }

@@ -57,9 +57,15 @@ impl Backend {
 
     /// Both ends of a connection of `client`'s.
     async fn connected(&self, client: &TlsClient) -> (TlsStream<Socket>, server::TlsStream<TcpStream>) {
+        self.offered(client, Offer::Either).await
+    }
+
+    /// The same, where no more than this is offered.
+    async fn offered(&self, client: &TlsClient, offer: Offer) -> (TlsStream<Socket>, server::TlsStream<TcpStream>) {
         let socket = TcpStream::connect(self.address).await.expect("connects");
         let to = SocketAddr::Inet(self.address);
-        let (ours, theirs) = tokio::join!(client.connect(Either::Left(socket), &to, "app.test"), self.accept());
+        let connect = client.connect(Either::Left(socket), &to, "app.test", offer);
+        let (ours, theirs) = tokio::join!(connect, self.accept());
         (ours.expect("a handshake"), theirs.expect("a handshake"))
     }
 
@@ -115,6 +121,18 @@ async fn http2_is_offered_where_it_may_be_spoken() {
 }
 
 #[tokio::test]
+async fn for_once_http2_is_not_offered_and_then_it_is_again() {
+    let backend = Backend::start().await;
+    let client = offering(&backend.tls, Offer::Either);
+    for (offer, chosen) in
+        [(Offer::Either, HTTP2), (Offer::Http1, HTTP1), (Offer::Either, HTTP2), (Offer::Http1, HTTP1)]
+    {
+        let (ours, _theirs) = backend.offered(&client, offer).await;
+        assert_eq!(ours.get_ref().1.alpn_protocol(), Some(chosen));
+    }
+}
+
+#[tokio::test]
 async fn the_same_settings_have_one_client_and_others_another() {
     let (process, clients) = (fixtures::process(), TlsClients::default());
     let of = |tls: &model::UpstreamTls| clients.of(tls, &TlsProfile::new(Some(tls), &process), &process, Offer::Http1);
@@ -153,7 +171,7 @@ async fn an_upstream_that_is_built_again_keeps_its_client() {
 async fn a_handshake_that_takes_too_long_ends_and_may_be_tried_elsewhere() {
     let backend = Backend::start().await;
     let target = SocketAddr::Inet(backend.address);
-    let late = opener(&backend.tls, Duration::from_millis(50)).open(&target, "app.test").await;
+    let late = opener(&backend.tls, Duration::from_millis(50)).open(&target, "app.test", Offer::Either).await;
     let late = late.map(|line| line.is_some()).expect_err("nobody answers");
     assert_eq!(late.etype(), &ErrorType::TLSHandshakeTimedout);
     assert!(late.retry());
@@ -164,7 +182,7 @@ async fn a_certificate_for_another_name_is_refused_in_rustls_words() {
     let backend = Backend::start().await;
     let target = SocketAddr::Inet(backend.address);
     let opener = opener(&backend.tls, PATIENCE);
-    let (refused, _) = tokio::join!(opener.open(&target, "else.test"), backend.accept());
+    let (refused, _) = tokio::join!(opener.open(&target, "else.test", Offer::Either), backend.accept());
     let refused = refused.map(|line| line.is_some()).expect_err("another name");
     assert_eq!(refused.etype(), &ErrorType::TLSHandshakeFailure);
     assert!(refused.to_string().contains("not valid for name"), "{refused}");

@@ -10,7 +10,7 @@ use super::{
 pub fn meant(case: &Case, pingora: &Seen, exchange: &Seen, key: &str) -> Option<&'static str> {
     let of = ask_of(key);
     if let Some((pingora, exchange)) = pingora.get(key).zip(exchange.get(key)) {
-        let rules: [Rule; 6] = [via, phrase, early, closing, empty, announced];
+        let rules: [Rule; 7] = [via, phrase, early, closing, empty, announced, pooled];
         if let Some(why) = rules.iter().find_map(|rule| rule(case, of, pingora, exchange)) {
             return Some(why);
         }
@@ -34,6 +34,17 @@ pub fn meant_in_lane(case: &Case, exchange: &Seen, lane: &Seen, key: &str) -> Op
     };
     if case.protocol == Protocol::H11 && case.asks.iter().any(several) {
         return Some("several Connection fields of a request");
+    }
+    // An answer to a handshake is read by Pingora where the engine is the exchange.
+    let upgrade = case.asks.iter().any(Ask::is_upgrade);
+    if upgrade && let Some(why) = meant(case, exchange, lane, key) {
+        return Some(why);
+    }
+    if upgrade
+        && key.ends_with(".fields")
+        && exchange.get(&status_of(key)).is_some_and(|status| status.contains(" 101 "))
+    {
+        return Some("fields of a 101 between neighbours");
     }
     let log = format!("log.{}", ask_of(key));
     let broken = exchange.get(&log).is_some_and(|line| line.contains("\"response_truncated\""));
@@ -62,6 +73,10 @@ pub fn meant_in_lane(case: &Case, exchange: &Seen, lane: &Seen, key: &str) -> Op
     phrase(case, ask_of(key), exchange, lane)
 }
 
+fn status_of(key: &str) -> String {
+    key.replace(".fields", ".status")
+}
+
 type Rule = fn(&Case, usize, &str, &str) -> Option<&'static str>;
 
 /// The place in the case's requests of the one that a thing seen belongs to; what comes after them has one beyond all.
@@ -88,6 +103,13 @@ fn via(case: &Case, of: usize, pingora: &str, exchange: &str) -> Option<&'static
 fn phrase(_: &Case, _: usize, pingora: &str, exchange: &str) -> Option<&'static str> {
     let status = |line: &str| line.starts_with("HTTP/1.1 ") && line.len() == 13;
     (status(pingora) && exchange.starts_with(pingora) && !exchange.is_ascii()).then_some("a reason phrase beyond ASCII")
+}
+
+/// Over the exchange a handshake for a WebSocket takes Pingora's way, which has a pool of its own.
+fn pooled(case: &Case, of: usize, pingora: &str, exchange: &str) -> Option<&'static str> {
+    let reused = |start: &str| start.replace("reused: true", "reused: false");
+    let same = pingora.contains("reused: ") && reused(pingora) == reused(exchange);
+    (same && case.asks.get(of)?.is_upgrade()).then_some("the pool of a handshake for a WebSocket")
 }
 
 /// Trailers go on from the exchange to HTTP/2 clients, and so does what announces them.
@@ -199,6 +221,9 @@ fn flaw(answer: &[u8], method: &str) -> Option<&'static str> {
         if status.starts_with(b"1") && status != b"101" {
             continue;
         }
+        if status == b"101" {
+            return switch(&lines);
+        }
         let has = |name: &str| lines.iter().any(|line| line.to_ascii_lowercase().starts_with(name.as_bytes()));
         let coded = has("transfer-encoding:");
         if coded && has("content-length:") {
@@ -209,6 +234,17 @@ fn flaw(answer: &[u8], method: &str) -> Option<&'static str> {
         }
         return chunks(rest).err();
     }
+}
+
+/// What is wrong with a 101 as the beginning of a WebSocket (RFC 6455 §4.1, RFC 9110 §7.8, §15.2.2).
+fn switch(lines: &[&[u8]]) -> Option<&'static str> {
+    let all = |name: &str| -> Vec<String> {
+        let lines = lines.iter().map(|line| String::from_utf8_lossy(line).to_ascii_lowercase());
+        lines.filter_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned())).collect()
+    };
+    let framed = !all("content-length").is_empty() || !all("transfer-encoding").is_empty();
+    let named = all("connection").iter().any(|value| value.split(',').any(|item| item.trim() == "upgrade"));
+    (framed || !named || all("upgrade") != ["websocket"]).then_some("a 101 that begins no WebSocket")
 }
 
 type Lines<'a> = (Vec<&'a [u8]>, &'a [u8]);

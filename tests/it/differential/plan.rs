@@ -103,6 +103,13 @@ pub struct Ask {
     pub answers: Vec<Answer>,
 }
 
+impl Ask {
+    /// Whether it asks for a WebSocket.
+    pub fn is_upgrade(&self) -> bool {
+        self.fields.contains(&HANDSHAKE[0])
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
     Close,
@@ -216,8 +223,60 @@ pub fn case(number: u64) -> Case {
             ask.answers.iter_mut().for_each(|answer| answer.whole = true);
         }
     }
-    Case { number, protocol, pipelined, end, asks }
+    // Thrown apart, so that there is the same in all that asks for no upgrade.
+    let mut dice = Dice::new(!number);
+    let upgrades = protocol == Protocol::H11 && dice.one_in(5);
+    if upgrades && let Some(last) = asks.last_mut() {
+        upgrade(&mut dice, last, end);
+    }
+    Case { number, protocol, pipelined: pipelined && !upgrades, end, asks }
 }
+
+/// Makes it ask for a WebSocket. Some get one, some what is none, and the others what they would have got.
+fn upgrade(dice: &mut Dice, ask: &mut Ask, end: End) {
+    (ask.method, ask.body, ask.half, ask.expects) = ("GET", Body::None, false, false);
+    ask.fields.retain(|(name, _)| !["connection", "upgrade"].contains(&name.to_ascii_lowercase().as_str()));
+    ask.fields.extend(HANDSHAKE);
+    if end != End::Stay {
+        return;
+    }
+    for answer in &mut ask.answers {
+        let (with, without) = if dice.one_in(3) { (dice.pick(&SWITCH_LINES), dice.below(4)) } else { ("", 9) };
+        let lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: upgrade", with];
+        let lines = lines.iter().enumerate().filter(|(n, line)| (*n == 0 || *n != without) && !line.is_empty());
+        let lines: Vec<_> = lines.map(|(_, line)| *line).collect();
+        let mut bytes = (lines.join("\r\n") + "\r\n\r\n").into_bytes();
+        let size = dice.size();
+        bytes.extend(dice.bytes(size));
+        if dice.one_in(2) {
+            let cuts = dice.cuts(bytes.len());
+            *answer = Answer { whole: true, bytes, cuts, then: Then::Close };
+        }
+    }
+}
+
+const HANDSHAKE: [(&str, &str); 4] = [
+    ("Upgrade", "websocket"),
+    ("Connection", "keep-alive, Upgrade"),
+    ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ("Sec-WebSocket-Version", "13"),
+];
+
+/// In a 101.
+const SWITCH_LINES: [&str; 12] = [
+    "",
+    "Upgrade: h2c",
+    "Connection: close",
+    "Connection: x-hop",
+    "X-Hop: gone",
+    "Keep-Alive: timeout=5",
+    "Content-Length: 3",
+    "Transfer-Encoding: chunked",
+    "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+    " folded",
+    "X-Bare: a\nX-Lf: b",
+    "X-Blank : x",
+];
 
 fn ask(dice: &mut Dice, protocol: Protocol) -> Ask {
     let method = dice.pick(&["GET", "GET", "GET", "POST", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH", "foo"]);

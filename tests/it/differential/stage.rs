@@ -401,7 +401,8 @@ impl Came {
         seen.insert(told("body"), hex(&head.body));
         seen.insert(told("end"), if self.whole { "whole".into() } else { "broken".into() });
         let closes = head.fields("connection").iter().any(|value| value.eq_ignore_ascii_case("close"));
-        self.whole && !closes
+        // What comes behind a 101 is no HTTP.
+        self.whole && !closes && head.status() != 101
     }
 }
 

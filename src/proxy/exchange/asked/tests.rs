@@ -81,7 +81,6 @@ fn only_plain_request_lines_are_for_the_lane() {
     }
     for (name, pingoras) in [
         ("Expect", true),
-        ("upgrade", true),
         ("X-Client-Cert-Subject", true),
         ("x_client_cert_verify", true),
         ("Accept", false),
@@ -89,6 +88,51 @@ fn only_plain_request_lines_are_for_the_lane() {
     ] {
         assert_eq!(is_pingoras(name.as_bytes()), pingoras, "{name}");
     }
+}
+
+#[test]
+fn handshakes_for_a_websocket_are_for_the_lane_and_no_other_upgrade() {
+    let is = |method: Method, fields: &str| {
+        let head = format!("{method} / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+        let index = indexed(&head);
+        is_handshake(&method, &Raw::new(head.as_bytes(), &index))
+    };
+    for good in [
+        "Upgrade: websocket\r\nConnection: Upgrade\r\n",
+        "upgrade:  WebSocket \r\nConnection: keep-alive\r\nConnection: x, upgrade\r\n",
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 00\r\n",
+    ] {
+        assert!(is(Method::GET, good), "{good}");
+        assert!(!is(Method::POST, good), "{good}");
+    }
+    for other in [
+        "Upgrade: websocket\r\n",
+        "Upgrade: websocket\r\nConnection: keep-alive\r\n",
+        "Upgrade: h2c\r\nConnection: Upgrade\r\n",
+        "Upgrade: websocket, h2c\r\nConnection: Upgrade\r\n",
+        "Upgrade: websocket\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 1\r\n",
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nTransfer-Encoding: chunked\r\n",
+    ] {
+        assert!(!is(Method::GET, other), "{other}");
+    }
+    assert!(is_upgrade(b"uPGRADE") && !is_upgrade(b"Upgraded"));
+}
+
+#[test]
+fn who_asks_for_a_websocket_is_not_done_before_it_is_over() {
+    let head = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let index = indexed(head);
+    let fields = Raw::new(head.as_bytes(), &index);
+    let asked = || Asked::new(&Method::GET, "/", &fields, 0, false);
+    let mut plain = asked().for_upgrade(false);
+    assert!(plain.again && plain.is_body_done() && !plain.is_upgrade());
+    let mut handshake = asked().for_upgrade(true);
+    assert!(!handshake.again && !handshake.is_body_done() && handshake.is_done() && handshake.is_upgrade());
+    let mut over = asked().switched(3, 4, false);
+    assert!(over.is_body_done() && over.is_answered() && !over.again);
+    assert_eq!((over.received(), over.sent()), (3, 4));
+    assert!(!asked().switched(3, 4, true).is_body_done());
 }
 
 #[test]

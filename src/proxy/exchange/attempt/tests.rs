@@ -263,3 +263,35 @@ proptest! {
         prop_assert_eq!(seen, Seen { heads: vec![200], body: data.concat(), trailers: b"\r\n".into(), whole: true, again: true });
     }
 }
+
+/// What comes of bytes behind a head that is a switch, and of bytes given after it, in these parts.
+#[tokio::test]
+async fn after_a_switch_bytes_go_on_as_they_are_and_no_memory_is_held() {
+    let (mut ours, mut backend) = attempt("GET / HTTP/1.1\r\n\r\n", true, false);
+    ours = ours.for_upgrade(true);
+    poll_fn(|cx| ours.poll_flush(cx)).await;
+    let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+    backend.write_all(&[head, "early"].concat().into_bytes()).await.expect("room");
+    let step = poll_fn(|cx| ours.poll_answer(cx)).await.expect("good");
+    assert!(matches!(step, Step::Head(head) if head.is_switch()), "{step:?}");
+    assert!(ours.head().has(&http::header::UPGRADE));
+    let room = ours.switch();
+    assert!(room.ahead.capacity() > 0);
+    let mut part = [0; 3];
+    for expected in ["ear", "ly"] {
+        let mut into = ReadBuf::new(&mut part);
+        poll_fn(|cx| ours.poll_take(cx, &mut into)).await.expect("open");
+        assert_eq!(into.filled(), expected.as_bytes());
+    }
+    assert_eq!((ours.ahead.capacity(), ours.out.capacity()), (0, 0));
+    poll_fn(|cx| ours.poll_give(cx, b"HTTP/1.1 200 OK\r\n\r\n")).await.expect("open");
+    poll_fn(|cx| ours.poll_end(cx)).await.expect("open");
+    let mut sent = String::new();
+    backend.read_to_string(&mut sent).await.expect("text");
+    assert_eq!(sent, "GET / HTTP/1.1\r\n\r\nHTTP/1.1 200 OK\r\n\r\n");
+    backend.write_all(b"x").await.expect("open this way");
+    let mut into = ReadBuf::new(&mut part);
+    poll_fn(|cx| ours.poll_take(cx, &mut into)).await.expect("open");
+    assert_eq!(into.filled(), b"x");
+    assert!(ours.finish().1.is_none(), "nobody else's connection");
+}
