@@ -22,7 +22,7 @@ const UNIX_MODE: u32 = 0o666;
 const PRIVATE_MODE: u32 = 0o660;
 /// Bytes of answers that the system holds for one connection before the network has asked for them. Without a bound that is up
 /// to `net.ipv4.tcp_wmem`, usually 4 MiB, for a client that takes nothing; and who is that slow is seen only when no more fits.
-const UNSENT: u32 = 128 * 1024;
+const UNSENT: u32 = 256 * 1024;
 
 /// A socket that accepts.
 #[derive(Debug)]

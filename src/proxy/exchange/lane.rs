@@ -26,7 +26,7 @@ use super::{
     },
     answer::{Body, Head},
     asked::{Asked, Way, request_line},
-    attempt::{Attempt, Step, hexadecimal},
+    attempt::{Attempt, FLOWING, LARGEST, Step, hexadecimal},
     connect, heads,
     memory::Desk,
     patience::Patience,
@@ -38,8 +38,10 @@ use crate::{
     runtime::{deadlines::How, line::Line},
 };
 
-/// Read at once of a request's body.
+/// Read at once of a request's body, until it is [`FLOWING`].
 const PART: usize = 64 * 1024;
+/// Others of the worker wait while so many bytes are moved at once.
+const TURN: usize = 1024 * 1024;
 /// A part of an answer's body that is not larger is copied beside its head, so that both leave in one piece.
 const COPIED: usize = 4 * 1024;
 /// What is collected for the client leaves when there is as much.
@@ -89,6 +91,7 @@ pub async fn serve(
         reader: Patience::default(),
         write_timeout: if judged { JUDGED_WRITE_TIMEOUT } else { WRITE_TIMEOUT },
         begun: false,
+        turn: 0,
         out: Out::default(),
     };
     if lane.asked.is_with_body() {
@@ -111,6 +114,8 @@ struct Lane<'a, W> {
     write_timeout: Duration,
     /// An attempt was made.
     begun: bool,
+    /// Bytes that may still be moved before others have their turn.
+    turn: usize,
     out: Out,
 }
 
@@ -251,6 +256,7 @@ impl<W: Wire> Lane<'_, W> {
 
     /// Moves what can be moved, both ways.
     fn poll(&mut self, cx: &mut Context<'_>, up: &mut Up, ctx: &mut RequestCtx) -> Poll<Result<()>> {
+        self.turn = TURN;
         loop {
             let moved = self.poll_up(cx, up, ctx)?;
             match self.poll_down(cx, &mut up.attempt, ctx)? {
@@ -269,6 +275,7 @@ impl<W: Wire> Lane<'_, W> {
             if !self.desk.upload.is_empty() {
                 let Poll::Ready(taken) = up.attempt.poll_upload(cx, &self.desk.upload) else { break };
                 self.desk.upload.advance(taken);
+                self.turn = self.turn.saturating_sub(taken);
                 (moved, up.unsent) = (true, true);
                 continue;
             }
@@ -286,6 +293,9 @@ impl<W: Wire> Lane<'_, W> {
             if !up.attempt.wants_body() {
                 self.sender.moved();
                 self.wire.rest();
+                break;
+            }
+            if self.is_over(cx) {
                 break;
             }
             let Poll::Ready(read) = self.poll_body(cx) else { break };
@@ -309,9 +319,17 @@ impl<W: Wire> Lane<'_, W> {
         Ok(moved)
     }
 
+    /// Whether others have their turn now; if so, this one goes on after them.
+    fn is_over(&self, cx: &Context<'_>) -> bool {
+        if self.turn == 0 {
+            cx.waker().wake_by_ref();
+        }
+        self.turn == 0
+    }
+
     /// The next part of the request's body. It is not empty.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.desk.incoming.reserve(PART);
+        self.desk.incoming.reserve(if self.asked.received() < FLOWING { PART } else { LARGEST });
         let read = pin!(self.wire.read_buf(&mut self.desk.incoming)).poll(cx);
         if read.is_pending() {
             self.sender.waits(self.kit, self.wire.descriptor(), How::Read, READ_TIMEOUT);
@@ -346,6 +364,9 @@ impl<W: Wire> Lane<'_, W> {
                     return Ok(Down::Done);
                 }
                 moved = Down::Moved;
+                if self.is_over(cx) {
+                    return Ok(moved);
+                }
             }
             let step = match attempt.poll_answer(cx) {
                 Poll::Ready(step) => step,
@@ -420,12 +441,13 @@ impl<W: Wire> Lane<'_, W> {
                 break;
             }
             let parts = [io::IoSlice::new(answer), io::IoSlice::new(body)];
-            let parts = if body.is_empty() { &parts[..1] } else { &parts[..] };
+            let parts = &parts[usize::from(answer.is_empty())..if body.is_empty() { 1 } else { 2 }];
             let sent = ready!(self.wire.poll_send(cx, parts))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.reader.moved();
+            self.turn = self.turn.saturating_sub(sent);
             let collected = sent.min(answer.len());
             answer.advance(collected);
             if let Some(attempt) = &mut lender {

@@ -4,13 +4,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
 
-use super::attempt::Room;
+use super::attempt::{self, Room};
 use crate::policy::fields::Index;
 
 /// Kept for requests to come. More are at work at once only where clients or backends are slow.
 const MOST: usize = 64;
-/// A larger piece is not kept.
-const LARGEST: usize = 128 * 1024;
+/// A larger piece is kept for as many only as are at work at once on large bodies, mostly.
+const LARGE: usize = 16 * 1024;
+const MOST_LARGE: usize = 8;
+/// A larger piece is not kept at all.
+const LARGEST: usize = 2 * attempt::LARGEST;
 /// Of a head and what comes with it.
 const HEAD: usize = 4096;
 
@@ -50,14 +53,15 @@ impl Memory {
 
     /// Gives it back.
     pub fn put_desk(&self, mut desk: Box<Desk>) {
+        let mut spare = self.lock();
+        let largest = if spare.desks.len() < MOST_LARGE { LARGEST } else { LARGE };
         let Desk { room, incoming, upload, given, answer, .. } = &mut *desk;
         for piece in [&mut room.ahead, &mut room.out, incoming, upload, given, answer] {
             piece.clear();
-            if piece.capacity() > LARGEST {
+            if piece.try_reclaim(largest + 1) {
                 *piece = BytesMut::new();
             }
         }
-        let mut spare = self.lock();
         if spare.desks.len() < MOST {
             spare.desks.push(desk);
         }
