@@ -25,12 +25,13 @@ use super::{
         reject, retry, select, watch,
     },
     answer::{Body, Head},
-    asked::{Asked, Way, request_line},
+    asked::{Asked, Read, Way, request_line},
     attempt::{Attempt, FLOWING, LARGEST, Step, hexadecimal},
     connect, heads,
     memory::Desk,
     patience::Patience,
     session::failed,
+    turn::Turn,
     wire::Wire,
 };
 use crate::{
@@ -40,27 +41,10 @@ use crate::{
 
 /// Read at once of a request's body, until it is [`FLOWING`].
 const PART: usize = 64 * 1024;
-/// Others of the worker wait while so many bytes are moved at once.
-const TURN: usize = 1024 * 1024;
 /// A part of an answer's body that is not larger is copied beside its head, so that both leave in one piece.
 const COPIED: usize = 4 * 1024;
 /// What is collected for the client leaves when there is as much.
 const COLLECTED: usize = 16 * 1024;
-
-/// What the front has read of a request.
-#[derive(Debug)]
-pub struct Read<'a> {
-    /// The head, and what has come of the body.
-    pub bytes: &'a [u8],
-    /// Bytes of the head.
-    pub head: usize,
-    /// Bytes of the body that have not come yet, of a body with a length; 0 of any other.
-    pub left: u64,
-    /// Whether all of it is here.
-    pub whole: bool,
-    /// The connection's last.
-    pub last: bool,
-}
 
 /// Serves a request. Returns what becomes of the client's connection.
 pub async fn serve(
@@ -91,7 +75,7 @@ pub async fn serve(
         reader: Patience::default(),
         write_timeout: if judged { JUDGED_WRITE_TIMEOUT } else { WRITE_TIMEOUT },
         begun: false,
-        turn: 0,
+        turn: Turn::default(),
         out: Out::default(),
     };
     if lane.asked.is_with_body() {
@@ -114,8 +98,7 @@ struct Lane<'a, W> {
     write_timeout: Duration,
     /// An attempt was made.
     begun: bool,
-    /// Bytes that may still be moved before others have their turn.
-    turn: usize,
+    turn: Turn,
     out: Out,
 }
 
@@ -256,16 +239,31 @@ impl<W: Wire> Lane<'_, W> {
 
     /// Moves what can be moved, both ways.
     fn poll(&mut self, cx: &mut Context<'_>, up: &mut Up, ctx: &mut RequestCtx) -> Poll<Result<()>> {
-        self.turn = TURN;
+        self.turn = Turn::begin();
         loop {
             let moved = self.poll_up(cx, up, ctx)?;
             match self.poll_down(cx, &mut up.attempt, ctx)? {
                 Down::Done => return Poll::Ready(Ok(())),
                 Down::Moved => {}
                 Down::Stands if moved => {}
-                Down::Stands => return Poll::Pending,
+                Down::Stands => break,
             }
         }
+        self.poll_gone(cx, &mut up.attempt).map_or(Poll::Pending, |gone| Poll::Ready(Err(gone)))
+    }
+
+    /// Looks whether the client has left. Nothing else is read of it once its request is here.
+    fn poll_gone(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt<Line>) -> Option<Box<Error>> {
+        if !self.asked.is_done() {
+            return None;
+        }
+        let mut nothing = [0; 1];
+        let Poll::Ready(left) = pin!(self.wire.read(&mut nothing)).poll(cx) else { return None };
+        if self.out.leaving {
+            // It may have been ended for taking its answer too slowly; who writes is told.
+            let _ = self.poll_leave(cx, Some(attempt));
+        }
+        Some(gone(left.err(), "before its answer's end"))
     }
 
     /// Towards the backend. Returns whether anything moved.
@@ -275,7 +273,7 @@ impl<W: Wire> Lane<'_, W> {
             if !self.desk.upload.is_empty() {
                 let Poll::Ready(taken) = up.attempt.poll_upload(cx, &self.desk.upload) else { break };
                 self.desk.upload.advance(taken);
-                self.turn = self.turn.saturating_sub(taken);
+                self.turn.spend(taken);
                 (moved, up.unsent) = (true, true);
                 continue;
             }
@@ -295,7 +293,7 @@ impl<W: Wire> Lane<'_, W> {
                 self.wire.rest();
                 break;
             }
-            if self.is_over(cx) {
+            if self.turn.is_over(cx) {
                 break;
             }
             let Poll::Ready(read) = self.poll_body(cx) else { break };
@@ -305,26 +303,7 @@ impl<W: Wire> Lane<'_, W> {
             watch::body_given(&self.asked, data, done, ctx)?;
             moved = true;
         }
-        if self.asked.is_done() {
-            // Nothing more is read of this client but that it leaves.
-            let mut nothing = [0; 1];
-            if let Poll::Ready(left) = pin!(self.wire.read(&mut nothing)).poll(cx) {
-                if self.out.leaving {
-                    // It may have been ended for taking its answer too slowly; who writes is told.
-                    let _ = self.poll_leave(cx, Some(&mut up.attempt));
-                }
-                return Err(gone(left.err(), "before its answer's end"));
-            }
-        }
         Ok(moved)
-    }
-
-    /// Whether others have their turn now; if so, this one goes on after them.
-    fn is_over(&self, cx: &Context<'_>) -> bool {
-        if self.turn == 0 {
-            cx.waker().wake_by_ref();
-        }
-        self.turn == 0
     }
 
     /// The next part of the request's body. It is not empty.
@@ -364,7 +343,7 @@ impl<W: Wire> Lane<'_, W> {
                     return Ok(Down::Done);
                 }
                 moved = Down::Moved;
-                if self.is_over(cx) {
+                if self.turn.is_over(cx) {
                     return Ok(moved);
                 }
             }
@@ -399,8 +378,10 @@ impl<W: Wire> Lane<'_, W> {
 
     /// A part of the answer's body is here.
     fn part(&mut self, attempt: &mut Attempt<Line>, ctx: &RequestCtx) {
-        watch::answer_body(ctx);
-        self.sender.renew(READ_TIMEOUT);
+        if !std::mem::replace(&mut self.turn.renewed, true) {
+            watch::answer_body(ctx);
+            self.sender.renew(READ_TIMEOUT);
+        }
         let answer = &mut self.desk.answer;
         let body = attempt.body();
         if self.out.chunks {
@@ -447,7 +428,7 @@ impl<W: Wire> Lane<'_, W> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.reader.moved();
-            self.turn = self.turn.saturating_sub(sent);
+            self.turn.spend(sent);
             let collected = sent.min(answer.len());
             answer.advance(collected);
             if let Some(attempt) = &mut lender {
@@ -475,6 +456,7 @@ impl<W: Wire> Lane<'_, W> {
         let out = &mut self.desk.answer;
         self.asked.answered = Some(head.status);
         watch::answered(head.status, Version::HTTP_11, ctx);
+        self.turn.renewed = !self.sender.is_waiting();
         if !self.asked.is_done() {
             // The client still sends; what it has yet to send would be taken for the next request.
             self.asked.no_next_request();

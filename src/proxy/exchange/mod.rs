@@ -11,10 +11,11 @@ mod lane;
 mod memory;
 mod patience;
 mod session;
+mod turn;
 mod wire;
 
-pub use asked::Way;
-pub use lane::{Read, serve as serve_plain};
+pub use asked::{Read, Way};
+pub use lane::serve as serve_plain;
 pub use memory::{Desk, Memory};
 pub(super) use session::serve;
 pub use wire::Wire;
