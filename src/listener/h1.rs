@@ -54,6 +54,7 @@ pub(super) async fn serve(
 ) {
     let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
     let kept = Arc::default();
+    let place: &Place = endpoint.place();
     let mut wait = Wait::First;
     let mut left = endpoint.model.limits.requests_per_connection;
     loop {
@@ -62,7 +63,7 @@ pub(super) async fn serve(
             Some(Parsed::Request(head)) => {
                 deadline.disarm();
                 left = left.saturating_sub(1);
-                match request(&post, conn, head, desk.take(), &info, &kept, (endpoint.place(), left == 0)).await {
+                match request(&post, conn, head, desk.take(), &info, &kept, (place, left == 0)).await {
                     Next::Request(again) if left > 0 => conn = again,
                     Next::Request(mut last) => return Box::pin(linger(&post, &mut last)).await,
                     Next::Linger(mut last) => return Box::pin(linger(&post, &mut last)).await,

@@ -4,6 +4,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     hash::{BuildHasherDefault, Hasher},
+    io,
     os::fd::{AsRawFd, RawFd},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -94,8 +95,15 @@ impl Opener {
 /// says for itself (session tickets, new keys) is read and is nothing.
 fn is_quiet(line: &mut Line) -> bool {
     let mut byte = [0; 1];
-    let read = Pin::new(line).poll_read(&mut Context::from_waker(Waker::noop()), &mut ReadBuf::new(&mut byte));
-    read.is_pending()
+    let nothing = |read: io::Result<usize>| read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+    match line {
+        // Mostly, and nobody need be woken by what comes later.
+        Either::Left(Either::Left(tcp)) => nothing(tcp.try_read(&mut byte)),
+        line => {
+            let mut byte = ReadBuf::new(&mut byte);
+            Pin::new(line).poll_read(&mut Context::from_waker(Waker::noop()), &mut byte).is_pending()
+        }
+    }
 }
 
 /// Idle connections of one worker, by what they lead to. Connections of different settings have different keys.

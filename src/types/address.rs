@@ -60,20 +60,18 @@ impl fmt::Display for BackendAddress {
 pub fn write_address(address: IpAddr, out: &mut impl BufMut) {
     match address {
         IpAddr::V4(address) => {
-            // Put together first: writing to `out` costs more than a byte.
-            let mut text = [0; 16];
-            let mut length = 0;
-            for octet in address.octets() {
-                let digits = [octet / 100, octet / 10 % 10, octet % 10];
-                let leading = usize::from(octet < 100) + usize::from(octet < 10);
-                for digit in &digits[leading..] {
-                    text[length] = b'0' + digit;
-                    length += 1;
+            for (place, octet) in address.octets().into_iter().enumerate() {
+                if place > 0 {
+                    out.put_u8(b'.');
                 }
-                text[length] = b'.';
-                length += 1;
+                if octet >= 100 {
+                    out.put_u8(b'0' + octet / 100);
+                }
+                if octet >= 10 {
+                    out.put_u8(b'0' + octet / 10 % 10);
+                }
+                out.put_u8(b'0' + octet % 10);
             }
-            out.put_slice(&text[..length - 1]);
         }
         IpAddr::V6(address) => out.put_slice(address.to_string().as_bytes()),
     }

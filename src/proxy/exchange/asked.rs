@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// As much of a request's body is kept for another attempt; as much as Pingora keeps.
-const RETAINED: usize = 64 * 1024;
+pub(super) const RETAINED: usize = 64 * 1024;
 
 /// What the front has read of a request.
 #[derive(Debug)]
@@ -204,6 +204,13 @@ impl<'a> Asked<'a> {
             given.extend_from_slice(fresh);
         }
         data
+    }
+
+    /// Takes note that so many bytes of the body went to a backend unseen. It can be sent to no other.
+    pub(super) fn take_past(&mut self, bytes: usize, done: bool, given: &mut BytesMut) {
+        self.received += bytes as u64;
+        (self.done, self.truncated) = (done, true);
+        given.clear();
     }
 
     /// As [`Downstream::has_body`].

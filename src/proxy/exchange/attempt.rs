@@ -1,6 +1,9 @@
 //! One request and its answer on one connection to a backend over HTTP/1.1, as two directions that whoever moves the bytes
 //! polls: what is written, what has come. Says exactly how much left, so that it is known what may be repeated.
 
+mod past;
+mod room;
+
 use std::{
     io,
     pin::{Pin, pin},
@@ -16,6 +19,7 @@ use crate::policy::{
     fields::{Index, Raw},
     framing::Border,
 };
+pub(super) use room::room;
 
 /// Read at first; a body that fills it gets [`LARGE`].
 const SMALL: usize = 8 * 1024;
@@ -43,6 +47,8 @@ pub(super) struct Attempt<S> {
     complete: bool,
     /// Of the answer, and not given on yet.
     ahead: BytesMut,
+    /// It is the worker's; see [`Attempt::poll_room`].
+    roomy: bool,
     /// Any byte of an answer has come.
     answered: bool,
     /// All the room was filled at the last reading: there is more, most likely.
@@ -123,6 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             stalled: false,
             complete,
             ahead,
+            roomy: false,
             answered: false,
             filled: false,
             lost: false,

@@ -1,6 +1,9 @@
 //! The lane: a plain request of an HTTP/1.1 client, from the bytes that the front has read to the bytes that it writes. The same
 //! phases as on Pingora's path, in the same order; nothing of it takes memory but what a worker keeps.
 
+mod body;
+mod past;
+
 use std::{
     future::{Future as _, poll_fn},
     io,
@@ -26,7 +29,7 @@ use super::{
     },
     answer::{Body, Head},
     asked::{Asked, Read, Way, request_line},
-    attempt::{Attempt, FLOWING, LARGEST, Step, hexadecimal},
+    attempt::{Attempt, Step, hexadecimal},
     connect, heads,
     memory::Desk,
     patience::Patience,
@@ -39,8 +42,6 @@ use crate::{
     runtime::{deadlines::How, line::Line},
 };
 
-/// Read at once of a request's body, until it is [`FLOWING`].
-const PART: usize = 64 * 1024;
 /// A part of an answer's body that is not larger is copied beside its head, so that both leave in one piece.
 const COPIED: usize = 4 * 1024;
 /// What is collected for the client leaves when there is as much.
@@ -232,7 +233,8 @@ impl<W: Wire> Lane<'_, W> {
             watch::body_given(&self.asked, self.desk.upload.len(), done, ctx)?;
         }
         let exchanged = poll_fn(|cx| self.poll(cx, &mut up, ctx)).await;
-        let (room, again) = up.attempt.finish();
+        let (mut room, again) = up.attempt.finish();
+        self.kit.memory().put_room(std::mem::take(&mut room.ahead));
         self.desk.room = room;
         exchanged.map(|()| again)
     }
@@ -244,9 +246,9 @@ impl<W: Wire> Lane<'_, W> {
             let moved = self.poll_up(cx, up, ctx)?;
             match self.poll_down(cx, &mut up.attempt, ctx)? {
                 Down::Done => return Poll::Ready(Ok(())),
-                Down::Moved => {}
-                Down::Stands if moved => {}
-                Down::Stands => break,
+                Down::Stands if !moved => break,
+                Down::Moved | Down::Stands if self.turn.is_over(cx) => break,
+                Down::Moved | Down::Stands => {}
             }
         }
         self.poll_gone(cx, &mut up.attempt).map_or(Poll::Pending, |gone| Poll::Ready(Err(gone)))
@@ -277,6 +279,14 @@ impl<W: Wire> Lane<'_, W> {
                 (moved, up.unsent) = (true, true);
                 continue;
             }
+            match self.poll_body_pour(cx, &mut up.attempt) {
+                Poll::Pending => break,
+                Poll::Ready(true) => {
+                    moved = true;
+                    continue;
+                }
+                Poll::Ready(false) => {}
+            }
             if up.unsent {
                 if up.attempt.poll_flush(cx).is_pending() {
                     break;
@@ -296,6 +306,11 @@ impl<W: Wire> Lane<'_, W> {
             if self.turn.is_over(cx) {
                 break;
             }
+            if self.body_goes_past(&up.attempt) {
+                let Poll::Ready(taken) = self.poll_body_past(cx) else { break };
+                watch::body_given(&self.asked, taken?, self.asked.is_done(), ctx)?;
+                continue;
+            }
             let Poll::Ready(read) = self.poll_body(cx) else { break };
             read?;
             let done = self.wire.is_at_border();
@@ -304,32 +319,6 @@ impl<W: Wire> Lane<'_, W> {
             moved = true;
         }
         Ok(moved)
-    }
-
-    /// The next part of the request's body. It is not empty.
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.desk.incoming.reserve(if self.asked.received() < FLOWING { PART } else { LARGEST });
-        let read = pin!(self.wire.read_buf(&mut self.desk.incoming)).poll(cx);
-        if read.is_pending() {
-            self.sender.waits(self.kit, self.wire.descriptor(), How::Read, READ_TIMEOUT);
-            return Poll::Pending;
-        }
-        let late = self.sender.moved();
-        match ready!(read) {
-            Ok(1..) => Poll::Ready(Ok(())),
-            Ok(0) | Err(_) if late => {
-                Poll::Ready(Err(Error::explain(ErrorType::ReadTimedout, "within the request's body").into_down()))
-            }
-            ended => Poll::Ready(Err(gone(ended.err(), "within its request's body"))),
-        }
-    }
-
-    /// Gives what was read of the body on; `done`: it was the last of it. Returns how much data there was.
-    fn take_in(&mut self, done: bool) -> usize {
-        let Desk { incoming, upload, given, .. } = &mut *self.desk;
-        let data = self.asked.take_in(incoming, done, upload, given);
-        incoming.clear();
-        data
     }
 
     /// Towards the client.
@@ -347,7 +336,12 @@ impl<W: Wire> Lane<'_, W> {
                     return Ok(moved);
                 }
             }
-            let step = match attempt.poll_answer(cx) {
+            if self.goes_past(attempt) {
+                let Poll::Ready(came) = self.poll_past(cx, attempt, ctx) else { return Ok(moved) };
+                came.map_err(|failure| failed(attempt, failure))?;
+                continue;
+            }
+            let step = match self.poll_step(cx, attempt) {
                 Poll::Ready(step) => step,
                 Poll::Pending if self.desk.answer.is_empty() => return Ok(moved),
                 Poll::Pending => {
@@ -378,17 +372,13 @@ impl<W: Wire> Lane<'_, W> {
 
     /// A part of the answer's body is here.
     fn part(&mut self, attempt: &mut Attempt<Line>, ctx: &RequestCtx) {
-        if !std::mem::replace(&mut self.turn.renewed, true) {
-            watch::answer_body(ctx);
-            self.sender.renew(READ_TIMEOUT);
-        }
+        self.part_came(attempt, ctx);
         let answer = &mut self.desk.answer;
         let body = attempt.body();
         if self.out.chunks {
             hexadecimal(body.len(), answer);
             answer.put_slice(b"\r\n");
         }
-        self.asked.sent = attempt.data();
         if body.len() > COPIED {
             (self.out.lent, self.out.leaving) = (true, true);
             return;
@@ -399,6 +389,14 @@ impl<W: Wire> Lane<'_, W> {
         }
         attempt.taken(body.len());
         self.out.leaving = answer.len() >= COLLECTED;
+    }
+
+    fn part_came(&mut self, attempt: &Attempt<Line>, ctx: &RequestCtx) {
+        self.asked.sent = attempt.data();
+        if !std::mem::replace(&mut self.turn.renewed, true) {
+            watch::answer_body(ctx);
+            self.sender.renew(READ_TIMEOUT);
+        }
     }
 
     /// Writes what was collected, and what is lent.
@@ -435,6 +433,7 @@ impl<W: Wire> Lane<'_, W> {
                 attempt.taken(sent - collected);
             }
         }
+        ready!(self.poll_pour(cx))?;
         if std::mem::take(&mut self.out.lent) && self.out.chunks {
             self.desk.answer.put_slice(b"\r\n");
         }
