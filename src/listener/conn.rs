@@ -4,6 +4,8 @@
 //! body leave in one system call; what is collected leaves at a flush, or when the proxy turns back to reading.
 //! An idle connection owns no buffer.
 
+mod identity;
+
 use std::{
     io,
     os::fd::RawFd,
@@ -12,22 +14,21 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
-use pingora_core::{
-    listeners::ALPN,
-    protocols::{
-        GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
-        UniqueIDType, raw_connect::ProxyDigest,
-    },
-};
+use pingora_core::protocols::raw_connect::ProxyDigest;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::pace::{Pace, Pacing};
 pub(super) use super::transport::{Socket, Transport};
+use super::{
+    pace::{Pace, Pacing},
+    socket,
+};
 use crate::{
     policy::framing::{Border, Taken},
-    proxy::{Afterwards, ConnInfo, exchange::Wire},
+    proxy::{
+        Afterwards, ConnInfo,
+        exchange::{Pipe, Wire},
+    },
     types::Reason,
 };
 
@@ -57,6 +58,8 @@ pub(super) struct Conn {
     reader: Option<Box<Pace>>,
     /// The client may wait to be asked for its body.
     expects: bool,
+    /// The system may hold more of its answers than of others'; see [`socket::MOST_UNSENT`].
+    flowing: bool,
 }
 
 /// Where a connection goes that Pingora drops too early: after an answer of our own in place of a backend's it is good
@@ -117,6 +120,7 @@ impl Conn {
             sender: None,
             reader: None,
             expects: false,
+            flowing: false,
         }
     }
 
@@ -157,6 +161,11 @@ impl Conn {
         self.expects = expects;
         self.sender = None;
         self.reader = None;
+        if std::mem::take(&mut self.flowing)
+            && let Transport::Plain(Socket::Tcp(tcp)) = &self.transport
+        {
+            socket::keep_unsent(tcp, socket::UNSENT);
+        }
     }
 
     /// Whether the last request was read to its end, so that the next may begin.
@@ -391,6 +400,48 @@ impl Wire for Conn {
         sent
     }
 
+    fn unseen(&self) -> u64 {
+        match self.border {
+            Border::Counted(left) if self.ahead.is_empty() && self.takes_pipes() => left,
+            _ => 0,
+        }
+    }
+
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let (Border::Counted(left), Transport::Plain(Socket::Tcp(tcp))) = (&mut self.border, &self.transport) else {
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+        };
+        let taken = pipe.poll_fill(cx, tcp, *left);
+        match &taken {
+            Poll::Pending => self.note_awaited(),
+            Poll::Ready(Ok(taken @ 1..)) => {
+                *left = left.saturating_sub(*taken as u64);
+                self.note_received(*taken);
+            }
+            Poll::Ready(ended) => {
+                self.closed |= ended.is_ok();
+                self.note_ended();
+            }
+        }
+        taken
+    }
+
+    fn takes_pipes(&self) -> bool {
+        matches!(self.transport, Transport::Plain(Socket::Tcp(_)))
+    }
+
+    fn poll_pour(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let Transport::Plain(Socket::Tcp(tcp)) = &self.transport else {
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+        };
+        if !std::mem::replace(&mut self.flowing, true) {
+            socket::keep_unsent(tcp, socket::MOST_UNSENT);
+        }
+        let sent = pipe.poll_pour(cx, tcp);
+        self.note_sent(&sent);
+        sent
+    }
+
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let sent = Pin::new(&mut self.transport).poll_flush(cx);
         // However much it was: TLS takes a part whole, and it is here that its client is waited for.
@@ -421,44 +472,3 @@ impl Wire for Conn {
         self.fd()
     }
 }
-
-#[async_trait]
-impl Shutdown for Conn {
-    async fn shutdown(&mut self) {
-        if let Err(error) = tokio::io::AsyncWriteExt::shutdown(self).await {
-            log::debug!("closing a client's connection: {error}");
-        }
-    }
-}
-
-impl UniqueID for Conn {
-    fn id(&self) -> UniqueIDType {
-        self.fd()
-    }
-}
-
-impl Ssl for Conn {
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.h2.then_some(ALPN::H2)
-    }
-}
-
-impl GetTimingDigest for Conn {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        Vec::new()
-    }
-}
-
-impl GetProxyDigest for Conn {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.digest.clone()
-    }
-}
-
-impl GetSocketDigest for Conn {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        None
-    }
-}
-
-impl Peek for Conn {}

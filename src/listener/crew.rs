@@ -98,27 +98,32 @@ impl Member {
 
 /// Whether workers accept, or only finish what they have.
 #[derive(Clone)]
-pub struct Draining(watch::Receiver<bool>);
+pub struct Draining {
+    switch: watch::Receiver<bool>,
+    seen: bool,
+}
 
 impl Draining {
     /// A switch and what follows it.
     pub fn switch() -> (watch::Sender<bool>, Self) {
         let (sender, receiver) = watch::channel(false);
-        (sender, Self(receiver))
+        (sender, Self { switch: receiver, seen: false })
     }
 
     /// Whether the drain has begun.
     pub fn begun(&self) -> bool {
-        *self.0.borrow()
+        // Its value is behind a lock, whose count all workers would write for every request; its version is not.
+        self.seen || self.switch.has_changed().unwrap_or_else(|_| *self.switch.borrow())
     }
 
     /// Waits until the drain begins.
     pub async fn begin(&mut self) {
         // The sender lives as long as the process; were it gone, there would be nobody left to serve for.
-        let _ = self.0.wait_for(|draining| *draining).await;
+        let _ = self.switch.wait_for(|draining| *draining).await;
+        self.seen = true;
     }
 
     pub(super) fn watch(&self) -> &watch::Receiver<bool> {
-        &self.0
+        &self.switch
     }
 }

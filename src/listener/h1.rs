@@ -25,6 +25,7 @@ use super::{
     conn::{Conn, Kept},
     front::{self, Head, Parsed, Refused},
     h2,
+    listening::Place,
     worker::{FIRST_REQUEST_GRACE, NEXT_REQUEST_GRACE, Post},
 };
 use crate::{
@@ -53,6 +54,7 @@ pub(super) async fn serve(
 ) {
     let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
     let kept = Arc::default();
+    let place: &Place = endpoint.place();
     let mut wait = Wait::First;
     let mut left = endpoint.model.limits.requests_per_connection;
     loop {
@@ -61,8 +63,7 @@ pub(super) async fn serve(
             Some(Parsed::Request(head)) => {
                 deadline.disarm();
                 left = left.saturating_sub(1);
-                let last = if left == 0 { &post.last } else { endpoint.place().last(&post.draining) };
-                match request(&post, conn, head, desk.take(), &info, &kept, last).await {
+                match request(&post, conn, head, desk.take(), &info, &kept, (place, left == 0)).await {
                     Next::Request(again) if left > 0 => conn = again,
                     Next::Request(mut last) => return Box::pin(linger(&post, &mut last)).await,
                     Next::Linger(mut last) => return Box::pin(linger(&post, &mut last)).await,
@@ -171,7 +172,7 @@ fn request<'a>(
     desk: Option<Box<Desk>>,
     info: &'a Arc<ConnInfo>,
     kept: &'a Slot,
-    last: &'a watch::Receiver<bool>,
+    (place, last): (&'a Place, bool),
 ) -> Pin<Box<dyn Future<Output = Next> + Send + 'a>> {
     info.begin_request();
     conn.begin(head.border, head.expects);
@@ -181,12 +182,13 @@ fn request<'a>(
     if let Some(desk) = desk {
         let bytes = conn.ahead().get(..head.head).unwrap_or_default();
         if let Some(way) = Way::find(&start.current, info, bytes, &desk.asked, seed) {
-            let last = *last.borrow();
+            let last = last || place.is_last(&post.draining);
             return Box::pin(lane(post, conn, head, desk, start, way, last));
         }
         post.kit.memory().put_desk(desk);
     }
     let current = start.current.clone();
+    let last = if last { &post.last } else { place.last(&post.draining) };
     Box::pin(async move {
         let returned = exchange(&current, conn, head, start, last).await;
         afterwards(post, returned, info, kept)

@@ -107,6 +107,11 @@ impl Place {
         self.follow.clone()
     }
 
+    /// Whether this is the last request of a connection.
+    pub(super) fn is_last(&self, draining: &Draining) -> bool {
+        self.is_gone() || draining.begun()
+    }
+
     /// What tells Pingora whether this is the last request of a connection.
     pub(super) fn last<'a>(&'a self, draining: &'a Draining) -> &'a watch::Receiver<bool> {
         if self.is_gone() { self.follow.watch() } else { draining.watch() }

@@ -22,7 +22,9 @@ const UNIX_MODE: u32 = 0o666;
 const PRIVATE_MODE: u32 = 0o660;
 /// Bytes of answers that the system holds for one connection before the network has asked for them. Without a bound that is up
 /// to `net.ipv4.tcp_wmem`, usually 4 MiB, for a client that takes nothing; and who is that slow is seen only when no more fits.
-const UNSENT: u32 = 128 * 1024;
+pub(super) const UNSENT: u32 = 256 * 1024;
+/// The same of a large answer whose client has taken the beginning of it well: each time there is room again costs a wake-up.
+pub(super) const MOST_UNSENT: u32 = 1024 * 1024;
 
 /// A socket that accepts.
 #[derive(Debug)]
@@ -142,6 +144,13 @@ fn bequeath(socket: &socket2::Socket) -> io::Result<()> {
     // A reply must not wait for the acknowledgement of the one before.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(UNSENT)
+}
+
+/// Changes how much the system holds for a connection; see [`UNSENT`].
+pub(super) fn keep_unsent(stream: &tokio::net::TcpStream, bytes: u32) {
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_notsent_lowat(bytes) {
+        log::debug!("TCP_NOTSENT_LOWAT: {error}");
+    }
 }
 
 fn bind_unix(path: &Path, mode: u32) -> io::Result<socket2::Socket> {

@@ -43,9 +43,16 @@ pub fn is_uri_path(path: &str) -> bool {
 
 /// Path and query (with its `?`) of a request's target: origin form, absolute form or `*`. A fragment is no part of it.
 pub fn split_target<'a>(method: &Method, target: &'a str) -> (&'a str, &'a str) {
+    if target.starts_with('/') {
+        // Nearly always.
+        let (path, rest) =
+            target.split_at(target.bytes().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(target.len()));
+        let query = if rest.starts_with('?') { rest.split('#').next().unwrap_or_default() } else { "" };
+        return (path, query);
+    }
     let target = target.split_once('#').map_or(target, |(target, _)| target);
     let local = match target.split_once("://") {
-        Some((_, rest)) if !target.starts_with(['/', '?']) => {
+        Some((_, rest)) if !target.starts_with('?') => {
             rest.find(['/', '?']).and_then(|at| rest.get(at..)).unwrap_or_default()
         }
         _ => return target.split_at(target.find('?').unwrap_or(target.len())),

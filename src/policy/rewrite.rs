@@ -160,10 +160,13 @@ fn value(text: Bytes) -> HeaderValue {
 /// What the operator's edits do after all else.
 impl HeaderEdits {
     /// Whether fields of this name go, whoever said them.
+    #[inline]
     pub fn replaces(&self, name: &[u8]) -> bool {
-        if self.remove.is_empty() && self.set.is_empty() {
-            return false;
-        }
+        // Mostly there are none, and every field is asked of.
+        !(self.remove.is_empty() && self.set.is_empty()) && self.edits(name)
+    }
+
+    fn edits(&self, name: &[u8]) -> bool {
         let is = |edited: &HeaderName| name.eq_ignore_ascii_case(edited.as_str().as_bytes());
         self.remove.iter().any(is) || self.set.iter().any(|(edited, _)| is(edited))
     }

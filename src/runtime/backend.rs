@@ -306,12 +306,21 @@ impl BackendState {
         Some(peer)
     }
 
-    /// Where an own connection leads, and a number that only connections have which are made alike to the same address.
+    /// Where an own connection leads, and its [`BackendState::connection_key`].
     pub fn connection(&self) -> Option<(Arc<Target>, u64)> {
         let target = self.target.load_full()?;
-        // Both are hashes.
-        let key = target.hash ^ self.peer.group_key.rotate_left(32);
+        let key = self.key_to(&target);
         Some((target, key))
+    }
+
+    /// A number that only own connections have which are made alike to the same address; `None` while there is no address.
+    pub fn connection_key(&self) -> Option<u64> {
+        self.target.load().as_deref().map(|target| self.key_to(target))
+    }
+
+    fn key_to(&self, target: &Target) -> u64 {
+        // Both are hashes.
+        target.hash ^ self.peer.group_key.rotate_left(32)
     }
 
     /// Of what use connections to `target` are, which was this backend's address.

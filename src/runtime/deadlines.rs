@@ -188,8 +188,8 @@ impl Deadlines {
 
     /// Rounded up: what passes early is taken for something else by those who ask the clock why.
     fn due(&self, now: Instant, after: Duration) -> u64 {
-        let nanos = now.saturating_duration_since(self.start).saturating_add(after).as_nanos();
-        u64::try_from(nanos.div_ceil(1_000_000)).unwrap_or(u64::MAX)
+        let at = now.saturating_duration_since(self.start).saturating_add(after);
+        at.as_secs().saturating_mul(1000).saturating_add(u64::from(at.subsec_nanos().div_ceil(1_000_000)))
     }
 
     fn millis(&self, at: Instant) -> u64 {

@@ -2,8 +2,9 @@
 //! opened; and those of a worker that wait for their next request.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     hash::{BuildHasherDefault, Hasher},
+    io,
     os::fd::{AsRawFd, RawFd},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -94,8 +95,15 @@ impl Opener {
 /// says for itself (session tickets, new keys) is read and is nothing.
 fn is_quiet(line: &mut Line) -> bool {
     let mut byte = [0; 1];
-    let read = Pin::new(line).poll_read(&mut Context::from_waker(Waker::noop()), &mut ReadBuf::new(&mut byte));
-    read.is_pending()
+    let nothing = |read: io::Result<usize>| read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+    match line {
+        // Mostly, and nobody need be woken by what comes later.
+        Either::Left(Either::Left(tcp)) => nothing(tcp.try_read(&mut byte)),
+        line => {
+            let mut byte = ReadBuf::new(&mut byte);
+            Pin::new(line).poll_read(&mut Context::from_waker(Waker::noop()), &mut byte).is_pending()
+        }
+    }
 }
 
 /// Idle connections of one worker, by what they lead to. Connections of different settings have different keys.
@@ -164,16 +172,22 @@ impl Pool {
         None
     }
 
-    /// Keeps a connection for at most `patience`, and while `anchor` holds. Where there are too many, the one that waits
+    /// Keeps a connection for at most `patience`, and while `anchor` holds, which is asked for the first one. Where there are too many, the one that waits
     /// longest is closed.
-    pub fn put(&self, key: u64, line: Line, now: Instant, patience: Duration, anchor: impl FnOnce() -> Anchor) {
+    pub fn put(&self, key: u64, line: Line, now: Instant, patience: Duration, anchor: impl FnOnce() -> Option<Anchor>) {
         // What TLS has taken of an upload, and the backend has not, would wait for the next request.
         let behind = matches!(&line, Either::Right(stream) if stream.get_ref().1.wants_write());
         if behind || self.most == 0 || patience.is_zero() {
             return;
         }
         let mut idle = self.lock();
-        let shelf = idle.by_key.entry(key).or_insert_with(|| Shelf { anchor: anchor(), lines: Vec::new() });
+        let shelf = match idle.by_key.entry(key) {
+            Entry::Occupied(shelf) => shelf.into_mut(),
+            Entry::Vacant(room) => {
+                let Some(anchor) = anchor() else { return };
+                room.insert(Shelf { anchor, lines: Vec::new() })
+            }
+        };
         if shelf.lines.len() >= self.most {
             shelf.lines.remove(0);
         }
@@ -240,8 +254,8 @@ mod tests {
         home
     }
 
-    fn anchor(home: &Upstream) -> impl Fn() -> Anchor + Copy {
-        move || home.backends()[0].anchor(home.backends()[0].target().expect("an address"))
+    fn anchor(home: &Upstream) -> impl Fn() -> Option<Anchor> + Copy {
+        move || Some(home.backends()[0].anchor(home.backends()[0].target().expect("an address")))
     }
 
     async fn pair() -> (Line, TcpStream) {

@@ -104,6 +104,12 @@ pub(crate) fn date(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
+/// What is before a text in JSON.
+macro_rules! key {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":\"")
+    };
+}
 /// Appends one JSON object and a line feed. All keys are always there, in this order; `time` is RFC 3339 in UTC with
 /// milliseconds, `duration` is in seconds.
 pub fn write_json(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<u8>) {
@@ -117,24 +123,24 @@ pub fn write_json(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<u8>)
     out.extend_from_slice(b"\",\"peer\":\"");
     push_client(record.peer.map(|peer| peer.to_canonical()), out);
     out.push(b'"');
-    push_json_field("method", record.method, out);
-    push_json_field("host", record.host, out);
-    push_json_field("path", record.path, out);
-    push_json_field("protocol", record.protocol.as_bytes(), out);
-    push_json_number("status", u64::from(record.status), out);
-    push_json_number("bytes", record.bytes_sent, out);
-    push_json_number("bytes_received", record.bytes_received, out);
-    push_json_number("duration", record.duration.as_secs(), out);
+    push_json_field(key!("method"), record.method, out);
+    push_json_field(key!("host"), record.host, out);
+    push_json_field(key!("path"), record.path, out);
+    push_json_word(key!("protocol"), record.protocol.as_bytes(), out);
+    push_json_number(b",\"status\":", u64::from(record.status), out);
+    push_json_number(b",\"bytes\":", record.bytes_sent, out);
+    push_json_number(b",\"bytes_received\":", record.bytes_received, out);
+    push_json_number(b",\"duration\":", record.duration.as_secs(), out);
     out.push(b'.');
     push_padded(u64::from(record.duration.subsec_micros()), 6, out);
-    push_json_field("upstream", record.upstream.as_bytes(), out);
-    push_json_field("backend", record.backend.as_bytes(), out);
-    push_json_number("attempts", u64::from(record.attempts), out);
-    push_json_field("reason", record.reason.as_str().as_bytes(), out);
-    push_json_field("tls_version", record.tls_version.as_bytes(), out);
-    push_json_field("request_id", record.request_id, out);
-    push_json_field("referer", record.referer, out);
-    push_json_field("user_agent", record.user_agent, out);
+    push_json_field(key!("upstream"), record.upstream.as_bytes(), out);
+    push_json_field(key!("backend"), record.backend.as_bytes(), out);
+    push_json_number(b",\"attempts\":", u64::from(record.attempts), out);
+    push_json_word(key!("reason"), record.reason.as_str().as_bytes(), out);
+    push_json_word(key!("tls_version"), record.tls_version.as_bytes(), out);
+    push_json_field(key!("request_id"), record.request_id, out);
+    push_json_field(key!("referer"), record.referer, out);
+    push_json_field(key!("user_agent"), record.user_agent, out);
     out.extend_from_slice(b"}\n");
 }
 
@@ -182,6 +188,10 @@ fn push_client(client: Option<IpAddr>, out: &mut Vec<u8>) {
 
 /// A number with at least `width` digits, up to 20.
 fn push_padded(mut number: u64, width: usize, out: &mut Vec<u8>) {
+    if number < 10 && width <= 1 {
+        out.push(b'0' + number as u8);
+        return;
+    }
     let mut digits = [b'0'; 20];
     let mut used = 0;
     for digit in digits.iter_mut().rev() {
@@ -195,35 +205,52 @@ fn push_padded(mut number: u64, width: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(digits.get(digits.len() - used.max(width).min(digits.len())..).unwrap_or_default());
 }
 
-#[inline(always)]
-fn push_json_key(key: &str, out: &mut Vec<u8>) {
-    out.reserve(key.len() + 4);
-    out.extend_from_slice(b",\"");
-    out.extend_from_slice(key.as_bytes());
-    out.extend_from_slice(b"\":");
-}
-
-fn push_json_number(key: &str, number: u64, out: &mut Vec<u8>) {
-    push_json_key(key, out);
+fn push_json_number(key: &[u8], number: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(key);
     push_padded(number, 1, out);
 }
 
-fn push_json_field(key: &str, text: &[u8], out: &mut Vec<u8>) {
-    push_json_key(key, out);
-    if text.is_empty() {
+/// A text of ours, in which nothing needs to be escaped. `key` ends with the quote before it.
+fn push_json_word(key: &str, text: &[u8], out: &mut Vec<u8>) {
+    let key = key.as_bytes();
+    out.reserve(key.len() + text.len() + 4);
+    if let ([bare @ .., _], []) = (key, text) {
+        out.extend_from_slice(bare);
         out.extend_from_slice(b"null");
         return;
     }
+    out.extend_from_slice(key);
+    out.extend_from_slice(text);
     out.push(b'"');
-    // Without a branch per byte, so that it is done many bytes at a time.
-    let odd =
-        |byte: u8| u8::from(byte < b' ') | u8::from(byte > b'~') | u8::from(byte == b'"') | u8::from(byte == b'\\');
-    if text.iter().fold(0, |found, byte| found | odd(*byte)) == 0 {
-        out.extend_from_slice(text);
+}
+
+/// As [`push_json_word`], of any text.
+fn push_json_field(key: &str, text: &[u8], out: &mut Vec<u8>) {
+    if is_plain(text) {
+        push_json_word(key, text, out);
     } else {
+        out.extend_from_slice(key.as_bytes());
         push_json_escaped(text, out);
+        out.push(b'"');
     }
-    out.push(b'"');
+}
+
+/// Whether there is nothing to escape.
+fn is_plain(text: &[u8]) -> bool {
+    const PLAIN: [bool; 256] = {
+        let mut plain = [false; 256];
+        let mut byte = b' ' as usize;
+        while byte <= b'~' as usize {
+            plain[byte] = byte != b'"' as usize && byte != b'\\' as usize;
+            byte += 1;
+        }
+        plain
+    };
+    let (long, rest) = text.as_chunks::<16>();
+    // Without a branch per byte, so that it is done many bytes at a time.
+    let odd = |byte: u8| !(b' '..=b'~').contains(&byte) | (byte == b'"') | (byte == b'\\');
+    long.iter().all(|part| !part.iter().fold(false, |found, byte| found | odd(*byte)))
+        && rest.iter().all(|byte| PLAIN[usize::from(*byte)])
 }
 
 /// Escapes what JSON must (RFC 8259 §7), the other control characters and the line separators of Unicode; what is not

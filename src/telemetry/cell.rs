@@ -2,7 +2,11 @@
 //! every worker writes.
 
 use std::{
-    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -56,26 +60,34 @@ impl Gauge {
 
 /// One value per worker, each on its own cache lines.
 #[derive(Debug)]
-pub(crate) struct PerWorker<T>(Box<[Padded<T>]>);
+pub(crate) struct PerWorker<T>(Box<[Arc<Padded<T>>]>);
 
+/// A value of one worker. Its handles are counted beside it, so that counting them touches no other worker's memory either.
 #[derive(Debug, Default)]
 #[repr(align(128))] // two lines: prefetchers fetch in pairs
-struct Padded<T>(T);
+pub(crate) struct Padded<T>(T);
+
+impl<T> Deref for Padded<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
 
 impl<T: Default> PerWorker<T> {
     pub(crate) fn new(workers: usize) -> Self {
-        Self((0..workers.max(1)).map(|_| Padded::default()).collect())
+        Self((0..workers.max(1)).map(|_| Arc::default()).collect())
     }
 
     /// The value of `worker`, counted round.
-    pub(crate) fn of(&self, worker: usize) -> &T {
+    pub(crate) fn of(&self, worker: usize) -> &Arc<Padded<T>> {
         let Self(values) = self;
-        let Padded(value) = &values[worker % values.len()]; // never empty
-        value
+        &values[worker % values.len()] // never empty
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.0.iter().map(|Padded(value)| value)
+        self.0.iter().map(|value| &***value)
     }
 }
 

@@ -73,6 +73,89 @@ async fn large_bodies_pass_both_ways() {
     assert_eq!(client.get("/").await.text(), "b");
 }
 
+/// A body in which no part is like another.
+fn numbered(size: usize) -> Vec<u8> {
+    (0..size.div_ceil(8)).flat_map(|n| (n as u64).to_le_bytes()).take(size).collect()
+}
+
+/// Sends back what it gets; to `/half` only half of it.
+async fn mirrors(mut peer: Peer) {
+    while let Some(request) = peer.request_head().await {
+        let size = request.field("content-length").map_or(0, |size| size.parse().expect("a number"));
+        let body = peer.wire.take(size).await.expect("a body");
+        peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await;
+        if request.target() == "/half" {
+            peer.send(&body[..size / 2]).await;
+            return;
+        }
+        peer.send(&body).await;
+    }
+}
+
+/// From some size on they go past the proxy's memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_of_all_sizes_come_as_they_were_sent_and_nothing_else_with_them() {
+    let origin = Origin::script("a", mirrors).await;
+    let proxy = Proxy::before(&[&origin]).await;
+    let mut client = proxy.client().await;
+    for size in [1, 4 << 10, (64 << 10) + 7, 200 << 10, 640 << 10, (1 << 20) + 1, 5 << 20] {
+        let body = numbered(size);
+        // The next request is on its way before the body has left.
+        let mut sent = format!("PUT /it HTTP/1.1\r\nHost: a.test\r\nContent-Length: {size}\r\n\r\n").into_bytes();
+        sent.extend_from_slice(&body);
+        sent.extend_from_slice(b"PUT /next HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\n\r\nafter");
+        let (reader, mut writer) = tokio::io::split(client.wire.into_parts().0);
+        let sending = async move {
+            writer.write_all(&sent).await.expect("send");
+            writer
+        };
+        let mut wire = crate::support::http1::Wire::new(tokio::io::join(reader, tokio::io::sink()));
+        let receiving = async {
+            let head = wire.head().await.expect("an answer").expect("an answer");
+            assert_eq!((head.status(), head.field("content-length")), (200, Some(&*size.to_string())));
+            assert!(wire.take(size).await.expect("a body") == body, "another body of {size} bytes");
+            wire.head().await.expect("an answer").expect("an answer");
+            assert_eq!(wire.take(5).await.expect("a body"), b"after");
+        };
+        within("both ways", async { tokio::join!(sending, receiving) }).await;
+        client = proxy.client().await;
+    }
+}
+
+/// What has not left of a body that broke off must not come to the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_body_that_breaks_off_leaves_nothing_behind() {
+    let origin = Origin::script("a", mirrors).await;
+    let proxy = Config::before(&[&origin], "threads: 1").start().await;
+    let body = numbered(4 << 20);
+    let put = |path: &str| format!("PUT {path} HTTP/1.1\r\nHost: a.test\r\nContent-Length: {}\r\n\r\n", body.len());
+    for round in 0..4 {
+        // By the origin, in the answer.
+        let mut client = proxy.client().await;
+        client.send(put("/half")).await;
+        client.send(&body).await;
+        let answer = within("the end", client.closed()).await;
+        let at = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+        assert!(answer[at..] == body[..body.len() / 2], "{} bytes of half the body", answer.len() - at);
+        // By the client, in its request and in the answer.
+        let mut client = proxy.client().await;
+        client.send(put("/cut")).await;
+        client.send(&body[..body.len() / 2]).await;
+        drop(client);
+        let mut client = proxy.client().await;
+        client.send(put("/left")).await;
+        client.send(&body).await;
+        client.wire.take(1 << 20).await.expect("the beginning");
+        drop(client);
+        let mut client = proxy.client().await;
+        client.send(put("/whole")).await;
+        client.send(&body).await;
+        assert_eq!(client.response_head().await.status(), 200);
+        let whole = within("the body", client.wire.take(body.len())).await.expect("a body");
+        assert!(whole == body, "another body in round {round}");
+    }
+}
+
 /// Pingora looks at its client only when the origin has answered, where the upload's last part filled its queue.
 #[tokio::test]
 async fn an_origin_is_left_when_its_client_leaves_after_a_long_upload() {

@@ -25,7 +25,22 @@ use crate::{
 };
 
 /// As much of a request's body is kept for another attempt; as much as Pingora keeps.
-const RETAINED: usize = 64 * 1024;
+pub(super) const RETAINED: usize = 64 * 1024;
+
+/// What the front has read of a request.
+#[derive(Debug)]
+pub struct Read<'a> {
+    /// The head, and what has come of the body.
+    pub bytes: &'a [u8],
+    /// Bytes of the head.
+    pub head: usize,
+    /// Bytes of the body that have not come yet, of a body with a length; 0 of any other.
+    pub left: u64,
+    /// Whether all of it is here.
+    pub whole: bool,
+    /// The connection's last.
+    pub last: bool,
+}
 
 /// What the front has read of a request.
 #[derive(Debug)]
@@ -258,6 +273,13 @@ impl<'a> Asked<'a> {
             given.extend_from_slice(fresh);
         }
         data
+    }
+
+    /// Takes note that so many bytes of the body went to a backend unseen. It can be sent to no other.
+    pub(super) fn take_past(&mut self, bytes: usize, done: bool, given: &mut BytesMut) {
+        self.received += bytes as u64;
+        (self.done, self.truncated) = (done, true);
+        given.clear();
     }
 
     /// As [`Downstream::has_body`].

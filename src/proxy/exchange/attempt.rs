@@ -5,6 +5,9 @@
 //! on nothing has a border: after [`Attempt::switch`] the attempt is a [`Side`], of which bytes are taken, the first of them those
 //! that came behind the head, and to which others are given. Any other answer is one as ever.
 
+mod past;
+mod room;
+
 use std::{
     io,
     pin::{Pin, pin},
@@ -23,11 +26,16 @@ use crate::policy::{
     fields::{Index, Raw},
     framing::Border,
 };
+pub(super) use room::room;
 
-/// Read at once, at first; a body that fills it gets [`LARGE`].
+/// Read at first; a body that fills it gets [`LARGE`].
 const SMALL: usize = 8 * 1024;
-/// Read at once of a large body. Bounds what a slow client's answer holds.
-const LARGE: usize = 64 * 1024;
+/// Collected of a large body before it goes on: 64 KiB and their head. Bounds what a slow client's answer holds.
+const LARGE: usize = 64 * 1024 + SMALL;
+/// The same from [`FLOWING`] on: fewer and larger pieces cost both neighbours, and us, fewer system calls and wake-ups.
+pub(super) const LARGEST: usize = 256 * 1024;
+/// Who has taken, or sent, so much of a body is not slow.
+pub(super) const FLOWING: u64 = 512 * 1024;
 
 /// One request on `S`.
 #[derive(Debug)]
@@ -48,8 +56,16 @@ pub(super) struct Attempt<S> {
     complete: bool,
     /// Of the answer, and not given on yet.
     ahead: BytesMut,
+    /// It is the worker's; see [`Attempt::poll_room`].
+    roomy: bool,
     /// Any byte of an answer has come.
     answered: bool,
+    /// All the room was filled at the last reading: there is more, most likely.
+    filled: bool,
+    /// Reading has failed, and that is to be told when what came before is taken.
+    lost: bool,
+    /// Bytes of the body that were taken.
+    flowed: u64,
     /// Bytes at the beginning of `ahead` that are the body's, and checked.
     body: usize,
     /// Bytes of data in what came of the body so far.
@@ -123,7 +139,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             stalled: false,
             complete,
             ahead,
+            roomy: false,
             answered: false,
+            filled: false,
+            lost: false,
+            flowed: 0,
             body: 0,
             data: 0,
             index,
@@ -206,7 +226,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                 return Poll::Ready(data.len());
             }
             let parts = [io::IoSlice::new(&self.out), io::IoSlice::new(data)];
-            match ready!(Pin::new(&mut self.link).poll_write_vectored(cx, &parts)) {
+            let link = Pin::new(&mut self.link);
+            let sent = match self.out.is_empty() {
+                true => link.poll_write(cx, data),
+                false => link.poll_write_vectored(cx, &parts),
+            };
+            match ready!(sent) {
                 failed @ (Ok(0) | Err(_)) => self.no_more(failed),
                 Ok(sent) => {
                     let taken = self.sent(sent, data.len());
@@ -271,6 +296,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                         self.answered = false;
                         self.ahead.clear();
                     }
+                    if let Place::Body(_) = self.place {
+                        self.collect(cx);
+                    }
                 }
                 Place::Body(_) if self.body > 0 => return Poll::Ready(Ok(Step::Body)),
                 Place::Body(Body::Bordered(border)) if border.reached() => self.place = Place::End,
@@ -295,7 +323,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                             self.place = Place::Broken;
                             return Poll::Ready(Err(Failure::Truncated));
                         }
-                        Ok(_) => {}
+                        Ok(_) => self.collect(cx),
                     }
                 }
                 Place::Broken => return Poll::Ready(Err(Failure::Truncated)),
@@ -342,6 +370,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     pub(super) fn taken(&mut self, bytes: usize) {
         let bytes = bytes.min(self.body);
         self.body -= bytes;
+        self.flowed += bytes as u64;
         self.ahead.advance(bytes);
         if self.ahead.is_empty() {
             self.ahead.clear();
@@ -369,7 +398,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         };
         let whole = ended && self.complete && self.out.is_empty() && !self.deaf;
         // Bytes after the answer's end are nobody's answer.
-        let again = whole && self.persistent && self.ahead.is_empty();
+        let again = whole && self.persistent && self.ahead.is_empty() && !self.lost;
         let room = Room { ahead: self.ahead, index: self.index, out: self.out };
         (room, again.then_some(self.link))
     }
@@ -418,16 +447,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         if border == Border::Malformed && given == 0 { Err(Failure::Truncated) } else { Ok(Body::Bordered(border)) }
     }
 
+    /// Reads what else is here of the body, so that it goes on in one piece.
+    fn collect(&mut self, cx: &mut Context<'_>) {
+        while self.filled && !self.lost && self.ahead.len() + SMALL <= self.most() {
+            match self.poll_read(cx) {
+                Poll::Ready(Ok(1..)) => {}
+                // Its end is seen again.
+                Poll::Ready(Ok(0)) | Poll::Pending => self.filled = false,
+                Poll::Ready(Err(_)) => self.lost = true,
+            }
+        }
+    }
+
+    /// How much of a body is here at most.
+    fn most(&self) -> usize {
+        if self.flowed < FLOWING { LARGE } else { LARGEST }
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let large = matches!(self.place, Place::Body(_)) && self.ahead.capacity() >= SMALL;
-        if self.ahead.is_empty()
-            || self.ahead.capacity() == self.ahead.len()
-            || (large && self.ahead.capacity() < LARGE)
-        {
-            self.ahead.reserve(if large { LARGE } else { SMALL });
+        if self.lost {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let room = |most: usize| most.saturating_sub(self.ahead.len()).max(SMALL);
+        let (most, large) = (room(self.most()), room(LARGE));
+        let more = self.filled && matches!(self.place, Place::Body(_));
+        // Memory that was large for a request before is so for this one.
+        if !(self.ahead.try_reclaim(most) || (!more && self.ahead.try_reclaim(large))) {
+            self.ahead.reserve(if more { most } else { SMALL });
         }
         let read = ready!(pin!(self.link.read_buf(&mut self.ahead)).poll(cx));
         self.answered |= matches!(read, Ok(1..));
+        self.filled = self.ahead.len() == self.ahead.capacity();
         Poll::Ready(read)
     }
 }

@@ -1,6 +1,6 @@
 //! Connections of an attempt: out of the worker's pool, or opened for it; and back.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use pingora_core::{Error, ErrorType, Result};
 
@@ -10,7 +10,6 @@ use super::super::{
 };
 use crate::{
     runtime::{
-        backend::{Picked, Target},
         line::{Line, descriptor},
         tls::Offer,
     },
@@ -19,17 +18,9 @@ use crate::{
 
 /// Where a connection leads; a host name may mean another address by the time it is given back.
 pub(super) struct Place {
-    target: Arc<Target>,
     /// What the pool knows such connections by.
     key: u64,
     pub(super) reused: bool,
-}
-
-impl Place {
-    fn of(picked: Option<&Picked>, reused: bool) -> Option<Self> {
-        let (target, key) = picked?.backend().connection()?;
-        Some(Self { target, key, reused })
-    }
 }
 
 /// Whether the chosen backend speaks HTTP/2, as far as is known.
@@ -43,8 +34,10 @@ pub(super) fn pooled(kit: &Kit, ctx: &mut RequestCtx) -> Option<(Line, Place)> {
         ctx.fresh = Fresh::Done;
         return None;
     }
-    let place = Place::of(ctx.picked.as_ref(), true)?;
-    kit.pool().take(place.key, Instant::now()).map(|line| (line, place))
+    let place = Place { key: ctx.picked.as_ref()?.backend().connection_key()?, reused: true };
+    // The first attempt begins with the request.
+    let now = if ctx.attempts == 1 { ctx.asked } else { Instant::now() };
+    kit.pool().take(place.key, now).map(|line| (line, place))
 }
 
 /// A new connection to the chosen backend; `None` where it has chosen HTTP/2.
@@ -57,10 +50,11 @@ pub(super) async fn open(ctx: &RequestCtx) -> Result<Option<(Line, Place)>> {
 
 async fn offering(ctx: &RequestCtx, offer: Offer) -> Result<Option<(Line, Place)>> {
     let opener = ctx.member().and_then(|member| member.upstream.exchange());
-    let (Some(opener), Some(place), Some(picked)) = (opener, Place::of(ctx.picked.as_ref(), false), &ctx.picked) else {
+    let connection = ctx.picked.as_ref().and_then(|picked| Some((picked, picked.backend().connection()?)));
+    let (Some(opener), Some((picked, (target, key)))) = (opener, connection) else {
         return Err(Error::explain(ErrorType::ConnectError, "the backend has no address"));
     };
-    let opening = opener.open(&place.target, picked.backend().sni(), offer);
+    let opening = opener.open(&target, picked.backend().sni(), offer);
     let opened = match ctx.total_due {
         None => opening.await,
         Some(due) => tokio::time::timeout_at(due.into(), opening)
@@ -71,7 +65,7 @@ async fn offering(ctx: &RequestCtx, offer: Offer) -> Result<Option<(Line, Place)
     if line.is_none() && offer == Offer::Either {
         picked.backend().set_chose_http2(true);
     }
-    Ok(line.map(|line| (line, place)))
+    Ok(line.map(|line| (line, Place { key, reused: false })))
 }
 
 /// The same, with HTTP/1.1 alone on offer.
@@ -101,6 +95,9 @@ pub(super) fn release(kit: &Kit, ctx: &mut RequestCtx, again: Option<Line>, plac
     ctx.upstream_fd = -1;
     if let (Some(line), Some(member), Some(picked)) = (again, ctx.member(), &ctx.picked) {
         let patience = member.upstream.timeouts.idle;
-        kit.pool().put(place.key, line, Instant::now(), patience, || picked.backend().anchor(place.target));
+        // It leads nowhere any more where the name means another address by now.
+        let anchor = || picked.backend().connection().filter(|(_, key)| *key == place.key);
+        let anchor = || anchor().map(|(target, _)| picked.backend().anchor(target));
+        kit.pool().put(place.key, line, Instant::now(), patience, anchor);
     }
 }

@@ -1,6 +1,9 @@
 //! The lane: a plain request of an HTTP/1.1 client, or one for a WebSocket, from the bytes that the front has read to the bytes that
 //! it writes. The same phases as on Pingora's path, in the same order; nothing of it takes memory but what a worker keeps.
 
+mod body;
+mod past;
+
 use std::{
     future::{Future as _, poll_fn},
     io,
@@ -31,6 +34,7 @@ use super::{
     memory::Desk,
     patience::Patience,
     session::failed,
+    turn::Turn,
     websocket::{Served, WebSocket},
     wire::{Wire, gone},
 };
@@ -39,8 +43,6 @@ use crate::{
     runtime::{deadlines::How, line::Line},
 };
 
-/// Read at once of a request's body.
-const PART: usize = 64 * 1024;
 /// A part of an answer's body that is not larger is copied beside its head, so that both leave in one piece.
 const COPIED: usize = 4 * 1024;
 /// What is collected for the client leaves when there is as much.
@@ -78,6 +80,7 @@ pub async fn serve(
         write_timeout: if judged { JUDGED_WRITE_TIMEOUT } else { WRITE_TIMEOUT },
         begun: false,
         switched: None,
+        turn: Turn::default(),
         out: Out::default(),
     };
     if lane.asked.is_with_body() {
@@ -105,6 +108,7 @@ struct Lane<'a, W> {
     begun: bool,
     /// The attempt that came to a WebSocket.
     switched: Option<Attempt<Line>>,
+    turn: Turn,
     out: Out,
 }
 
@@ -245,26 +249,45 @@ impl<W: Wire> Lane<'_, W> {
         }
         let exchanged = poll_fn(|cx| self.poll(cx, &mut up, ctx)).await;
         if exchanged.is_ok() && ctx.upgraded {
-            self.desk.room = up.attempt.switch();
+            let mut room = up.attempt.switch();
+            self.kit.memory().put_room(std::mem::take(&mut room.ahead));
+            self.desk.room = room;
             self.switched = Some(up.attempt);
             return Ok(None);
         }
-        let (room, again) = up.attempt.finish();
+        let (mut room, again) = up.attempt.finish();
+        self.kit.memory().put_room(std::mem::take(&mut room.ahead));
         self.desk.room = room;
         exchanged.map(|()| again)
     }
 
     /// Moves what can be moved, both ways.
     fn poll(&mut self, cx: &mut Context<'_>, up: &mut Up, ctx: &mut RequestCtx) -> Poll<Result<()>> {
+        self.turn = Turn::begin();
         loop {
             let moved = self.poll_up(cx, up, ctx)?;
             match self.poll_down(cx, &mut up.attempt, ctx)? {
                 Down::Done => return Poll::Ready(Ok(())),
-                Down::Moved => {}
-                Down::Stands if moved => {}
-                Down::Stands => return Poll::Pending,
+                Down::Stands if !moved => break,
+                Down::Moved | Down::Stands if self.turn.is_over(cx) => break,
+                Down::Moved | Down::Stands => {}
             }
         }
+        self.poll_gone(cx, &mut up.attempt).map_or(Poll::Pending, |gone| Poll::Ready(Err(gone)))
+    }
+
+    /// Looks whether the client has left. Nothing else is read of it once its request is here.
+    fn poll_gone(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt<Line>) -> Option<Box<Error>> {
+        if !self.asked.is_done() {
+            return None;
+        }
+        let mut nothing = [0; 1];
+        let Poll::Ready(left) = pin!(self.wire.read(&mut nothing)).poll(cx) else { return None };
+        if self.out.leaving {
+            // It may have been ended for taking its answer too slowly; who writes is told.
+            let _ = self.poll_leave(cx, Some(attempt));
+        }
+        Some(gone(left.err(), "before its answer's end"))
     }
 
     /// Towards the backend. Returns whether anything moved.
@@ -274,8 +297,17 @@ impl<W: Wire> Lane<'_, W> {
             if !self.desk.upload.is_empty() {
                 let Poll::Ready(taken) = up.attempt.poll_upload(cx, &self.desk.upload) else { break };
                 self.desk.upload.advance(taken);
+                self.turn.spend(taken);
                 (moved, up.unsent) = (true, true);
                 continue;
+            }
+            match self.poll_body_pour(cx, &mut up.attempt) {
+                Poll::Pending => break,
+                Poll::Ready(true) => {
+                    moved = true;
+                    continue;
+                }
+                Poll::Ready(false) => {}
             }
             if up.unsent {
                 if up.attempt.poll_flush(cx).is_pending() {
@@ -293,6 +325,14 @@ impl<W: Wire> Lane<'_, W> {
                 self.wire.rest();
                 break;
             }
+            if self.turn.is_over(cx) {
+                break;
+            }
+            if self.body_goes_past(&up.attempt) {
+                let Poll::Ready(taken) = self.poll_body_past(cx) else { break };
+                watch::body_given(&self.asked, taken?, self.asked.is_done(), ctx)?;
+                continue;
+            }
             let Poll::Ready(read) = self.poll_body(cx) else { break };
             read?;
             let done = self.wire.is_at_border();
@@ -300,44 +340,7 @@ impl<W: Wire> Lane<'_, W> {
             watch::body_given(&self.asked, data, done, ctx)?;
             moved = true;
         }
-        if self.asked.is_done() {
-            // Nothing more is read of this client but that it leaves.
-            let mut nothing = [0; 1];
-            if let Poll::Ready(left) = pin!(self.wire.read(&mut nothing)).poll(cx) {
-                if self.out.leaving {
-                    // It may have been ended for taking its answer too slowly; who writes is told.
-                    let _ = self.poll_leave(cx, Some(&mut up.attempt));
-                }
-                return Err(gone(left.err(), "before its answer's end"));
-            }
-        }
         Ok(moved)
-    }
-
-    /// The next part of the request's body. It is not empty.
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.desk.incoming.reserve(PART);
-        let read = pin!(self.wire.read_buf(&mut self.desk.incoming)).poll(cx);
-        if read.is_pending() {
-            self.sender.waits(self.kit, self.wire.descriptor(), How::Read, READ_TIMEOUT);
-            return Poll::Pending;
-        }
-        let late = self.sender.moved();
-        match ready!(read) {
-            Ok(1..) => Poll::Ready(Ok(())),
-            Ok(0) | Err(_) if late => {
-                Poll::Ready(Err(Error::explain(ErrorType::ReadTimedout, "within the request's body").into_down()))
-            }
-            ended => Poll::Ready(Err(gone(ended.err(), "within its request's body"))),
-        }
-    }
-
-    /// Gives what was read of the body on; `done`: it was the last of it. Returns how much data there was.
-    fn take_in(&mut self, done: bool) -> usize {
-        let Desk { incoming, upload, given, .. } = &mut *self.desk;
-        let data = self.asked.take_in(incoming, done, upload, given);
-        incoming.clear();
-        data
     }
 
     /// Towards the client.
@@ -351,8 +354,16 @@ impl<W: Wire> Lane<'_, W> {
                     return Ok(Down::Done);
                 }
                 moved = Down::Moved;
+                if self.turn.is_over(cx) {
+                    return Ok(moved);
+                }
             }
-            let step = match attempt.poll_answer(cx) {
+            if self.goes_past(attempt) {
+                let Poll::Ready(came) = self.poll_past(cx, attempt, ctx) else { return Ok(moved) };
+                came.map_err(|failure| failed(attempt, failure))?;
+                continue;
+            }
+            let step = match self.poll_step(cx, attempt) {
                 Poll::Ready(step) => step,
                 Poll::Pending if self.desk.answer.is_empty() => return Ok(moved),
                 Poll::Pending => {
@@ -383,15 +394,13 @@ impl<W: Wire> Lane<'_, W> {
 
     /// A part of the answer's body is here.
     fn part(&mut self, attempt: &mut Attempt<Line>, ctx: &RequestCtx) {
-        watch::answer_body(ctx);
-        self.sender.renew(READ_TIMEOUT);
+        self.part_came(attempt, ctx);
         let answer = &mut self.desk.answer;
         let body = attempt.body();
         if self.out.chunks {
             hexadecimal(body.len(), answer);
             answer.put_slice(b"\r\n");
         }
-        self.asked.sent = attempt.data();
         if body.len() > COPIED {
             (self.out.lent, self.out.leaving) = (true, true);
             return;
@@ -402,6 +411,14 @@ impl<W: Wire> Lane<'_, W> {
         }
         attempt.taken(body.len());
         self.out.leaving = answer.len() >= COLLECTED;
+    }
+
+    fn part_came(&mut self, attempt: &Attempt<Line>, ctx: &RequestCtx) {
+        self.asked.sent = attempt.data();
+        if !std::mem::replace(&mut self.turn.renewed, true) {
+            watch::answer_body(ctx);
+            self.sender.renew(READ_TIMEOUT);
+        }
     }
 
     /// Writes what was collected, and what is lent.
@@ -425,18 +442,20 @@ impl<W: Wire> Lane<'_, W> {
                 break;
             }
             let parts = [io::IoSlice::new(answer), io::IoSlice::new(body)];
-            let parts = if body.is_empty() { &parts[..1] } else { &parts[..] };
+            let parts = &parts[usize::from(answer.is_empty())..if body.is_empty() { 1 } else { 2 }];
             let sent = ready!(self.wire.poll_send(cx, parts))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.reader.moved();
+            self.turn.spend(sent);
             let collected = sent.min(answer.len());
             answer.advance(collected);
             if let Some(attempt) = &mut lender {
                 attempt.taken(sent - collected);
             }
         }
+        ready!(self.poll_pour(cx))?;
         if std::mem::take(&mut self.out.lent) && self.out.chunks {
             self.desk.answer.put_slice(b"\r\n");
         }
@@ -465,6 +484,7 @@ impl<W: Wire> Lane<'_, W> {
         let out = &mut self.desk.answer;
         self.asked.answered = Some(head.status);
         watch::answered(head.status, Version::HTTP_11, ctx);
+        self.turn.renewed = !self.sender.is_waiting();
         if !self.asked.is_done() {
             // The client still sends; what it has yet to send would be taken for the next request.
             self.asked.no_next_request();

@@ -4,13 +4,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
 
-use super::attempt::Room;
+use super::{
+    attempt::{self, Room},
+    pipe::Pipe,
+};
 use crate::policy::fields::Index;
 
 /// Kept for requests to come. More are at work at once only where clients or backends are slow.
 const MOST: usize = 64;
-/// A larger piece is not kept.
-const LARGEST: usize = 128 * 1024;
+/// A larger piece is kept for as many only as are at work at once on large bodies, mostly.
+const LARGE: usize = 16 * 1024;
+const MOST_LARGE: usize = 8;
+/// A larger piece is not kept at all.
+const LARGEST: usize = 2 * attempt::LARGEST;
 /// Of a head and what comes with it.
 const HEAD: usize = 4096;
 
@@ -28,6 +34,9 @@ pub struct Desk {
     pub(super) given: BytesMut,
     /// Of the answer, on its way to the client.
     pub(super) answer: BytesMut,
+    /// What goes past it, of the request's body and of the answer's.
+    pub(super) up: Option<Pipe>,
+    pub(super) down: Option<Pipe>,
 }
 
 /// What a worker keeps.
@@ -40,6 +49,7 @@ struct Spare {
     #[expect(clippy::vec_box)]
     desks: Vec<Box<Desk>>,
     heads: Vec<BytesMut>,
+    rooms: Vec<BytesMut>,
 }
 
 impl Memory {
@@ -50,16 +60,37 @@ impl Memory {
 
     /// Gives it back.
     pub fn put_desk(&self, mut desk: Box<Desk>) {
+        let mut spare = self.lock();
+        let largest = if spare.desks.len() < MOST_LARGE { LARGEST } else { LARGE };
         let Desk { room, incoming, upload, given, answer, .. } = &mut *desk;
-        for piece in [&mut room.ahead, &mut room.out, incoming, upload, given, answer] {
+        for piece in [&mut room.out, incoming, upload, given, answer] {
             piece.clear();
-            if piece.capacity() > LARGEST {
+            if piece.try_reclaim(largest + 1) {
                 *piece = BytesMut::new();
             }
         }
-        let mut spare = self.lock();
+        // What is left of a body that broke off is no other one's.
+        for pipe in [&mut desk.up, &mut desk.down] {
+            if largest == LARGE || pipe.as_ref().is_some_and(|pipe| !pipe.is_empty()) {
+                *pipe = None;
+            }
+        }
         if spare.desks.len() < MOST {
             spare.desks.push(desk);
+        }
+    }
+
+    /// Memory for what comes of an answer, empty.
+    pub(super) fn room(&self) -> BytesMut {
+        self.lock().rooms.pop().unwrap_or_else(attempt::room)
+    }
+
+    /// Gives it back.
+    pub(super) fn put_room(&self, mut room: BytesMut) {
+        room.clear();
+        let mut spare = self.lock();
+        if spare.rooms.len() < MOST_LARGE && !room.try_reclaim(LARGEST + 1) {
+            spare.rooms.push(room);
         }
     }
 

@@ -10,14 +10,17 @@ mod heads;
 mod lane;
 mod memory;
 mod patience;
+mod pipe;
 mod session;
 mod tunnel;
+mod turn;
 mod websocket;
 mod wire;
 
 pub use asked::{Read, Way};
 pub use lane::serve as serve_plain;
 pub use memory::{Desk, Memory};
+pub use pipe::Pipe;
 pub(super) use session::serve;
 pub use websocket::{Served, WebSocket};
 pub use wire::Wire;

@@ -24,6 +24,11 @@ impl Patience {
         }
     }
 
+    /// Whether the client is waited for.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting
+    }
+
     /// As long again for a client that is waited for: it is busy with the other way.
     pub(super) fn renew(&self, patience: Duration) {
         if self.waiting

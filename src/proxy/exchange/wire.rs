@@ -9,10 +9,24 @@ use std::{
 use pingora_core::{Error, ErrorType};
 use tokio::io::AsyncRead;
 
+use super::pipe::Pipe;
+
 /// A client's connection while a request has it. Reads end at the request's border; at it, they end when the client leaves.
 pub trait Wire: AsyncRead + Unpin {
     /// Writes of these parts, in their order, as much as is taken.
     fn poll_send(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>>;
+
+    /// How much is left of a body that nobody need look at, of which no part is here, on a socket in plain text; 0 of any other.
+    fn unseen(&self) -> u64;
+
+    /// Moves what has come of [`Wire::unseen`] into `pipe`, which is empty. 0 bytes are the end of the stream.
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
+
+    /// Whether it is a socket in plain text, which takes bytes out of a pipe.
+    fn takes_pipes(&self) -> bool;
+
+    /// Takes of what is in a pipe, after all that was written.
+    fn poll_pour(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
 
     /// What TLS has taken leaves.
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;

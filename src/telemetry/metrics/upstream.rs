@@ -3,7 +3,7 @@
 use std::{ops::Deref, sync::Arc, time::Duration};
 
 use super::{
-    super::cell::{Durations, PerWorker},
+    super::cell::{Durations, Padded, PerWorker},
     Counter, Gauge,
 };
 use crate::types::AttemptFailure;
@@ -54,9 +54,10 @@ impl UpstreamMetrics {
     }
 
     /// Counts a request as in flight on `worker` until the guard is dropped.
-    pub fn begin(self: &Arc<Self>, worker: usize) -> RequestInFlight {
-        self.per_worker.of(worker).in_flight.increment();
-        RequestInFlight { upstream: Arc::clone(self), worker }
+    pub fn begin(&self, worker: usize) -> RequestInFlight {
+        let counts = self.per_worker.of(worker);
+        counts.in_flight.increment();
+        RequestInFlight(Arc::clone(counts))
     }
 
     /// Finished requests so far, and those of them with a 5xx.
@@ -104,22 +105,11 @@ impl UpstreamMetrics {
 
 /// A request in flight; counted until it is dropped.
 #[derive(Debug)]
-pub struct RequestInFlight {
-    upstream: Arc<UpstreamMetrics>,
-    worker: usize,
-}
-
-impl Deref for RequestInFlight {
-    type Target = UpstreamMetrics;
-
-    fn deref(&self) -> &UpstreamMetrics {
-        &self.upstream
-    }
-}
+pub struct RequestInFlight(Arc<Padded<UpstreamCounts>>);
 
 impl Drop for RequestInFlight {
     fn drop(&mut self) {
-        self.upstream.per_worker.of(self.worker).in_flight.decrement();
+        self.0.in_flight.decrement();
     }
 }
 

@@ -1,0 +1,41 @@
+//! Memory for an answer: of the worker, and only while something of the answer is in it. One piece serves one request after the
+//! other and stays in the processor's cache.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use tokio_util::either::Either;
+
+use super::{super::answer::Body, Attempt, LARGE, Place};
+use crate::{policy::framing::Border, runtime::line::Line};
+
+/// A piece of it.
+pub(in super::super) fn room() -> BytesMut {
+    BytesMut::with_capacity(LARGE)
+}
+
+impl Attempt<Line> {
+    /// Has `room` where something has come to read and there is no memory to read it into.
+    pub(in super::super) fn poll_room(&mut self, cx: &mut Context<'_>, room: impl FnOnce() -> BytesMut) -> Poll<()> {
+        let reads = match self.place {
+            Place::Body(Body::Bordered(border)) => !border.reached() && border != Border::Malformed,
+            Place::Body(Body::UntilClose) | Place::Head => true,
+            Place::Broken | Place::End | Place::Read(_) => false,
+        };
+        if !self.roomy && reads {
+            if let Either::Left(Either::Left(tcp)) = &self.link {
+                // An error shows at the reading.
+                _ = ready!(tcp.poll_read_ready(cx));
+            }
+            self.ahead = room();
+            self.roomy = true;
+        }
+        Poll::Ready(())
+    }
+
+    /// The memory, where nothing is in it.
+    pub(in super::super) fn spare_room(&mut self) -> Option<BytesMut> {
+        let spare = self.ahead.is_empty() && std::mem::take(&mut self.roomy);
+        spare.then(|| std::mem::take(&mut self.ahead))
+    }
+}
