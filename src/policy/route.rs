@@ -173,7 +173,7 @@ impl Router {
 
     /// The first route that takes the request. Cost: one scan of the path, one hash per host label and path segment that
     /// any route could name, and one comparison per candidate with a method or a field; where a path has encoded slashes
-    /// or parameters, the same again for each way to read it, at most fifteen.
+    /// or parameters, the same again for each way to read it, at most thirty.
     ///
     /// # Errors
     /// The path is ambiguous by itself, or a backend could read it as one that another route takes. Or the host has

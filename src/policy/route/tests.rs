@@ -285,6 +285,16 @@ fn without_parameters(path: &str) -> String {
     path.split('/').map(|segment| segment.split(';').next().unwrap_or_default()).collect::<Vec<_>>().join("/")
 }
 
+/// As `new URL(target, base)`, after it has decoded: what follows two slashes is an authority, and a backslash is a slash.
+fn reference(path: &str) -> Option<String> {
+    let path = percent_decoded(path)?.replace('\\', "/");
+    let rest = path.trim_start_matches('/');
+    match path.len() - rest.len() {
+        0 | 1 => resolved(&path),
+        _ => resolved(rest.find('/').and_then(|at| rest.get(at..)).unwrap_or("/")),
+    }
+}
+
 fn resolved(path: &str) -> Option<String> {
     let mut segments = Vec::new();
     for segment in path.split('/') {
@@ -315,7 +325,7 @@ proptest! {
         if let Ok(found) = Router::new(routes.iter()).find(&request)
             && let Ok(sent) = found.form.sent(&path, how, None)
         {
-            for reader in [nginx, servlet, late_servlet, windows] {
+            for reader in [nginx, servlet, late_servlet, windows, reference] {
                 if let Some(seen) = reader(sent) {
                     let due = ["/admin", "/x@y"].iter().position(|prefix| is_below(&seen, prefix)).unwrap_or(2);
                     prop_assert_eq!(Some(due), found.route, "{} sent as {} is {}", path, sent, seen);
