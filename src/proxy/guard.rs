@@ -13,7 +13,11 @@ use pingora_proxy::Session;
 use self::{basic::Verifier, forward::AuthClient};
 use super::{admit::refuse, ctx::RequestCtx, kit::Kit};
 use crate::{
-    policy::{concurrency::Permit, fields::Fields},
+    policy::{
+        concurrency::Permit,
+        fields::Fields,
+        limit_key::{Asker, TwoKeys},
+    },
     runtime::guards::Guards,
     types::Reason,
 };
@@ -102,13 +106,19 @@ pub(super) struct Refusal {
     pub(super) field: Option<(HeaderName, HeaderValue)>,
 }
 
+impl From<TwoKeys> for Refusal {
+    fn from(TwoKeys: TwoKeys) -> Self {
+        Self { reason: Reason::BadRequest, field: None }
+    }
+}
+
 fn at_first(fields: &impl Fields, ctx: &mut RequestCtx, guards: &Guards) -> Result<(), Refusal> {
     if guards.access.as_ref().is_some_and(|access| !access.allows(ctx.client)) {
         return Err(Refusal { reason: Reason::Denied, field: None });
     }
     let admitted = ctx.admitted.insert(Box::default());
     if let Some(limits) = &guards.rate {
-        let rated = limits.decide(ctx.client, fields, Instant::now());
+        let rated = limits.decide(&Asker { client: ctx.client, fields }, Instant::now())?;
         admitted.rate = rated.field;
         if let Some(seconds) = rated.retry_after {
             let retry_after = (header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -121,7 +131,7 @@ fn at_first(fields: &impl Fields, ctx: &mut RequestCtx, guards: &Guards) -> Resu
 /// Last: who is not let in must not take the place of somebody who is.
 fn at_last(fields: &impl Fields, ctx: &mut RequestCtx, guards: &Guards) -> Result<(), Refusal> {
     if let Some(limit) = &guards.concurrency {
-        let permit = limit.enter(ctx.client, fields);
+        let permit = limit.enter(&Asker { client: ctx.client, fields })?;
         if permit.is_none() {
             let retry_after = (header::RETRY_AFTER, TOO_MANY_RETRY_AFTER);
             return Err(Refusal { reason: Reason::TooManyConcurrent, field: Some(retry_after) });

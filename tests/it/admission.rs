@@ -177,6 +177,33 @@ async fn fields_and_cookies_are_keys_and_requests_without_them_are_one() {
 }
 
 #[tokio::test]
+async fn a_second_value_of_a_key_buys_no_fresh_budget() {
+    let origin = Origin::echo("a").await;
+    let guards = "rate_limit: [{ rate: 2/h, key: { header: X-Key } }], concurrency: { limit: 9, key: { cookie: id } }";
+    let proxy = guarded(&origin, guards, "").await;
+    for fields in ["X-Key: a\r\nX-Key: a\r\n", "X-Key: a\r\nCookie: id=1; id=1\r\n"] {
+        assert_eq!(get_with(proxy.listen, "/", fields).await.status(), 200);
+    }
+    assert_eq!(get_with(proxy.listen, "/", "X-Key: a\r\n").await.status(), 429);
+    let twice = ["X-Key: a\r\nX-Key: b\r\n", "X-Key: b\r\nX-Key: a\r\n", "X-Key: b\r\nX_Key: a\r\n"];
+    let twice = twice.into_iter().chain(["X-Key: b\r\nCookie: id=1; id=2\r\n", "Cookie: id=1\r\nCookie: id=2\r\n"]);
+    for fields in twice {
+        let reply = get_with(proxy.listen, "/", fields).await;
+        refused_for(&proxy, &reply, 400, "bad_request").await;
+    }
+    assert_eq!(origin.total(), 2);
+    // HTTP/2 may send cookies in pieces.
+    let client = Client2::prior(proxy.listen).await;
+    for (crumb, status) in [("id=2", 400), ("x=2", 200)] {
+        let mut asked = request("GET", "/");
+        for (name, value) in [("x-key", "c"), ("cookie", "id=1"), ("cookie", crumb)] {
+            asked.headers_mut().append(name, value.parse().expect("a value"));
+        }
+        assert_eq!(client.send(asked, vec![], None).await.status, status, "{crumb}");
+    }
+}
+
+#[tokio::test]
 async fn the_workers_count_together() {
     let origin = Origin::echo("a").await;
     let proxy = guarded(&origin, "rate_limit: { rate: 10/h, key: route }", "threads: 4").await;
