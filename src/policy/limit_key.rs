@@ -7,7 +7,11 @@ use std::{hash::Hasher as _, net::IpAddr};
 use http::{HeaderName, header};
 use siphasher::sip::SipHasher13;
 
-use super::{fields::Fields, headers::is_like};
+use super::{
+    fields::Fields,
+    headers::is_like,
+    route::{LONGEST_HOST, canonical_host},
+};
 
 /// What makes the numbers of keys those of one process and its successors. Secret: who knows it can choose keys that
 /// meet in one place.
@@ -47,6 +51,8 @@ impl std::fmt::Debug for Seed {
 pub struct Asker<'a, F> {
     /// The client's address; `None` for a unix socket.
     pub client: Option<IpAddr>,
+    /// `Host` or `:authority` as sent.
+    pub host: Option<&'a str>,
     /// The fields.
     pub fields: &'a F,
 }
@@ -66,6 +72,8 @@ pub enum LimitKey {
     Cookie(String),
     /// The value of a field; all requests without it are one.
     Header(HeaderName),
+    /// The host as routes match it, whatever protocol says it; all requests without one, or with none that can be, are one.
+    Host,
     /// All requests of the route.
     Route,
 }
@@ -76,7 +84,7 @@ impl LimitKey {
         match self {
             Self::ClientIp => "client_ip",
             Self::Cookie(_) => "cookie",
-            Self::Header(_) => "header",
+            Self::Header(_) | Self::Host => "header",
             Self::Route => "route",
         }
     }
@@ -90,6 +98,11 @@ impl LimitKey {
             Self::ClientIp => of_client(asker.client, seed),
             Self::Cookie(name) => seed.hash(cookie(asker.fields, name.as_bytes())?),
             Self::Header(name) => seed.hash(field(asker.fields, name)?),
+            Self::Host => {
+                let mut buffer = [0; LONGEST_HOST];
+                let host = asker.host.and_then(|host| canonical_host(host, &mut buffer));
+                seed.hash(host.map(str::as_bytes))
+            }
             Self::Route => 1,
         })
     }
@@ -144,7 +157,7 @@ mod tests {
     }
 
     fn of(key: &LimitKey, fields: &[(&'static str, &'static str)]) -> Result<u64, TwoKeys> {
-        key.of(&Asker { client: None, fields: &headers(fields) }, &Seed::new([7; 16]))
+        key.of(&Asker { client: None, host: None, fields: &headers(fields) }, &Seed::new([7; 16]))
     }
 
     #[test]
@@ -157,7 +170,7 @@ mod tests {
         assert_eq!(key("192.0.2.1"), key("::ffff:192.0.2.1"));
         assert_ne!(key("0.0.0.1"), key("0:0:0:1::"), "the same number in two families");
         assert_ne!(of_client(None, &seed), key("::"));
-        let asker = Asker { client: Some([192, 0, 2, 1].into()), fields: &HeaderMap::new() };
+        let asker = Asker { client: Some([192, 0, 2, 1].into()), host: None, fields: &HeaderMap::new() };
         assert_eq!(LimitKey::ClientIp.of(&asker, &seed), Ok(key("192.0.2.1")));
     }
 
@@ -191,6 +204,19 @@ mod tests {
         assert_eq!(of(&[("cookie", "id=1; id=\"1\""), ("cookie", "id=1")]), of(&[("cookie", "id=1")]));
         assert_eq!(of(&[("cookie", "id=1; id=2")]), Err(TwoKeys));
         assert_eq!(of(&[("cookie", "id=1"), ("cookie", "id=2")]), Err(TwoKeys));
+    }
+
+    #[test]
+    fn however_a_host_is_spelled_it_is_one_key() {
+        let seed = Seed::new([7; 16]);
+        let of = |host| LimitKey::Host.of(&Asker { client: None, host, fields: &HeaderMap::new() }, &seed);
+        for spelled in ["K.test", "k.test.", "k.test:80", "K.TEST.:8443", "k.test:"] {
+            assert_eq!(of(Some(spelled)), of(Some("k.test")), "{spelled}");
+        }
+        assert_eq!(of(Some("[2001:DB8:0:0::1]:443")), of(Some("[2001:db8::1]")));
+        assert_ne!(of(Some("k.test")), of(Some("l.test")));
+        assert_ne!(of(Some("k.test")), of(None));
+        assert_eq!(of(Some(&"k".repeat(1000))), of(None));
     }
 
     #[test]

@@ -204,6 +204,26 @@ async fn a_second_value_of_a_key_buys_no_fresh_budget() {
 }
 
 #[tokio::test]
+async fn a_host_is_one_key_however_it_is_spelled_and_whoever_says_it() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "rate_limit: { rate: 2/h, key: { header: Host } }", "").await;
+    let ask =
+        async |host: &str| proxy.client().await.ask(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.status();
+    assert_eq!(ask("k.test").await, 200);
+    assert_eq!(ask("K.test.:80").await, 200);
+    for spelled in ["k.test", "k.TEST", "k.test.", "k.test:8080", "k.test:"] {
+        assert_eq!(ask(spelled).await, 429, "{spelled}");
+    }
+    let client = Client2::prior(proxy.listen).await;
+    for (host, status) in [("k.test", 429), ("other.test", 200), ("OTHER.test:80", 200), ("other.test", 429)] {
+        let mut asked = request("GET", "/");
+        *asked.uri_mut() = format!("http://{host}/").parse().expect("a URL");
+        assert_eq!(client.send(asked, vec![], None).await.status, status, "{host}");
+    }
+    assert_eq!(ask("third.test").await, 200);
+}
+
+#[tokio::test]
 async fn the_workers_count_together() {
     let origin = Origin::echo("a").await;
     let proxy = guarded(&origin, "rate_limit: { rate: 10/h, key: route }", "threads: 4").await;

@@ -241,14 +241,6 @@ fn every_spelling_of_a_host_is_the_same_host() {
     }
 }
 
-#[test]
-fn a_condition_on_host_sees_the_authority() {
-    let condition = (header::HOST, HeaderValue::from_static("a.test"));
-    let routes = [RouteMatch { headers: vec![condition], ..RouteMatch::default() }];
-    assert_eq!(decided(&routes, Method::GET, "a.test", "/"), Ok(Some(0)));
-    assert_eq!(decided(&routes, Method::GET, "b.test", "/"), Ok(None));
-}
-
 /// What nginx makes of a path: decoded once, slashes merged, dots resolved; `None` where it refuses.
 fn nginx(path: &str) -> Option<String> {
     resolved(&percent_decoded(path)?)

@@ -175,7 +175,10 @@ mod tests {
     fn passes(snapshot: &Snapshot, route: usize, client: u32, now: Instant) -> bool {
         let rate = snapshot.route(route).guards.as_ref().and_then(|guards| guards.rate.as_ref()).expect("a limit");
         let client = Some(std::net::Ipv4Addr::from_bits(client).into());
-        rate.decide(&Asker { client, fields: &HeaderMap::new() }, now).expect("one key").retry_after.is_none()
+        rate.decide(&Asker { client, host: None, fields: &HeaderMap::new() }, now)
+            .expect("one key")
+            .retry_after
+            .is_none()
     }
 
     /// As a successor reads it.
