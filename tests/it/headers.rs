@@ -43,7 +43,7 @@ async fn spoofed_values_are_replaced() {
 
 #[tokio::test]
 async fn where_a_request_goes_or_comes_from_no_stranger_says() {
-    const CLAIMS: [&str; 11] = [
+    const CLAIMS: [&str; 14] = [
         "X-Original-URL",
         "X_Original_Url",
         "X-Original-Host",
@@ -55,6 +55,10 @@ async fn where_a_request_goes_or_comes_from_no_stranger_says() {
         "X-Client-IP",
         "CF-Connecting-IP",
         "Client-IP",
+        // To gateways that make `_` of every sign.
+        "X.Original.URL",
+        "X.Real-IP",
+        "X~Forwarded~For",
     ];
     let fields: String = CLAIMS.iter().map(|name| format!("{name}: /claimed\r\n")).collect();
     let fields = format!("{fields}X-HTTP-Method-Override: PUT\r\n");

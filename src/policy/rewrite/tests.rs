@@ -17,7 +17,10 @@ use super::{
 };
 
 /// Everything that matters to a proxy, what looks like it, and what does not matter.
-const NAMES: [&str; 46] = [
+const NAMES: [&str; 49] = [
+    "X.Real.IP",
+    "X.Client.Cert-Verify",
+    "Content.Length",
     "CF-Connecting-IP",
     "client_ip",
     "Front-End-Https",
