@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use http::{HeaderName, HeaderValue, header};
 use pingora_proxy::Session;
+use tokio::time::timeout_at;
 
 use self::{basic::Verifier, forward::AuthClient};
 use super::{admit::refuse, ctx::RequestCtx, downstream::Downstream as _, edit::Client, kit::Kit};
@@ -66,13 +67,15 @@ pub(super) async fn admit(
         return refuse(session, ctx, reason, field).await;
     }
     if let Some(basic) = &guards.basic {
-        match kit.asking().passwords.ask(basic, ctx.client, &session.req_header().headers).await {
-            Asked::Good => {}
-            Asked::No => {
+        let asked = kit.asking().passwords.ask(basic, ctx.client, &session.req_header().headers);
+        match within(ctx.total_due, asked).await {
+            Some(Asked::Good) => {}
+            Some(Asked::No) => {
                 let challenge = (header::WWW_AUTHENTICATE, basic.challenge.clone());
                 return refuse(session, ctx, Reason::Unauthorized, Some(challenge)).await;
             }
-            Asked::Unavailable => return refuse(session, ctx, Reason::AuthUnavailable, None).await,
+            Some(Asked::Unavailable) => return refuse(session, ctx, Reason::AuthUnavailable, None).await,
+            None => return refuse(session, ctx, Reason::TotalTimeout, None).await,
         }
     }
     if let Some(forward) = &guards.forward
@@ -84,6 +87,14 @@ pub(super) async fn admit(
         return refuse(session, ctx, reason, field).await;
     }
     Ok(false)
+}
+
+/// Waits no longer than the request may take as a whole.
+async fn within<T>(due: Option<Instant>, wait: impl Future<Output = T>) -> Option<T> {
+    match due {
+        Some(due) => timeout_at(due.into(), wait).await.ok(),
+        None => Some(wait.await),
+    }
 }
 
 /// Asks all guards of a route that has none that must wait for somebody; see [`by_head`].

@@ -657,6 +657,27 @@ async fn a_service_that_is_slow_silent_or_lying_lets_nobody_in() {
 }
 
 #[tokio::test]
+async fn the_whole_of_a_request_includes_its_guards() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let total = "defaults: { timeouts: { total: 300ms } }";
+    let guards = format!("forward_auth: {{ url: \"http://{}/\", timeout: 60s }}", service.address);
+    let asking = guarded(&origin, &guards, total).await;
+    let guarding = configured(&origin, "basic_auth: { file: users }", total);
+    // A hash that takes seconds to verify.
+    let hash = format!("$2y$15${}", ".".repeat(53));
+    std::fs::write(guarding.dir().join("users"), format!("a:{hash}\n")).expect("written");
+    let guarding = guarding.start().await;
+    for (proxy, fields) in [(&asking, "X-Want: slow\r\n"), (&guarding, "Authorization: Basic YTpzZWNyZXQ=\r\n")] {
+        let begun = std::time::Instant::now();
+        let reply = get_with(proxy.listen, "/", fields).await;
+        assert!((300..1500).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+        refused_for(proxy, &reply, 504, "total_timeout").await;
+    }
+    assert_eq!(origin.total(), 0);
+    assert_eq!(asking.get("/").await.status(), 200, "who is let in at once has its time");
+}
+
+#[tokio::test]
 async fn a_route_that_asks_itself_ends() {
     let origin = Origin::echo("a").await;
     let proxy = guarded(&origin, "forward_auth: { url: \"http://<listen>/verify\", timeout: 5s }", "").await;

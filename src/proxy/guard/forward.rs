@@ -19,7 +19,10 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use tokio::time::timeout;
 
-use super::secure::{self, SecureClients};
+use super::{
+    secure::{self, SecureClients},
+    within,
+};
 use crate::{
     config::model::ForwardAuth,
     policy::{
@@ -108,10 +111,14 @@ enum Answer {
 pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, service: &ForwardAuth) -> Result<bool> {
     let client = &kit.asking().services;
     let answer = match question(session.req_header(), ctx, service) {
-        Ok(question) => match timeout(service.timeout, answer(client, question, service)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {:?}", service.timeout)),
-        },
+        Ok(question) => {
+            let answer = timeout(service.timeout, answer(client, question, service));
+            match within(ctx.total_due, answer).await {
+                Some(Ok(answer)) => answer,
+                Some(Err(_)) => Err(format!("no answer within {:?}", service.timeout)),
+                None => return refuse(session, ctx, Reason::TotalTimeout, None).await,
+            }
+        }
         Err(error) => Err(error),
     };
     match answer {
