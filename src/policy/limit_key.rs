@@ -29,6 +29,11 @@ impl Seed {
         self.0
     }
 
+    /// A number for one purpose, the same in a process and its successors, which nobody outside can foretell.
+    pub fn number_for(&self, purpose: &str) -> u64 {
+        self.hash([b"purpose", purpose.as_bytes()])
+    }
+
     /// The number of some parts, told from other parts by their lengths.
     fn hash<'p>(&self, parts: impl IntoIterator<Item = &'p [u8]>) -> u64 {
         let mut hasher = SipHasher13::new_with_key(&self.0);

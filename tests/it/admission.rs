@@ -400,6 +400,9 @@ async fn service() -> Origin {
                     peer.reply(401, fields, "{\"no\":1}").await;
                 }
                 Some("broken") => peer.reply(500, "", "oops").await,
+                Some("nowhere") => peer.reply(302, "", "").await,
+                Some("not modified") => peer.send("HTTP/1.1 304 Not Modified\r\nLocation: /\r\n\r\n").await,
+                Some("no status") => peer.reply(999, "Location: /\r\n", "").await,
                 Some("large") => peer.reply(403, "", &"x".repeat(70_000)).await,
                 Some("slow") => peer.held().await,
                 Some("slow body") => {
@@ -631,16 +634,32 @@ async fn a_refusal_of_the_service_goes_to_the_client() {
         (reply.field("www-authenticate"), reply.field("content-type")),
         (Some("Bearer realm=\"x\""), Some("application/json"))
     );
+    let reply = get_with(proxy.listen, "/", "X-Want: large\r\n").await;
+    assert_eq!((reply.status(), reply.text().as_str()), (403, ""), "more than a client is to get, and a refusal still");
     let reply = get_with(proxy.listen, "/", "X-Want: broken\r\n").await;
-    refused_for(&proxy, &reply, 500, "auth_unavailable").await;
-    assert_eq!((reply.text().as_str(), origin.total()), ("oops", 0));
+    refused_for(&proxy, &reply, 503, "auth_unavailable").await;
+    assert!(!reply.text().contains("oops"), "{reply:?}");
+    assert_eq!(origin.total(), 0);
+}
+
+#[tokio::test]
+async fn a_client_cannot_make_a_question_of_its_request() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let proxy = forwarding(&origin, &service.address).await;
+    let mark = "x-rrlb-forward-auth";
+    assert_eq!(get_with(proxy.listen, "/", &format!("{mark}: 1\r\n")).await.status(), 200);
+    let said = service.only_request();
+    let ours = said.fields(mark).into_iter().find(|value| *value != "1").expect("the mark of the proxy").to_owned();
+    assert_eq!(get_with(proxy.listen, "/", &format!("{mark}: 1\r\n{mark}: {ours}\r\n")).await.status(), 503);
+    let other = forwarding(&origin, &service.address).await;
+    assert_eq!(get_with(other.listen, "/", &format!("{mark}: {ours}\r\n")).await.status(), 200, "another's mark");
 }
 
 #[tokio::test]
 async fn a_service_that_is_slow_silent_or_lying_lets_nobody_in() {
     let (origin, mut service) = (Origin::echo("a").await, service().await);
     let proxy = forwarding(&origin, &service.address).await;
-    for want in ["slow", "slow refusal", "garbage", "switch", "close", "large"] {
+    for want in ["slow", "slow refusal", "garbage", "switch", "close", "nowhere", "not modified", "no status"] {
         let reply = get_with(proxy.listen, "/", &format!("X-Want: {want}\r\n")).await;
         assert_eq!(reply.status(), 503, "{want}: {reply:?}");
         assert!(reply.text().len() < 100, "{want}");
