@@ -199,6 +199,23 @@ async fn each_fault_of_a_clients_certificate_has_its_own_word() {
 }
 
 #[tokio::test]
+async fn an_authoritys_certificate_is_no_clients_and_the_log_says_so() {
+    let (ca, clients, origin) = (Ca::new(), Ca::new(), Origin::echo("a").await);
+    let yaml = "
+        certificates: { main: <main> }
+        listeners: [{ address: <listen>, tls: { certificates: [main],
+          client_auth: { mode: required, ca: <dir>/ca.pem } } }]";
+    let config = Config::before(&[&origin], yaml);
+    clients.write(config.dir());
+    let main = ca.issue(&["a.test"]).write(config.dir(), "main");
+    let proxy = config.put("main", main).start().await;
+    let authority = clients.issue_authority("sub").client(&ca, &[], BOTH);
+    assert!(!is_served(&proxy, "a.test", &authority).await);
+    told(&proxy, "client_cert_untrusted", 1.0).await;
+    proxy.logged("client_cert_untrusted (the certificate is an authority's, not a client's)").await;
+}
+
+#[tokio::test]
 async fn each_fault_of_a_proxy_header_has_its_own_word() {
     let origin = Origin::echo("a").await;
     let yaml = "
