@@ -74,6 +74,19 @@ async fn where_a_request_goes_or_comes_from_no_stranger_says() {
 }
 
 #[tokio::test]
+async fn what_an_operator_sets_or_removes_nobody_says_under_another_sign() {
+    let routes = "routes: [{ upstream: app, request_headers: { set: { X-Role: guest }, remove: [X-Debug] } }]";
+    let request =
+        seen_with("X_Role: root\r\nX.Role: root\r\nX-ROLE: root\r\nX_Debug: 1\r\nXRole: kept\r\n", routes).await;
+    let names: Vec<_> = request.fields.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+    assert_eq!(request.field("x-role"), Some("guest"));
+    assert_eq!(request.field("xrole"), Some("kept"));
+    for name in ["x_role", "x.role", "x-debug", "x_debug"] {
+        assert!(!names.iter().any(|sent| sent == name), "{names:?}");
+    }
+}
+
+#[tokio::test]
 async fn loopback_is_not_trusted_by_itself_and_others_never_are() {
     let origin = Origin::echo("a").await;
     let proxy = Config::before(&[&origin], "trusted_proxies: [127.0.9.0/24]").start().await;

@@ -156,6 +156,11 @@ impl Settings {
         remove(&mut fields, |name| {
             self.told.iter().any(|told| is_like(name.as_str().as_bytes(), told.as_str().as_bytes()))
         });
+        let edited: Vec<&HeaderName> =
+            self.edits.remove.iter().chain(self.edits.set.iter().map(|(name, _)| name)).collect();
+        remove(&mut fields, |name| {
+            edited.iter().any(|edited| is_like(name.as_str().as_bytes(), edited.as_str().as_bytes()))
+        });
         append(&mut fields, &self.identity);
         if self.certificate > 1 {
             fields.insert(X_CLIENT_CERT_SUBJECT, WORD.clone());
