@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderName, Uri};
+use http::{HeaderName, Uri, header};
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 
 use super::{
@@ -151,7 +151,10 @@ fn key(d: &mut Decoder<'_>, fields: &Fields<'_>) -> Option<LimitKey> {
     }
     let fields = d.fields(&item, &KEY)?;
     match (fields.get("header"), fields.get("cookie")) {
-        (Some(item), None) => d.header_name(&item).map(LimitKey::Header),
+        (Some(item), None) => {
+            let name = d.header_name(&item)?;
+            Some(if name == header::HOST { LimitKey::Host } else { LimitKey::Header(name) })
+        }
         (None, Some(item)) => {
             let name = d.string(&item)?;
             // A cookie's name is a token (RFC 6265 §4.1.1), as a field's is.

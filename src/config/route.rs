@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::{
     address::dns_name,
-    decode::{Decoder, Fields, Item, Table, table, value},
+    decode::{Decoder, Fields, Item, Named, Table, table, value},
     guard,
     model::{Engine, ProxyAction, Redirect, Respond, Route, RouteAction},
 };
@@ -143,7 +143,7 @@ fn matches(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<RouteMatch> {
         let items = d.at_least_one(&item, "a method or a list of methods", EVERYTHING);
         d.all(items, |d, item| method(d, item))
     });
-    let headers = fields.get("header").map_or(Some(Vec::new()), |item| header_map(d, &item));
+    let headers = fields.get("header").map_or(Some(Vec::new()), |item| matched_fields(d, &item));
     Some(RouteMatch { hosts: hosts?, path: path?, methods: methods?, headers: headers? })
 }
 
@@ -229,6 +229,16 @@ fn header_map(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Vec<(HeaderName, H
         }
     }
     complete.then_some(fields)
+}
+
+fn matched_fields(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Vec<(HeaderName, HeaderValue)>> {
+    let entries = item.is_map().then(|| d.entries(item, "a mapping from field names to values")).flatten();
+    let is_host = |named: &Named<'_>| named.name.eq_ignore_ascii_case(header::HOST.as_str());
+    for named in entries.unwrap_or_default().into_iter().filter(is_host) {
+        let message = "a host has many spellings, and HTTP/2 another field for it";
+        d.error_at(named.span, &named.item.path, "host-as-header", message, "write it as `host` of this match");
+    }
+    header_map(d, item).filter(|fields| fields.iter().all(|(name, _)| *name != header::HOST))
 }
 
 fn action(d: &mut Decoder<'_>, fields: &Fields<'_>, upstreams: &BTreeSet<Name>) -> Option<RouteAction> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     Endpoint,
     conn::{Conn, Socket, Transport},
-    front::{self, Parsed},
+    front::{self, Parsed, Refused},
     h1,
     proxy_protocol::Ends,
     worker::{self, Post},
@@ -28,7 +28,10 @@ pub(super) async fn refuse(post: &Post, endpoint: &Endpoint, socket: Socket, end
     let info = Arc::new(worker::info(ends, None, endpoint, conn.fd()));
     let refused = match h1::head(post, &mut conn, endpoint, &deadline, Wait::First, &mut None).await {
         Some(Parsed::Request(head)) => front::told(&conn.ahead()[..head.head], Reason::PlainHttp),
-        Some(Parsed::Refused(refused)) if !refused.method.is_empty() => *refused,
+        // Whatever is wrong with it besides.
+        Some(Parsed::Refused(refused)) if !refused.method.is_empty() => {
+            Refused { reason: Reason::PlainHttp, ..*refused }
+        }
         Some(Parsed::Refused(refused)) if refused.reason == Reason::HeaderTimeout => {
             return post.refusals.count(endpoint, client, Refusal::TlsTimeout, None);
         }

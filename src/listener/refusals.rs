@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls::CertificateError;
+use rustls::{CertificateError, OtherError};
 
 use super::Endpoint;
 use crate::types::Refusal;
@@ -71,6 +71,20 @@ fn plain(text: &str) -> String {
 #[error("{}", .0.as_ref().map_or("no name was asked for".to_owned(), |name| format!("no certificate for {name}")))]
 pub(super) struct UnknownName(pub(super) Option<String>);
 
+/// What is said of a failed handshake. For some faults of certificates rustls has nothing but a name, in two brackets.
+pub(super) fn told(error: &io::Error) -> String {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(fault)))) = cause else {
+        return error.to_string();
+    };
+    match fault.to_string().as_str() {
+        "CaUsedAsEndEntity" => "the certificate is an authority's, not a client's".to_owned(),
+        "EndEntityUsedAsCa" => "the certificate was issued by one that is no authority's".to_owned(),
+        "UnsupportedCertVersion" => "the certificate is not of X.509 version 3".to_owned(),
+        other => format!("invalid certificate: {other}"),
+    }
+}
+
 /// Why a handshake failed that was not too slow.
 pub(super) fn of_handshake(error: &io::Error) -> Refusal {
     let Some(cause) = error.get_ref() else { return Refusal::TlsAborted };
@@ -124,6 +138,21 @@ mod tests {
     fn what_a_client_had_a_part_in_stays_on_one_line() {
         assert_eq!(plain("a\r\nb\u{1b}[0m"), "a??b?[0m");
         assert!(plain(&"ä".repeat(1000)).len() <= LONGEST_DETAIL);
+    }
+
+    #[test]
+    fn faults_of_certificates_are_told_in_words() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{0}")]
+        struct Fault(&'static str);
+        let told_of =
+            |error| told(&io::Error::new(io::ErrorKind::InvalidData, rustls::Error::InvalidCertificate(error)));
+        let other = |fault| told_of(CertificateError::Other(OtherError(std::sync::Arc::new(Fault(fault)))));
+        assert_eq!(other("UnsupportedCertVersion"), "the certificate is not of X.509 version 3");
+        assert_eq!(other("CaUsedAsEndEntity"), "the certificate is an authority's, not a client's");
+        assert_eq!(other("PathLenConstraintViolated"), "invalid certificate: PathLenConstraintViolated");
+        assert_eq!(told_of(CertificateError::UnknownIssuer), "invalid peer certificate: UnknownIssuer");
+        assert_eq!(told(&io::ErrorKind::UnexpectedEof.into()), "unexpected end of file");
     }
 
     #[test]

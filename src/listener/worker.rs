@@ -365,7 +365,7 @@ async fn handshake(
         }
         Err(error) => {
             endpoint.metrics.handshake(Handshake::Failed);
-            post.refusals.count(endpoint, client, refusals::of_handshake(&error), Some(&error));
+            post.refusals.count(endpoint, client, refusals::of_handshake(&error), Some(&refusals::told(&error)));
             None
         }
     }

@@ -10,7 +10,7 @@ use bytes::{BufMut, BytesMut};
 use http::{HeaderName, header};
 use ipnet::IpNet;
 
-use super::fields::Fields;
+use super::{fields::Fields, headers::is_like};
 use crate::types::write_address;
 
 /// `X-Client-Cert-Fingerprint`
@@ -250,32 +250,29 @@ const CLAIMS: [&str; 11] = [
 ];
 
 /// Whether a field tells of clients and hops, and so must not be believed from just anyone: `Forwarded`, all of
-/// `X-Forwarded-*` and `X-Original-*`, `X-Real-IP` and others like it; nor `Proxy`, which some an application takes for its own setting (CVE-2016-5385). A `_` counts
-/// as a `-`, as many an application sees both alike; fields of framing with a `_` are nobody's.
+/// `X-Forwarded-*` and `X-Original-*`, `X-Real-IP` and others like it; nor `Proxy`, which many an application takes for its own
+/// setting (CVE-2016-5385). Names that a backend may take for one of these are none better (see [`is_like`]), and what is only
+/// like a field of framing is nobody's.
 pub fn is_forwarding_field(name: impl AsRef<[u8]>) -> bool {
     let name = name.as_ref();
-    let alike = |own: &[u8]| same_but_for_underscores(name, own);
+    let alike = |own: &[u8]| is_like(name, own);
     let is = |own: &[u8]| name.eq_ignore_ascii_case(own);
-    let begins = |prefix: &[u8]| name.get(..prefix.len()).is_some_and(|start| same_but_for_underscores(start, prefix));
+    let begins = |prefix: &[u8]| name.get(..prefix.len()).is_some_and(|start| is_like(start, prefix));
     begins(b"x-forwarded-")
         || begins(b"x-original-")
         || is(b"forwarded")
         || is(b"proxy")
-        || is(b"content_length")
-        || is(b"transfer_encoding")
         || CLAIMS.iter().any(|claim| alike(claim.as_bytes()))
-        || (!is(b"x-request-id") && alike(b"x-request-id"))
+        || OWN_NAMES.iter().any(|own| alike(own.as_bytes()) && !is(own.as_bytes()))
 }
 
-fn same_but_for_underscores(name: &[u8], own: &[u8]) -> bool {
-    let alike = |(one, own): (&u8, &u8)| one.eq_ignore_ascii_case(own) || (*one, *own) == (b'_', b'-');
-    name.len() == own.len() && name.iter().zip(own).all(alike)
-}
+/// Fields that may be there under their own name, and under none that is only like it.
+const OWN_NAMES: [&str; 3] = ["content-length", "transfer-encoding", "x-request-id"];
 
-/// Whether a field tells of the client's certificate: ours to say, and no client's, nor any proxy's before us. A `_` counts as
-/// a `-`, as many an application sees both alike.
+/// Whether a field tells of the client's certificate: ours to say, and no client's, nor any proxy's before us, nor is what a
+/// backend may take for it (see [`is_like`]).
 pub fn is_client_cert_field(name: impl AsRef<[u8]>) -> bool {
-    let alike = |own: &HeaderName| same_but_for_underscores(name.as_ref(), own.as_str().as_bytes());
+    let alike = |own: &HeaderName| is_like(name.as_ref(), own.as_str().as_bytes());
     [X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY].iter().any(alike)
 }
 

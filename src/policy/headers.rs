@@ -52,10 +52,13 @@ fn is_protected(name: &[u8]) -> bool {
         || name.get(..FORWARDED.len()).is_some_and(|head| head.eq_ignore_ascii_case(FORWARDED))
 }
 
-/// Whether a backend may take one name for the other: CGI and its heirs make `_` of `-`.
+/// Whether a backend may take one name for the other: CGI and its heirs make `_` of `-`, and some (lighttpd) of all that is
+/// neither a letter nor a digit. Most names differ in their length or in their first letters.
 pub fn is_like(name: &[u8], other: &[u8]) -> bool {
-    let plain = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
-    name.len() == other.len() && name.iter().map(plain).eq(other.iter().map(plain))
+    let like = |(one, other): (&u8, &u8)| {
+        one.eq_ignore_ascii_case(other) || !(one.is_ascii_alphanumeric() || other.is_ascii_alphanumeric())
+    };
+    name.len() == other.len() && name.iter().zip(other).all(like)
 }
 
 /// Whether a request asks for a WebSocket (RFC 6455 §4.2.1), the one upgrade that is passed on.
@@ -156,6 +159,10 @@ mod tests {
     fn names_that_a_backend_may_mix_up_are_alike() {
         let like = |a: &str, b: &str| is_like(a.as_bytes(), b.as_bytes());
         assert!(like("x-user", "X-User") && like("x_user", "x-user") && like("x-user_id", "x_user-id"));
+        for other in "!#$%&'*+-.^_`|~".chars() {
+            assert!(like(&format!("X{other}User"), "x-user") && like("x-user", &format!("x{other}user")), "{other}");
+        }
+        assert!(!like("xauser", "x-user") && !like("x0user", "x-user") && !like("x-user-", "x-user"));
         assert!(!like("xuser", "x-user") && !like("x-users", "x-user") && !like("x-usex", "x-user"));
     }
 

@@ -7,7 +7,11 @@ use std::{hash::Hasher as _, net::IpAddr};
 use http::{HeaderName, header};
 use siphasher::sip::SipHasher13;
 
-use super::fields::Fields;
+use super::{
+    fields::Fields,
+    headers::is_like,
+    route::{LONGEST_HOST, canonical_host},
+};
 
 /// What makes the numbers of keys those of one process and its successors. Secret: who knows it can choose keys that
 /// meet in one place.
@@ -23,6 +27,11 @@ impl Seed {
     /// For a successor.
     pub fn bytes(&self) -> [u8; 16] {
         self.0
+    }
+
+    /// A number for one purpose, the same in a process and its successors, which nobody outside can foretell.
+    pub fn number_for(&self, purpose: &str) -> u64 {
+        self.hash([&b"purpose"[..], purpose.as_bytes()])
     }
 
     /// The number of some parts, told from other parts by their lengths.
@@ -42,6 +51,22 @@ impl std::fmt::Debug for Seed {
     }
 }
 
+/// What of a request it is counted by.
+#[derive(Debug)]
+pub struct Asker<'a, F> {
+    /// The client's address; `None` for a unix socket.
+    pub client: Option<IpAddr>,
+    /// `Host` or `:authority` as sent.
+    pub host: Option<&'a str>,
+    /// The fields.
+    pub fields: &'a F,
+}
+
+/// The field or cookie that a request is counted by is there with two values: a backend may go by either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("what the request is counted by is there with two values")]
+pub struct TwoKeys;
+
 /// By what requests are counted together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LimitKey {
@@ -50,8 +75,10 @@ pub enum LimitKey {
     ClientIp,
     /// The value of a cookie; all requests without it are one.
     Cookie(String),
-    /// The values of a field; all requests without it are one.
+    /// The value of a field; all requests without it are one.
     Header(HeaderName),
+    /// The host as routes match it, whatever protocol says it; all requests without one, or with none that can be, are one.
+    Host,
     /// All requests of the route.
     Route,
 }
@@ -62,31 +89,51 @@ impl LimitKey {
         match self {
             Self::ClientIp => "client_ip",
             Self::Cookie(_) => "cookie",
-            Self::Header(_) => "header",
+            Self::Header(_) | Self::Host => "header",
             Self::Route => "route",
         }
     }
 
     /// The number of a request's key.
-    pub fn of(&self, client: Option<IpAddr>, headers: &impl Fields, seed: &Seed) -> u64 {
-        match self {
-            Self::ClientIp => match client.map(|client| client.to_canonical()) {
-                Some(IpAddr::V4(address)) => seed.hash([&address.octets()[..]]),
-                Some(IpAddr::V6(address)) => seed.hash([&address.octets()[..8]]),
-                None => seed.hash([]),
-            },
-            Self::Cookie(name) => seed.hash(cookie(headers, name.as_bytes())),
-            Self::Header(name) => seed.hash(headers.all(name)),
+    ///
+    /// # Errors
+    /// It has two. Whichever were counted, a backend could go by the other.
+    pub fn of(&self, asker: &Asker<'_, impl Fields>, seed: &Seed) -> Result<u64, TwoKeys> {
+        Ok(match self {
+            Self::ClientIp => of_client(asker.client, seed),
+            Self::Cookie(name) => seed.hash(cookie(asker.fields, name.as_bytes())?),
+            Self::Header(name) => seed.hash(field(asker.fields, name)?),
+            Self::Host => {
+                let mut buffer = [0; LONGEST_HOST];
+                let host = canonical_host(asker.host.unwrap_or_default(), &mut buffer);
+                seed.hash(host.filter(|host| !host.is_empty()).map(str::as_bytes))
+            }
             Self::Route => 1,
-        }
+        })
     }
 }
 
-/// The value of the first cookie of that name (RFC 6265 §5.4), without quotes around it.
-fn cookie<'h>(headers: &'h impl Fields, name: &[u8]) -> Option<&'h [u8]> {
+/// The number of a client's address; see [`LimitKey::ClientIp`].
+pub fn of_client(client: Option<IpAddr>, seed: &Seed) -> u64 {
+    match client.map(|client| client.to_canonical()) {
+        Some(IpAddr::V4(address)) => seed.hash([&address.octets()[..]]),
+        Some(IpAddr::V6(address)) => seed.hash([&address.octets()[..8]]),
+        None => seed.hash([]),
+    }
+}
+
+/// The value of a field. One whose name a backend may take for it must have the same.
+fn field<'h>(fields: &'h impl Fields, name: &'h HeaderName) -> Result<Option<&'h [u8]>, TwoKeys> {
+    let value = fields.first(name);
+    let mut alike = fields.each().filter(|(other, _)| is_like(other, name.as_str().as_bytes()));
+    if alike.any(|(_, other)| Some(other) != value) { Err(TwoKeys) } else { Ok(value) }
+}
+
+/// The value of the cookies of that name (RFC 6265 §5.4), without quotes around it.
+fn cookie<'h>(headers: &'h impl Fields, name: &[u8]) -> Result<Option<&'h [u8]>, TwoKeys> {
     let lines = headers.all(&header::COOKIE);
     let pairs = lines.flat_map(|line| line.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
-    pairs
+    let mut values = pairs
         .filter_map(|pair| {
             let at = pair.iter().position(|byte| *byte == b'=')?;
             let (found, value) = (pair.get(..at)?, pair.get(at + 1..)?);
@@ -95,8 +142,9 @@ fn cookie<'h>(headers: &'h impl Fields, name: &[u8]) -> Option<&'h [u8]> {
         .map(|value| match value {
             [b'"', inner @ .., b'"'] => inner,
             plain => plain,
-        })
-        .next()
+        });
+    let value = values.next();
+    if values.any(|other| Some(other) != value) { Err(TwoKeys) } else { Ok(value) }
 }
 
 #[cfg(test)]
@@ -113,40 +161,73 @@ mod tests {
         headers
     }
 
+    fn of(key: &LimitKey, fields: &[(&'static str, &'static str)]) -> Result<u64, TwoKeys> {
+        key.of(&Asker { client: None, host: None, fields: &headers(fields) }, &Seed::new([7; 16]))
+    }
+
     #[test]
     fn addresses_of_one_network_of_ipv6_are_one_key() {
         let seed = Seed::new([7; 16]);
-        let key =
-            |address: &str| LimitKey::ClientIp.of(Some(address.parse().expect("an address")), &HeaderMap::new(), &seed);
+        let key = |address: &str| of_client(Some(address.parse().expect("an address")), &seed);
         assert_eq!(key("2001:db8:1:2::1"), key("2001:db8:1:2:ffff:ffff:ffff:ffff"));
         assert_ne!(key("2001:db8:1:2::1"), key("2001:db8:1:3::1"));
         assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
         assert_eq!(key("192.0.2.1"), key("::ffff:192.0.2.1"));
         assert_ne!(key("0.0.0.1"), key("0:0:0:1::"), "the same number in two families");
-        assert_ne!(LimitKey::ClientIp.of(None, &HeaderMap::new(), &seed), key("::"));
+        assert_ne!(of_client(None, &seed), key("::"));
+        let asker = Asker { client: Some([192, 0, 2, 1].into()), host: None, fields: &HeaderMap::new() };
+        assert_eq!(LimitKey::ClientIp.of(&asker, &seed), Ok(key("192.0.2.1")));
     }
 
     #[test]
     fn fields_and_cookies_are_keys_by_their_value_and_none_is_one_key() {
-        let seed = Seed::new([7; 16]);
         let field = LimitKey::Header(HeaderName::from_static("x-key"));
-        let of = |fields: &[(&'static str, &'static str)]| field.of(None, &headers(fields), &seed);
+        let of = |fields: &[(&'static str, &'static str)]| of(&field, fields).expect("one value");
         assert_eq!(of(&[]), of(&[("x-other", "1")]));
         assert_eq!(of(&[("x-key", "a")]), of(&[("x-key", "a"), ("x-other", "1")]));
         assert_ne!(of(&[("x-key", "a")]), of(&[("x-key", "b")]));
-        assert_ne!(of(&[("x-key", "a"), ("x-key", "b")]), of(&[("x-key", "ab")]));
         assert_ne!(of(&[("x-key", "")]), of(&[]));
         let cookie = LimitKey::Cookie("id".to_owned());
-        let of = |fields: &[(&'static str, &'static str)]| cookie.of(None, &headers(fields), &seed);
-        assert_eq!(of(&[("cookie", "id=1")]), of(&[("cookie", "a=b"), ("cookie", " c=d;id=\"1\" ; id=2")]));
+        let of = |fields: &[(&'static str, &'static str)]| self::of(&cookie, fields).expect("one value");
+        assert_eq!(of(&[("cookie", "id=1")]), of(&[("cookie", "a=b"), ("cookie", " c=d;id=\"1\" ")]));
         assert_ne!(of(&[("cookie", "id=1")]), of(&[("cookie", "id=2")]));
         assert_eq!(of(&[("cookie", "xid=1; idx=2; id")]), of(&[]));
     }
 
     #[test]
-    fn another_seed_has_other_numbers_and_every_release_the_same() {
+    fn a_key_that_is_there_twice_is_one_value_or_none_to_count_by() {
+        let field = LimitKey::Header(HeaderName::from_static("x-key"));
+        let of = |fields: &[(&'static str, &'static str)]| self::of(&field, fields);
+        assert_eq!(of(&[("x-key", "a"), ("x-key", "a")]), of(&[("x-key", "a")]));
+        assert_eq!(of(&[("x-key", "a"), ("x_key", "a")]), of(&[("x-key", "a")]));
+        assert_eq!(of(&[("x-key", "a"), ("x-key", "b")]), Err(TwoKeys));
+        assert_eq!(of(&[("x-key", "a"), ("x-key", "a"), ("x-key", "b")]), Err(TwoKeys));
+        assert_eq!(of(&[("x-key", "a"), ("x_key", "b")]), Err(TwoKeys), "CGI takes one for the other");
+        assert_eq!(of(&[("x_key", "b")]), Err(TwoKeys), "to some it is there, to others not");
+        let cookie = LimitKey::Cookie("id".to_owned());
+        let of = |fields: &[(&'static str, &'static str)]| self::of(&cookie, fields);
+        assert_eq!(of(&[("cookie", "id=1; id=\"1\""), ("cookie", "id=1")]), of(&[("cookie", "id=1")]));
+        assert_eq!(of(&[("cookie", "id=1; id=2")]), Err(TwoKeys));
+        assert_eq!(of(&[("cookie", "id=1"), ("cookie", "id=2")]), Err(TwoKeys));
+    }
+
+    #[test]
+    fn however_a_host_is_spelled_it_is_one_key() {
+        let seed = Seed::new([7; 16]);
         let of =
-            |seed: u8| LimitKey::ClientIp.of(Some([10, 0, 0, 1].into()), &HeaderMap::new(), &Seed::new([seed; 16]));
+            |host: Option<&str>| LimitKey::Host.of(&Asker { client: None, host, fields: &HeaderMap::new() }, &seed);
+        for spelled in ["K.test", "k.test.", "k.test:80", "K.TEST.:8443", "k.test:"] {
+            assert_eq!(of(Some(spelled)), of(Some("k.test")), "{spelled}");
+        }
+        assert_eq!(of(Some("[2001:DB8:0:0::1]:443")), of(Some("[2001:db8::1]")));
+        assert_ne!(of(Some("k.test")), of(Some("l.test")));
+        assert_ne!(of(Some("k.test")), of(None));
+        assert_eq!(of(Some("k".repeat(1000).as_str())), of(None));
+    }
+
+    #[test]
+    fn another_seed_has_other_numbers_and_every_release_the_same() {
+        let of = |seed: u8| of_client(Some([10, 0, 0, 1].into()), &Seed::new([seed; 16]));
         assert_ne!(of(7), of(8));
         assert_eq!(of(7), 981_093_129_933_072_728, "counts of an older release are handed over under this number");
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use argon2::{
-    Argon2,
+    Argon2, Version,
     password_hash::{PasswordHash, PasswordHashString, PasswordVerifier as _},
 };
 use aws_lc_rs::hmac;
@@ -43,6 +43,9 @@ pub enum LineError {
     /// Of the right kind, but not whole.
     #[error("the hash is not well-formed")]
     Malformed,
+    /// Argon2 of a version that nobody has.
+    #[error("the hash is of an unknown version of argon2: there are v=19 and v=16")]
+    OtherVersion,
     /// One verification would take seconds, or a gigabyte.
     #[error("the hash costs too much to verify: bcrypt at most 2^16, argon2 at most 256 MiB and 64 passes")]
     TooCostly,
@@ -141,7 +144,10 @@ impl Hash {
         if !text.starts_with("$argon2") {
             return Err(LineError::OtherHash);
         }
-        let hash = PasswordHash::new(text).map_err(|_| LineError::Malformed)?;
+        let mut hash = PasswordHash::new(text).map_err(|_| LineError::Malformed)?;
+        // What says no version was made before there was a second one; the crate would take it for one of the second.
+        let version = *hash.version.get_or_insert(Version::V0x10.into());
+        Version::try_from(version).map_err(|_| LineError::OtherVersion)?;
         let known = [argon2::ARGON2D_IDENT, argon2::ARGON2I_IDENT, argon2::ARGON2ID_IDENT].contains(&hash.algorithm);
         // Before the crate multiplies it: more lanes than this it does not take either way.
         if hash.params.get_decimal("p").is_some_and(|lanes| lanes > argon2::Params::MAX_P_COST) {

@@ -119,11 +119,13 @@ impl Canonical<'_> {
         if matches!(self.path, Cow::Borrowed(_)) || !self.path.contains('%') {
             return Cow::Borrowed(&self.path);
         }
-        Reading::default().of(&self.path).map_or(Cow::Borrowed(&*self.path), Cow::Owned)
+        Reading::default().of(&self.path).map_or(Cow::Borrowed(&*self.path), |read| Cow::Owned(read.path))
     }
 
     /// What else the path is to a backend that takes encoded slashes or backslashes for slashes, leaves out
-    /// `;parameters`, before or after it decodes, or decodes UTF-8 that is longer than needed. Nearly always nothing.
+    /// `;parameters`, before or after it decodes, or decodes UTF-8 that is longer than needed. And where it then begins
+    /// with two slashes, or would without a prefix, what it is to one that takes what follows for an authority, as a
+    /// reference in RFC 3986 §4.2 has it (`//authority/path`). Nearly always nothing.
     ///
     /// # Errors
     /// To one of them it has dot segments.
@@ -142,6 +144,11 @@ impl Canonical<'_> {
             return Ok(found);
         }
         let key = self.key();
+        let mut found_one = |reading: String| {
+            if *key != reading && !found.contains(&reading) {
+                found.push(reading);
+            }
+        };
         for (slashes, backslashes, overlongs, differs) in [
             (false, false, false, true),
             (true, false, false, slash),
@@ -153,18 +160,19 @@ impl Canonical<'_> {
                 if !differs || (parameters != Parameters::Kept && !parameter) {
                     continue;
                 }
-                let reading = Reading { slashes, backslashes, overlongs, parameters }.of(&self.path)?;
-                if *key != reading && !found.contains(&reading) {
-                    found.push(reading);
+                let Read { path, empty } = Reading { slashes, backslashes, overlongs, parameters }.of(&self.path)?;
+                if let Some(at) = empty {
+                    found_one(without_authority(&path, at));
                 }
+                found_one(path);
             }
         }
         Ok(found)
     }
 
     /// The path for a backend, where a client sent `path`. `prefix` (a pattern without a trailing slash) is taken off on
-    /// a segment border, segment by segment, whichever way they are spelled; what is left begins with exactly one slash,
-    /// so that no backend reads it as `//authority`. Without the prefix the path stays as it is.
+    /// a segment border, segment by segment, whichever way they are spelled. What is left, or all of it without a prefix,
+    /// begins with exactly one slash, so that no backend reads it as `//authority`; behind that a raw path stays as it is.
     ///
     /// # Errors
     /// The path as sent has dot segments, so a backend could see another one than decided.
@@ -177,7 +185,7 @@ impl Canonical<'_> {
         Ok(match prefix {
             // Without dots every spelling has the same segments.
             Some(prefix) if is_below(&self.key(), prefix) => without_segments(whole, prefix.matches('/').count()),
-            _ => whole,
+            _ => with_one_slash(whole),
         })
     }
 }
@@ -194,8 +202,20 @@ fn without_segments(path: &str, count: usize) -> &str {
         rest = rest.trim_start_matches('/');
         rest = rest.find('/').and_then(|at| rest.get(at..)).unwrap_or_default();
     }
-    let slashes = rest.len() - rest.trim_start_matches('/').len();
-    rest.get(slashes.saturating_sub(1)..).filter(|rest| !rest.is_empty()).unwrap_or("/")
+    if rest.is_empty() { "/" } else { with_one_slash(rest) }
+}
+
+/// `path` with one slash where it begins with several.
+fn with_one_slash(path: &str) -> &str {
+    let slashes = path.len() - path.trim_start_matches('/').len();
+    path.get(slashes.saturating_sub(1)..).unwrap_or(path)
+}
+
+/// A reading without the segment at `at`, which is an authority to who reads `//` before it.
+fn without_authority(path: &str, at: usize) -> String {
+    let (before, after) = path.split_at_checked(at).unwrap_or((path, ""));
+    let rest = after.find('/').and_then(|slash| after.get(slash..)).unwrap_or("/");
+    [before.trim_end_matches('/'), rest].concat()
 }
 
 /// What stands for itself in a path and has no other meaning: `pchar` of RFC 3986 without `;`.
@@ -293,6 +313,14 @@ enum Parameters {
     LeftOutLast,
 }
 
+/// A path as a backend understands it, spelled as a key.
+struct Read {
+    path: String,
+    /// Where the first segment begins that has an empty one before it. A prefix that is stripped has none, so what is
+    /// left of a path without it begins with `//` only if it does so here.
+    empty: Option<usize>,
+}
+
 /// How a backend understands a path in canonical form.
 #[derive(Clone, Copy, Debug, Default)]
 struct Reading {
@@ -306,9 +334,10 @@ struct Reading {
 }
 
 impl Reading {
-    /// The path so understood, spelled as a key.
-    fn of(self, form: &str) -> Result<String, Ambiguous> {
+    /// The path so understood.
+    fn of(self, form: &str) -> Result<Read, Ambiguous> {
         let mut read = String::with_capacity(form.len());
+        let mut empty = None;
         let mut segment = 0;
         let mut in_parameter = false;
         let mut rest = form.as_bytes();
@@ -320,7 +349,9 @@ impl Reading {
                 if read.get(segment..).is_some_and(is_dots) {
                     return Err(Ambiguous);
                 }
-                if !read.ends_with('/') {
+                if read.ends_with('/') {
+                    empty.get_or_insert(read.len());
+                } else {
                     read.push('/');
                 }
                 segment = read.len();
@@ -344,7 +375,7 @@ impl Reading {
                 encode(byte, &mut read);
             }
         }
-        if read.get(segment..).is_some_and(is_dots) { Err(Ambiguous) } else { Ok(read) }
+        if read.get(segment..).is_some_and(is_dots) { Err(Ambiguous) } else { Ok(Read { path: read, empty }) }
     }
 
     fn is_slash(self, byte: u8) -> bool {

@@ -12,7 +12,7 @@ pub use request::{ClientCert, RequestRewrite, join_cookies};
 use super::{
     fields::Fields,
     forwarded::{X_FORWARDED_FOR, is_client_cert_field, is_forwarding_field},
-    headers::{HOP_BY_HOP, HeaderEdits, X_REQUEST_ID, nominated_by_connection},
+    headers::{HOP_BY_HOP, HeaderEdits, X_REQUEST_ID, is_like, nominated_by_connection},
 };
 
 /// Where fields of ours go.
@@ -169,6 +169,13 @@ impl HeaderEdits {
     fn edits(&self, name: &[u8]) -> bool {
         let is = |edited: &HeaderName| name.eq_ignore_ascii_case(edited.as_str().as_bytes());
         self.remove.iter().any(is) || self.set.iter().any(|(edited, _)| is(edited))
+    }
+
+    /// Whether a client's field of this name goes, as what stands in its place or is not to be there could be taken from it
+    /// (see [`is_like`]).
+    pub fn replaces_like(&self, name: &[u8]) -> bool {
+        let like = |edited: &HeaderName| is_like(name, edited.as_str().as_bytes());
+        self.remove.iter().any(like) || self.set.iter().any(|(edited, _)| like(edited))
     }
 
     fn write(&self, to: &mut impl Sink) {

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, io::Write as _, net::Ipv6Addr};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::{
     fields::Fields,
@@ -13,7 +13,7 @@ use super::{
 use crate::types::Weight;
 
 /// A longer host is no DNS name (RFC 1035 §2.3.4) and takes only routes that name no host.
-const LONGEST_HOST: usize = 255;
+pub(super) const LONGEST_HOST: usize = 255;
 
 /// The parts of a match; an empty part matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct RouteMatch {
     pub path: PathPattern,
     /// Any of these.
     pub methods: Vec<Method>,
-    /// All of these fields, with exactly these values. `Host` is `:authority` where a request has only that.
+    /// All of these fields, with exactly these values. `Host` is none of them, as it has many spellings: see `hosts`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -95,10 +95,7 @@ impl RouteMatch {
 
     fn conditions_hold(&self, request: &RequestView<'_, impl Fields>) -> bool {
         (self.methods.is_empty() || self.methods.contains(request.method))
-            && self.headers.iter().all(|(name, value)| {
-                request.headers.all(name).any(|sent| sent == value)
-                    || (*name == header::HOST && !request.headers.has(name) && value == request.host)
-            })
+            && self.headers.iter().all(|(name, value)| request.headers.all(name).any(|sent| sent == value))
     }
 
     fn is_unconditional(&self) -> bool {
@@ -173,7 +170,7 @@ impl Router {
 
     /// The first route that takes the request. Cost: one scan of the path, one hash per host label and path segment that
     /// any route could name, and one comparison per candidate with a method or a field; where a path has encoded slashes
-    /// or parameters, the same again for each way to read it, at most fifteen.
+    /// or parameters, the same again for each way to read it, at most thirty.
     ///
     /// # Errors
     /// The path is ambiguous by itself, or a backend could read it as one that another route takes. Or the host has
@@ -308,7 +305,7 @@ pub fn without_port(host: &str) -> &str {
 
 /// `host` as patterns are written: lower case, without port and without one trailing dot, an IPv6 address in its shortest
 /// form (RFC 5952).
-fn canonical_host<'a>(host: &str, buffer: &'a mut [u8; LONGEST_HOST]) -> Option<&'a str> {
+pub(super) fn canonical_host<'a>(host: &str, buffer: &'a mut [u8; LONGEST_HOST]) -> Option<&'a str> {
     let name = without_port(host);
     let name = name.strip_suffix('.').unwrap_or(name);
     let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));

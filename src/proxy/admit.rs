@@ -133,6 +133,13 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
     ctx.route = Some(index);
     ctx.target = target;
     let route = current.route(index);
+    let seed = ctx.start.as_ref().map_or(0, |start| start.seed);
+    let upstream = match &route.action {
+        Action::Proxy { upstreams, .. } => Some(choose(upstreams, seed)),
+        Action::Redirect(_) | Action::Respond(_) => None,
+    };
+    // Guards may have to wait for somebody, which is a part of the whole.
+    ctx.total_due = upstream.and_then(|upstream| total_due(&current, upstream, ctx));
     if let Some(guards) = &route.guards {
         if Box::pin(guard::admit(kit, session, ctx, guards)).await? {
             return Ok(true);
@@ -146,9 +153,8 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
             head.insert_header(header::ALLOW, reject::METHODS)?;
             respond(session, ctx, head, Bytes::new()).await
         }
-        Action::Proxy { upstreams, .. } => {
-            let seed = ctx.start.as_ref().map_or(0, |start| start.seed);
-            let upstream = choose(upstreams, seed);
+        Action::Proxy { .. } => {
+            let upstream = upstream.unwrap_or_default();
             go_to(kit, &current, upstream, ctx);
             let member = current.member(upstream);
             if member.upstream.grpc_web {
@@ -181,9 +187,14 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
 pub(super) fn go_to(kit: &Kit, current: &Snapshot, upstream: usize, ctx: &mut RequestCtx) {
     let member = current.member(upstream);
     ctx.upstream = Some(upstream);
-    ctx.total_due = member.upstream.timeouts.total.map(|total| ctx.started + total);
+    ctx.total_due = total_due(current, upstream, ctx);
     ctx.in_flight = Some(member.metrics.begin(kit.index()));
     member.upstream.budget.on_request(kit.millis(ctx.started));
+}
+
+/// When a request to this upstream must be over.
+fn total_due(current: &Snapshot, upstream: usize, ctx: &RequestCtx) -> Option<Instant> {
+    current.member(upstream).upstream.timeouts.total.map(|total| ctx.started + total)
 }
 
 /// What the front sees to for HTTP/1, of an HTTP/2 request: one host that is one, one length, an ASCII target, a scheme that
@@ -341,8 +352,12 @@ pub(super) async fn respond(
     body: Bytes,
 ) -> Result<bool> {
     let head = as_ours(ctx, head)?;
-    if session.is_upgrade_req() || session.req_header().headers.contains_key(header::EXPECT) {
-        // What comes after a refused handshake has no border. Or: the client still waits to be asked for its body; it will not send one after a final answer.
+    let request = &session.req_header().headers;
+    let endless = request.contains_key(header::TRANSFER_ENCODING)
+        && ctx.info().is_some_and(|info| info.limits().max_body_size.is_some());
+    if session.is_upgrade_req() || request.contains_key(header::EXPECT) || endless {
+        // What comes after a refused handshake has no border. Or: the client still waits to be asked for its body; it will not send
+        // one after a final answer. Or: to come to the next request, more would have to be read than a request may have.
         session.set_keepalive(None);
     }
     reject::send(session, head, body).await?;

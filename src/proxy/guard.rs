@@ -9,11 +9,16 @@ use std::time::Instant;
 
 use http::{HeaderName, HeaderValue, header};
 use pingora_proxy::Session;
+use tokio::time::timeout_at;
 
 use self::{basic::Verifier, forward::AuthClient};
-use super::{admit::refuse, ctx::RequestCtx, kit::Kit};
+use super::{admit::refuse, ctx::RequestCtx, downstream::Downstream as _, edit::Client, kit::Kit};
 use crate::{
-    policy::{concurrency::Permit, fields::Fields},
+    policy::{
+        concurrency::Permit,
+        fields::Fields,
+        limit_key::{Asker, TwoKeys},
+    },
     runtime::guards::Guards,
     types::Reason,
 };
@@ -58,17 +63,19 @@ pub(super) async fn admit(
     ctx: &mut RequestCtx,
     guards: &Guards,
 ) -> pingora_core::Result<bool> {
-    if let Err(Refusal { reason, field }) = at_first(&session.req_header().headers, ctx, guards) {
+    if let Err(Refusal { reason, field }) = at_first(&session.request(), ctx, guards) {
         return refuse(session, ctx, reason, field).await;
     }
     if let Some(basic) = &guards.basic {
-        match kit.asking().passwords.ask(basic, ctx.client, &session.req_header().headers).await {
-            Asked::Good => {}
-            Asked::No => {
+        let asked = kit.asking().passwords.ask(basic, ctx.client, &session.req_header().headers);
+        match within(ctx.total_due, asked).await {
+            Some(Asked::Good) => {}
+            Some(Asked::No) => {
                 let challenge = (header::WWW_AUTHENTICATE, basic.challenge.clone());
                 return refuse(session, ctx, Reason::Unauthorized, Some(challenge)).await;
             }
-            Asked::Unavailable => return refuse(session, ctx, Reason::AuthUnavailable, None).await,
+            Some(Asked::Unavailable) => return refuse(session, ctx, Reason::AuthUnavailable, None).await,
+            None => return refuse(session, ctx, Reason::TotalTimeout, None).await,
         }
     }
     if let Some(forward) = &guards.forward
@@ -76,19 +83,31 @@ pub(super) async fn admit(
     {
         return Ok(true);
     }
-    if let Err(Refusal { reason, field }) = at_last(&session.req_header().headers, ctx, guards) {
+    if let Err(Refusal { reason, field }) = at_last(&session.request(), ctx, guards) {
         return refuse(session, ctx, reason, field).await;
     }
     Ok(false)
+}
+
+/// Waits no longer than the request may take as a whole.
+async fn within<T>(due: Option<Instant>, wait: impl Future<Output = T>) -> Option<T> {
+    match due {
+        Some(due) => timeout_at(due.into(), wait).await.ok(),
+        None => Some(wait.await),
+    }
 }
 
 /// Asks all guards of a route that has none that must wait for somebody; see [`by_head`].
 ///
 /// # Errors
 /// The request is refused.
-pub(super) fn admit_by_head(fields: &impl Fields, ctx: &mut RequestCtx, guards: &Guards) -> Result<(), Refusal> {
-    at_first(fields, ctx, guards)?;
-    at_last(fields, ctx, guards)
+pub(super) fn admit_by_head(
+    request: &Client<'_, impl Fields>,
+    ctx: &mut RequestCtx,
+    guards: &Guards,
+) -> Result<(), Refusal> {
+    at_first(request, ctx, guards)?;
+    at_last(request, ctx, guards)
 }
 
 /// Whether these guards decide by a request's head alone.
@@ -102,13 +121,23 @@ pub(super) struct Refusal {
     pub(super) field: Option<(HeaderName, HeaderValue)>,
 }
 
-fn at_first(fields: &impl Fields, ctx: &mut RequestCtx, guards: &Guards) -> Result<(), Refusal> {
+fn asker<'a, F>(request: &Client<'a, F>, ctx: &RequestCtx) -> Asker<'a, F> {
+    Asker { client: ctx.client, host: request.host, fields: request.fields }
+}
+
+impl From<TwoKeys> for Refusal {
+    fn from(TwoKeys: TwoKeys) -> Self {
+        Self { reason: Reason::BadRequest, field: None }
+    }
+}
+
+fn at_first(request: &Client<'_, impl Fields>, ctx: &mut RequestCtx, guards: &Guards) -> Result<(), Refusal> {
     if guards.access.as_ref().is_some_and(|access| !access.allows(ctx.client)) {
         return Err(Refusal { reason: Reason::Denied, field: None });
     }
     let admitted = ctx.admitted.insert(Box::default());
     if let Some(limits) = &guards.rate {
-        let rated = limits.decide(ctx.client, fields, Instant::now());
+        let rated = limits.decide(&asker(request, ctx), Instant::now())?;
         admitted.rate = rated.field;
         if let Some(seconds) = rated.retry_after {
             let retry_after = (header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -119,9 +148,9 @@ fn at_first(fields: &impl Fields, ctx: &mut RequestCtx, guards: &Guards) -> Resu
 }
 
 /// Last: who is not let in must not take the place of somebody who is.
-fn at_last(fields: &impl Fields, ctx: &mut RequestCtx, guards: &Guards) -> Result<(), Refusal> {
+fn at_last(request: &Client<'_, impl Fields>, ctx: &mut RequestCtx, guards: &Guards) -> Result<(), Refusal> {
     if let Some(limit) = &guards.concurrency {
-        let permit = limit.enter(ctx.client, fields);
+        let permit = limit.enter(&asker(request, ctx))?;
         if permit.is_none() {
             let retry_after = (header::RETRY_AFTER, TOO_MANY_RETRY_AFTER);
             return Err(Refusal { reason: Reason::TooManyConcurrent, field: Some(retry_after) });

@@ -3,7 +3,6 @@
 
 use std::{
     fmt::Write as _,
-    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Instant,
 };
@@ -16,7 +15,7 @@ use crate::{
         access::Access,
         concurrency::{InFlight, Permit},
         fields::Fields,
-        limit_key::{LimitKey, Seed},
+        limit_key::{Asker, LimitKey, Seed, TwoKeys},
         password::{Credentials, Tag, Users, Verdicts},
         rate::{Live, Rate, RateTable, Verdict},
     },
@@ -161,20 +160,27 @@ impl RateLimits {
 
     /// Decides about a request at `now`. One that exceeds any of the limits counts for none, so that a client beyond its
     /// own does not use up what all share.
-    pub fn decide(&self, client: Option<IpAddr>, headers: &impl Fields, now: Instant) -> Rated {
-        let asked = |limit: &RateLimit| (limit.key.of(client, headers, limit.seed.get()), limit.clock(now));
+    ///
+    /// # Errors
+    /// It has two keys of one limit, and counts for none.
+    pub fn decide(&self, asker: &Asker<'_, impl Fields>, now: Instant) -> Result<Rated, TwoKeys> {
+        let asked = |limit: &RateLimit| {
+            let key = limit.key.of(asker, limit.seed.get());
+            key.map(|key| (key, limit.clock(now)))
+        };
         if let [only] = &*self.limits {
-            let (key, now) = asked(only);
-            return self.told(&[only.table.decide(key, now)]);
+            let (key, now) = asked(only)?;
+            return Ok(self.told(&[only.table.decide(key, now)]));
         }
-        let asked: Vec<(&RateLimit, (u64, u64))> = self.limits.iter().map(|limit| (&**limit, asked(limit))).collect();
+        let asked = self.limits.iter().map(|limit| asked(limit).map(|asked| (&**limit, asked)));
+        let asked = asked.collect::<Result<Vec<(&RateLimit, (u64, u64))>, TwoKeys>>()?;
         let looked: Vec<Verdict> = asked.iter().map(|(limit, (key, now))| limit.table.look(*key, *now)).collect();
         if looked.iter().any(|verdict| matches!(verdict, Verdict::Exceeded { .. })) {
-            return self.told(&looked);
+            return Ok(self.told(&looked));
         }
         // Another thread may have been quicker; then this request counts for some of the limits and is refused.
         let verdicts: Vec<Verdict> = asked.iter().map(|(limit, (key, now))| limit.table.decide(*key, *now)).collect();
-        self.told(&verdicts)
+        Ok(self.told(&verdicts))
     }
 
     /// The fields of draft-ietf-httpapi-ratelimit-headers-10. Of a refused request only the exceeded limits are told.
@@ -240,8 +246,11 @@ impl ConcurrencyLimit {
     }
 
     /// Counts a request as long as the permit lives; `None` where too many are in flight.
-    pub fn enter(&self, client: Option<IpAddr>, headers: &impl Fields) -> Option<Permit> {
-        self.table.enter(self.key.of(client, headers, self.seed.get()), self.limit)
+    ///
+    /// # Errors
+    /// It has two keys.
+    pub fn enter(&self, asker: &Asker<'_, impl Fields>) -> Result<Option<Permit>, TwoKeys> {
+        Ok(self.table.enter(self.key.of(asker, self.seed.get())?, self.limit))
     }
 }
 

@@ -177,6 +177,53 @@ async fn fields_and_cookies_are_keys_and_requests_without_them_are_one() {
 }
 
 #[tokio::test]
+async fn a_second_value_of_a_key_buys_no_fresh_budget() {
+    let origin = Origin::echo("a").await;
+    let guards = "rate_limit: [{ rate: 2/h, key: { header: X-Key } }], concurrency: { limit: 9, key: { cookie: id } }";
+    let proxy = guarded(&origin, guards, "").await;
+    for fields in ["X-Key: a\r\nX-Key: a\r\n", "X-Key: a\r\nCookie: id=1; id=1\r\n"] {
+        assert_eq!(get_with(proxy.listen, "/", fields).await.status(), 200);
+    }
+    assert_eq!(get_with(proxy.listen, "/", "X-Key: a\r\n").await.status(), 429);
+    let twice = ["X-Key: a\r\nX-Key: b\r\n", "X-Key: b\r\nX-Key: a\r\n", "X-Key: b\r\nX_Key: a\r\n"];
+    let twice = twice.into_iter().chain(["X-Key: b\r\nCookie: id=1; id=2\r\n", "Cookie: id=1\r\nCookie: id=2\r\n"]);
+    for fields in twice {
+        let reply = get_with(proxy.listen, "/", fields).await;
+        refused_for(&proxy, &reply, 400, "bad_request").await;
+    }
+    assert_eq!(origin.total(), 2);
+    // HTTP/2 may send cookies in pieces.
+    let client = Client2::prior(proxy.listen).await;
+    for (crumb, status) in [("id=2", 400), ("x=2", 200)] {
+        let mut asked = request("GET", "/");
+        for (name, value) in [("x-key", "c"), ("cookie", "id=1"), ("cookie", crumb)] {
+            asked.headers_mut().append(name, value.parse().expect("a value"));
+        }
+        assert_eq!(client.send(asked, vec![], None).await.status, status, "{crumb}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_is_one_key_however_it_is_spelled_and_whoever_says_it() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "rate_limit: { rate: 2/h, key: { header: Host } }", "").await;
+    let ask =
+        async |host: &str| proxy.client().await.ask(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await.status();
+    assert_eq!(ask("k.test").await, 200);
+    assert_eq!(ask("K.test.:80").await, 200);
+    for spelled in ["k.test", "k.TEST", "k.test.", "k.test:8080", "k.test:"] {
+        assert_eq!(ask(spelled).await, 429, "{spelled}");
+    }
+    let client = Client2::prior(proxy.listen).await;
+    for (host, status) in [("k.test", 429), ("other.test", 200), ("OTHER.test:80", 200), ("other.test", 429)] {
+        let mut asked = request("GET", "/");
+        *asked.uri_mut() = format!("http://{host}/").parse().expect("a URL");
+        assert_eq!(client.send(asked, vec![], None).await.status, status, "{host}");
+    }
+    assert_eq!(ask("third.test").await, 200);
+}
+
+#[tokio::test]
 async fn the_workers_count_together() {
     let origin = Origin::echo("a").await;
     let proxy = guarded(&origin, "rate_limit: { rate: 10/h, key: route }", "threads: 4").await;
@@ -353,6 +400,9 @@ async fn service() -> Origin {
                     peer.reply(401, fields, "{\"no\":1}").await;
                 }
                 Some("broken") => peer.reply(500, "", "oops").await,
+                Some("nowhere") => peer.reply(302, "", "").await,
+                Some("not modified") => peer.send("HTTP/1.1 304 Not Modified\r\nLocation: /\r\n\r\n").await,
+                Some("no status") => peer.reply(999, "Location: /\r\n", "").await,
                 Some("large") => peer.reply(403, "", &"x".repeat(70_000)).await,
                 Some("slow") => peer.held().await,
                 Some("slow body") => {
@@ -547,11 +597,17 @@ async fn a_service_that_never_ends_its_handshake_lets_nobody_in() {
 async fn what_the_service_does_not_say_nobody_says() {
     let (origin, service) = (Origin::echo("a").await, service().await);
     let proxy = forwarding(&origin, &service.address).await;
-    let reply =
-        get_with(proxy.listen, "/", "X-Want: nobody\r\nX-User: root\r\nx-user: root\r\nX_GROUP: wheel\r\n").await;
+    let reply = get_with(
+        proxy.listen,
+        "/",
+        "X-Want: nobody\r\nX-User: root\r\nx-user: root\r\nX_GROUP: wheel\r\nX.User: root\r\n",
+    )
+    .await;
     assert_eq!(reply.status(), 200);
     let passed = origin.only_request();
-    assert_eq!((passed.fields("x-user"), passed.fields("x_group")), (vec![], vec![]), "{passed:?}");
+    for name in ["x-user", "x_group", "x.user"] {
+        assert_eq!(passed.field(name), None, "{passed:?}");
+    }
     let mut ask = request("GET", "/");
     ask.headers_mut().insert("x-user", "root".parse().expect("a value"));
     ask.headers_mut().append("cookie", "a=1".parse().expect("a value"));
@@ -578,16 +634,32 @@ async fn a_refusal_of_the_service_goes_to_the_client() {
         (reply.field("www-authenticate"), reply.field("content-type")),
         (Some("Bearer realm=\"x\""), Some("application/json"))
     );
+    let reply = get_with(proxy.listen, "/", "X-Want: large\r\n").await;
+    assert_eq!((reply.status(), reply.text().as_str()), (403, ""), "more than a client is to get, and a refusal still");
     let reply = get_with(proxy.listen, "/", "X-Want: broken\r\n").await;
-    refused_for(&proxy, &reply, 500, "auth_unavailable").await;
-    assert_eq!((reply.text().as_str(), origin.total()), ("oops", 0));
+    refused_for(&proxy, &reply, 503, "auth_unavailable").await;
+    assert!(!reply.text().contains("oops"), "{reply:?}");
+    assert_eq!(origin.total(), 0);
+}
+
+#[tokio::test]
+async fn a_client_cannot_make_a_question_of_its_request() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let proxy = forwarding(&origin, &service.address).await;
+    let mark = "x-rrlb-forward-auth";
+    assert_eq!(get_with(proxy.listen, "/", &format!("{mark}: 1\r\n")).await.status(), 200);
+    let said = service.only_request();
+    let ours = said.fields(mark).into_iter().find(|value| *value != "1").expect("the mark of the proxy").to_owned();
+    assert_eq!(get_with(proxy.listen, "/", &format!("{mark}: 1\r\n{mark}: {ours}\r\n")).await.status(), 503);
+    let other = forwarding(&origin, &service.address).await;
+    assert_eq!(get_with(other.listen, "/", &format!("{mark}: {ours}\r\n")).await.status(), 200, "another's mark");
 }
 
 #[tokio::test]
 async fn a_service_that_is_slow_silent_or_lying_lets_nobody_in() {
     let (origin, mut service) = (Origin::echo("a").await, service().await);
     let proxy = forwarding(&origin, &service.address).await;
-    for want in ["slow", "slow refusal", "garbage", "switch", "close", "large"] {
+    for want in ["slow", "slow refusal", "garbage", "switch", "close", "nowhere", "not modified", "no status"] {
         let reply = get_with(proxy.listen, "/", &format!("X-Want: {want}\r\n")).await;
         assert_eq!(reply.status(), 503, "{want}: {reply:?}");
         assert!(reply.text().len() < 100, "{want}");
@@ -601,6 +673,27 @@ async fn a_service_that_is_slow_silent_or_lying_lets_nobody_in() {
     assert_eq!(origin.total(), 1);
     service.restart().await;
     assert_eq!(proxy.get("/").await.status(), 200);
+}
+
+#[tokio::test]
+async fn the_whole_of_a_request_includes_its_guards() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let total = "defaults: { timeouts: { total: 300ms } }";
+    let guards = format!("forward_auth: {{ url: \"http://{}/\", timeout: 60s }}", service.address);
+    let asking = guarded(&origin, &guards, total).await;
+    let guarding = configured(&origin, "basic_auth: { file: users }", total);
+    // A hash that takes seconds to verify.
+    let hash = format!("$2y$15${}", ".".repeat(53));
+    std::fs::write(guarding.dir().join("users"), format!("a:{hash}\n")).expect("written");
+    let guarding = guarding.start().await;
+    for (proxy, fields) in [(&asking, "X-Want: slow\r\n"), (&guarding, "Authorization: Basic YTpzZWNyZXQ=\r\n")] {
+        let begun = std::time::Instant::now();
+        let reply = get_with(proxy.listen, "/", fields).await;
+        assert!((300..1500).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+        refused_for(proxy, &reply, 504, "total_timeout").await;
+    }
+    assert_eq!(origin.total(), 0);
+    assert_eq!(asking.get("/").await.status(), 200, "who is let in at once has its time");
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ async fn spoofed_values_are_replaced() {
 
 #[tokio::test]
 async fn where_a_request_goes_or_comes_from_no_stranger_says() {
-    const CLAIMS: [&str; 11] = [
+    const CLAIMS: [&str; 14] = [
         "X-Original-URL",
         "X_Original_Url",
         "X-Original-Host",
@@ -55,6 +55,10 @@ async fn where_a_request_goes_or_comes_from_no_stranger_says() {
         "X-Client-IP",
         "CF-Connecting-IP",
         "Client-IP",
+        // To gateways that make `_` of every sign.
+        "X.Original.URL",
+        "X.Real-IP",
+        "X~Forwarded~For",
     ];
     let fields: String = CLAIMS.iter().map(|name| format!("{name}: /claimed\r\n")).collect();
     let fields = format!("{fields}X-HTTP-Method-Override: PUT\r\n");
@@ -67,6 +71,19 @@ async fn where_a_request_goes_or_comes_from_no_stranger_says() {
     let mut client = Client::connect_from([127, 0, 9, 1].into(), proxy.listen).await;
     assert_eq!(client.ask(format!("GET / HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n")).await.status(), 200);
     assert_eq!(origin.only_request().field("x-original-url"), Some("/claimed"), "a trusted proxy's word");
+}
+
+#[tokio::test]
+async fn what_an_operator_sets_or_removes_nobody_says_under_another_sign() {
+    let routes = "routes: [{ upstream: app, request_headers: { set: { X-Role: guest }, remove: [X-Debug] } }]";
+    let request =
+        seen_with("X_Role: root\r\nX.Role: root\r\nX-ROLE: root\r\nX_Debug: 1\r\nXRole: kept\r\n", routes).await;
+    let names: Vec<_> = request.fields.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+    assert_eq!(request.field("x-role"), Some("guest"));
+    assert_eq!(request.field("xrole"), Some("kept"));
+    for name in ["x_role", "x.role", "x-debug", "x_debug"] {
+        assert!(!names.iter().any(|sent| sent == name), "{names:?}");
+    }
 }
 
 #[tokio::test]

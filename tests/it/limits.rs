@@ -92,6 +92,25 @@ async fn a_declared_body_over_the_limit_is_413_before_an_origin_hears_of_it() {
 }
 
 #[tokio::test]
+async fn a_body_that_nobody_asked_for_is_not_read_on_beyond_the_limit() {
+    let yaml = "
+        listeners: [{ address: \"<listen>\", h2c: true, limits: { max_body_size: 1000B } }]
+        routes: [{ respond: { status: 200, body: own } }]";
+    let proxy = Config::new(yaml).start().await;
+    let mut client = proxy.client().await;
+    client.send("POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n").await;
+    let reply = client.response().await;
+    assert_eq!((reply.status(), reply.text().as_str()), (200, "own"));
+    assert_eq!(reply.field("connection"), Some("close"));
+    assert_eq!(client.closed().await, b"");
+    let mut client = proxy.client().await;
+    for _ in 0..2 {
+        let reply = client.ask("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\n\r\nbody").await;
+        assert_eq!(reply.status(), 200, "a body that is within it is read, and the connection goes on");
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_grows_over_the_limit_is_413_and_never_whole_for_an_origin() {
     let origin = Origin::echo("a").await;
     let proxy = limited(&origin, "max_body_size: 1000B").await;

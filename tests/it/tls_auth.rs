@@ -101,7 +101,8 @@ async fn no_client_can_say_what_its_certificate_is() {
     let main = ca.issue(&["a.test"]).write(config.dir(), "main");
     let proxy = config.put("main", main).start().await;
     let forged = "X-Client-Cert-Verify: SUCCESS\r\nx-client-CERT-Subject: CN=root\r\nX_Client_Cert_Subject: CN=root\r\n\
-        X-Client_Cert-Fingerprint: 00\r\nX-Client-Cert-Verify: SUCCESS\r\nX-Client-Cert-Other: kept\r\n";
+        X-Client_Cert-Fingerprint: 00\r\nX-Client-Cert-Verify: SUCCESS\r\nX-Client-Cert-Other: kept\r\n\
+        X.Client.Cert.Subject: CN=root\r\nX-Client-Cert.Fingerprint: 00\r\nX!Client!Cert!Verify: SUCCESS\r\n";
     assert_eq!(get_with(proxy.listen, "/", forged).await.status(), 200);
     let heads = origin.requests();
     let names = |head: &crate::support::http1::Message| {

@@ -69,6 +69,34 @@ async fn plain_http_on_a_tls_port_is_400_with_its_reason() {
 }
 
 #[tokio::test]
+async fn plain_http_has_one_word_everywhere_whatever_else_is_wrong_with_it() {
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let proxy = secure(&ca, &origin, "", "").await;
+    let long = format!("GET / HTTP/1.1\r\nHost: a.test\r\nX: {}\r\n\r\n", "x".repeat(100_000));
+    let requests: [&[u8]; 4] = [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: a.test\r\n\r\n",
+        b"CONNECT a.test:1 HTTP/1.1\r\nHost: a.test:1\r\n\r\n",
+        long.as_bytes(),
+    ];
+    for (at, request) in requests.into_iter().enumerate() {
+        let mut client = proxy.client().await;
+        client.send(request).await;
+        let answer = client.response().await;
+        let status = answer.field("proxy-status").unwrap_or_default();
+        assert!(answer.status() == 400 && status.contains("details=\"plain_http\""), "{at}: {answer:?}");
+    }
+    told(&proxy, "plain_http", 4.0).await;
+    proxy.metric("rrlb_failures_total", &["reason=\"plain_http\""], |n| n == 4.0).await;
+    for reason in ["bad_request", "method_not_allowed", "header_too_large"] {
+        proxy.metric("rrlb_failures_total", &[&format!("reason=\"{reason}\"")], |n| n == 0.0).await;
+    }
+    for line in proxy.access_log(4).await {
+        assert_eq!(line["reason"].as_str(), Some("plain_http"), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn plain_http_behind_a_proxy_header_is_400_too() {
     let (ca, origin) = (Ca::new(), Origin::echo("a").await);
     let proxy = secure(&ca, &origin, "", "proxy_protocol: { from: 127.0.0.0/8 }").await;
@@ -168,6 +196,23 @@ async fn each_fault_of_a_clients_certificate_has_its_own_word() {
     proxy.metric("rrlb_certificate_reloads_total", &["ok"], |reloads| reloads == 1.0).await;
     assert!(!is_served(&proxy, "a.test", &clients.issue_client("good").client(&ca, &[], BOTH)).await);
     told(&proxy, "client_cert_unchecked", 1.0).await;
+}
+
+#[tokio::test]
+async fn an_authoritys_certificate_is_no_clients_and_the_log_says_so() {
+    let (ca, clients, origin) = (Ca::new(), Ca::new(), Origin::echo("a").await);
+    let yaml = "
+        certificates: { main: <main> }
+        listeners: [{ address: <listen>, tls: { certificates: [main],
+          client_auth: { mode: required, ca: <dir>/ca.pem } } }]";
+    let config = Config::before(&[&origin], yaml);
+    clients.write(config.dir());
+    let main = ca.issue(&["a.test"]).write(config.dir(), "main");
+    let proxy = config.put("main", main).start().await;
+    let authority = clients.issue_authority("sub").client(&ca, &[], BOTH);
+    assert!(!is_served(&proxy, "a.test", &authority).await);
+    told(&proxy, "client_cert_untrusted", 1.0).await;
+    proxy.logged("client_cert_untrusted (the certificate is an authority's, not a client's)").await;
 }
 
 #[tokio::test]

@@ -69,6 +69,7 @@ fn limit_key(key: &LimitKey) -> Part<'_> {
     match key {
         LimitKey::ClientIp | LimitKey::Route => bare(key.as_str()),
         LimitKey::Cookie(name) => Part::Map(vec![entry("cookie", text(name))]),
+        LimitKey::Host => Part::Map(vec![entry("header", text("host"))]),
         LimitKey::Header(name) => Part::Map(vec![entry("header", text(name.as_str()))]),
     }
 }

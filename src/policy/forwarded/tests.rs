@@ -107,6 +107,16 @@ fn forwarding_fields_are_known_by_name() {
     {
         assert!(is_forwarding_field(HeaderName::from_static(name)), "{name}");
     }
+    for name in ["x.original.url", "x.forwarded-for", "x~real~ip", "true.client_ip", "x.request.id", "content.length"] {
+        assert!(is_forwarding_field(name), "{name}");
+    }
+    for name in ["x-request-id", "content-length", "transfer-encoding", "xaforwarded-for", "x.http.method.override"] {
+        assert!(!is_forwarding_field(name), "{name}");
+    }
+    for name in ["x-client-cert-verify", "X.Client.Cert.Subject", "x-client_cert|fingerprint"] {
+        assert!(is_client_cert_field(name), "{name}");
+    }
+    assert!(!is_client_cert_field("xaclientacertaverify") && !is_client_cert_field("x-client-cert-verif"));
     for name in ["x-forward", "x-original", "x-http-method-override", "x-method-override", "ip"] {
         assert!(!is_forwarding_field(HeaderName::from_static(name)), "{name}");
     }

@@ -14,9 +14,13 @@ fn bcrypt_of_secret(version: &str) -> String {
 }
 
 fn argon2_of(password: &str) -> String {
+    argon2_in(argon2::Version::V0x13, password)
+}
+
+fn argon2_in(version: argon2::Version, password: &str) -> String {
     let salt = SaltString::encode_b64(b"0123456789abcdef").expect("a salt");
     let params = argon2::Params::new(8, 1, 1, None).expect("parameters");
-    let argon2 = Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
+    let argon2 = Argon2::new(argon2::Algorithm::Argon2id, version, params);
     argon2.hash_password(password.as_bytes(), &salt).expect("a hash").to_string()
 }
 
@@ -55,6 +59,17 @@ fn both_forms_of_hash_verify() {
 }
 
 #[test]
+fn argon2_without_a_version_is_of_the_first() {
+    let old = argon2_in(argon2::Version::V0x10, "secret");
+    let unsaid = old.replacen("$v=16$", "$", 1);
+    assert_ne!(unsaid, old);
+    let users = users(&[format!("old:{old}"), format!("unsaid:{unsaid}"), format!("new:{}", argon2_of("secret"))]);
+    for user in ["old", "unsaid", "new"] {
+        assert!(verify(&users, &format!("{user}:secret")) && !verify(&users, &format!("{user}:secre")), "{user}");
+    }
+}
+
+#[test]
 fn an_unknown_user_costs_as_much_as_a_known_one() {
     let users = users(&[format!("known:{}", bcrypt::hash_with_salt("secret", 8, [7; 16]).expect("a hash"))]);
     let time = |pair: &str| {
@@ -89,6 +104,8 @@ fn what_is_cheap_or_broken_is_refused_by_its_kind() {
         (format!("a:{}", argon.rsplit_once('$').expect("a hash").0), LineError::Malformed),
         (format!("a:{}", argon.replacen("argon2id", "argon2x", 1)), LineError::Malformed),
         (format!("a:{}", argon.replacen("m=8", "m=4000000", 1)), LineError::TooCostly),
+        (format!("a:{}", argon.replacen("v=19", "v=99", 1)), LineError::OtherVersion),
+        (format!("a:{}", argon.replacen("v=19", "v=0", 1)), LineError::OtherVersion),
     ];
     for (line, error) in cases {
         assert_eq!(parse_line(&line).map(|(user, _)| user), Err(error), "{line}");

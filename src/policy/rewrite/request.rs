@@ -84,7 +84,7 @@ impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
             Kind::Plain => true,
             Kind::RequestId => self.request_id.is_none(),
         };
-        kind && !self.is_told(name) && !self.edits.replaces(name)
+        kind && !self.is_told(name) && !self.edits.replaces_like(name)
     }
 
     fn ours(&self, to: &mut impl Sink) {

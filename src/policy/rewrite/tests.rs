@@ -17,7 +17,10 @@ use super::{
 };
 
 /// Everything that matters to a proxy, what looks like it, and what does not matter.
-const NAMES: [&str; 46] = [
+const NAMES: [&str; 49] = [
+    "X.Real.IP",
+    "X.Client.Cert-Verify",
+    "Content.Length",
     "CF-Connecting-IP",
     "client_ip",
     "Front-End-Https",
@@ -152,6 +155,11 @@ impl Settings {
         }
         remove(&mut fields, |name| {
             self.told.iter().any(|told| is_like(name.as_str().as_bytes(), told.as_str().as_bytes()))
+        });
+        let edited: Vec<&HeaderName> =
+            self.edits.remove.iter().chain(self.edits.set.iter().map(|(name, _)| name)).collect();
+        remove(&mut fields, |name| {
+            edited.iter().any(|edited| is_like(name.as_str().as_bytes(), edited.as_str().as_bytes()))
         });
         append(&mut fields, &self.identity);
         if self.certificate > 1 {

@@ -181,7 +181,7 @@ impl<W: Wire> Lane<'_, W> {
     fn refusal(&mut self, ctx: &mut RequestCtx) -> Option<Result<(ResponseHeader, Bytes)>> {
         let current = ctx.current()?.clone();
         let guards = current.route(ctx.route?).guards.as_ref()?;
-        let admitted = guard::admit_by_head(self.asked.request().fields, ctx, guards);
+        let admitted = guard::admit_by_head(&self.asked.request(), ctx, guards);
         ctx.asked = Instant::now();
         let guard::Refusal { reason, field } = admitted.err()?;
         if !self.asked.is_done() {

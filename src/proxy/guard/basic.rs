@@ -18,7 +18,7 @@ use super::Asked;
 use crate::{
     policy::{
         concurrency::{InFlight, Permit},
-        limit_key::{LimitKey, Seed},
+        limit_key::{Seed, of_client},
         password::{Credentials, Tag},
     },
     runtime::guards::BasicAuth,
@@ -60,7 +60,7 @@ impl Verifier {
         let verdict = match known {
             Some(good) => Some(good),
             None => {
-                let key = LimitKey::ClientIp.of(client, headers, &self.seed);
+                let key = of_client(client, &self.seed);
                 let Some(mut verdict) = self.verdict(basic, credentials, tag, key) else { return Asked::Unavailable };
                 let wait = timeout(PATIENCE, verdict.wait_for(Option::is_some)).await;
                 wait.ok().and_then(Result::ok).and_then(|verdict| *verdict)

@@ -1,11 +1,11 @@
-//! Forward authentication: a service is asked about each request. What it does not answer with 2xx goes to the client; where
-//! it does not answer, nobody gets in.
+//! Forward authentication: a service is asked about each request. 2xx lets in; 4xx and redirects, to where somebody logs in, go
+//! to the client. Whatever else it answers, or nothing: nobody gets in.
 
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::{
     client::legacy::{
@@ -19,7 +19,10 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use tokio::time::timeout;
 
-use super::secure::{self, SecureClients};
+use super::{
+    secure::{self, SecureClients},
+    within,
+};
 use crate::{
     config::model::ForwardAuth,
     policy::{
@@ -38,10 +41,11 @@ use crate::{
 
 const X_FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
 const X_FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
-/// Marks a question, so that a service behind its own guard is not asked about itself without end.
+/// Marks a question, so that a service behind its own guard is not asked about itself without end. Its value is the process's
+/// own: what a client says here means nothing.
 const ASKING: HeaderName = HeaderName::from_static("x-rrlb-forward-auth");
 
-/// An answer's body beyond this is none that a client should get.
+/// A body beyond this is none that a client should get: the answer goes without it.
 const LONGEST_BODY: usize = 64 << 10;
 /// Idle connections of a worker to one service.
 const IDLE: usize = 16;
@@ -108,10 +112,14 @@ enum Answer {
 pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, service: &ForwardAuth) -> Result<bool> {
     let client = &kit.asking().services;
     let answer = match question(session.req_header(), ctx, service) {
-        Ok(question) => match timeout(service.timeout, answer(client, question, service)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(format!("no answer within {:?}", service.timeout)),
-        },
+        Ok(question) => {
+            let answer = timeout(service.timeout, answer(client, question, service));
+            match within(ctx.total_due, answer).await {
+                Some(Ok(answer)) => answer,
+                Some(Err(_)) => Err(format!("no answer within {:?}", service.timeout)),
+                None => return refuse(session, ctx, Reason::TotalTimeout, None).await,
+            }
+        }
         Err(error) => Err(error),
     };
     match answer {
@@ -120,9 +128,8 @@ pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, 
             Ok(false)
         }
         Ok(Answer::Refusal(status, fields, body)) => {
-            let reason = if status.is_server_error() { Reason::AuthUnavailable } else { Reason::Unauthorized };
-            ctx.reason = Some(reason);
-            let (mut head, _) = reject::failure(ctx, status, reason)?;
+            ctx.reason = Some(Reason::Unauthorized);
+            let (mut head, _) = reject::failure(ctx, status, Reason::Unauthorized)?;
             head.remove_header(&header::CONTENT_TYPE);
             for name in TO_CLIENT {
                 for value in fields.get_all(&name) {
@@ -142,16 +149,19 @@ pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, 
 
 /// The question about a request: its fields without its body, and what it is as `X-Forwarded-*`.
 fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> Result<Request<Empty<Bytes>>, String> {
-    if client.headers.contains_key(ASKING) {
+    let ours = ctx.current().map_or(0, |current| current.limit_seed().get().number_for(ASKING.as_str()));
+    let ours = HeaderValue::try_from(format!("{ours:016x}")).map_err(|error| error.to_string())?;
+    if client.headers.get_all(ASKING).iter().any(|asking| *asking == ours) {
         return Err("the service is behind a route that asks it; let its own route have no forward_auth".to_owned());
     }
     let mut question = Request::new(Empty::new());
     *question.uri_mut() = service.url.clone();
     let nominated: Vec<&[u8]> = nominated_by_connection(&client.headers).collect();
+    // What a service takes for what the question is about would be a lie from a client.
     let passes = |name: &HeaderName| {
         !HOP_BY_HOP.contains(name)
             && !NOT_ASKED.contains(name)
-            && !says_what_is_asked(name)
+            && !is_forwarding_field(name)
             && !nominated.iter().any(|nominated| nominated.eq_ignore_ascii_case(name.as_str().as_bytes()))
     };
     let fields = question.headers_mut();
@@ -163,7 +173,8 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
         join_cookies(fields);
     }
     fields.insert(header::HOST, service.host.clone());
-    fields.insert(ASKING, HeaderValue::from_static("1"));
+    // Beside those of others, who may be asked by the service in turn.
+    fields.append(ASKING, ours);
     fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(ctx.scheme.as_str()));
     let method = HeaderValue::from_str(client.method.as_str());
     // As the route was found by, and as the backend will get it: a service that looks at paths cannot know all spellings.
@@ -185,15 +196,6 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
     Ok(question)
 }
 
-/// Whether services take a field for what the question is about; from a client it would be a lie. Some take `_` for `-`.
-fn says_what_is_asked(name: &HeaderName) -> bool {
-    if !name.as_str().contains('_') {
-        return is_forwarding_field(name);
-    }
-    let dashed = name.as_str().replace('_', "-");
-    HeaderName::from_bytes(dashed.as_bytes()).is_ok_and(|name| is_forwarding_field(&name))
-}
-
 async fn answer(client: &AuthClient, question: Request<Empty<Bytes>>, service: &ForwardAuth) -> Result<Answer, String> {
     let answer = client.ask(question, service).await.map_err(|error| causes(&error))?;
     let (head, body) = answer.into_parts();
@@ -207,11 +209,21 @@ async fn answer(client: &AuthClient, question: Request<Empty<Bytes>>, service: &
         };
         return Ok(Answer::Pass(service.copy_headers.iter().flat_map(copied).collect()));
     }
-    if head.status.is_informational() {
-        return Err(format!("it answered {}", head.status));
+    if !is_refusal(head.status, &head.headers) {
+        return Err(format!("it answered {}", head.status.as_u16()));
     }
-    let body = Limited::new(body, LONGEST_BODY).collect().await.map_err(|error| format!("its body: {error}"))?;
-    Ok(Answer::Refusal(head.status, head.headers, body.to_bytes()))
+    let body = match Limited::new(body, LONGEST_BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => Bytes::new(),
+        Err(error) => return Err(format!("its body: {error}")),
+    };
+    Ok(Answer::Refusal(head.status, head.headers, body))
+}
+
+/// Whether an answer is meant for the client: it has to show something else, or is sent somewhere.
+fn is_refusal(status: StatusCode, fields: &HeaderMap) -> bool {
+    status.is_client_error()
+        || (matches!(status.as_u16(), 301..=303 | 307 | 308) && fields.contains_key(header::LOCATION))
 }
 
 /// Reads the rest of an answer that needs no more reading, so that its connection can be used again.
@@ -236,14 +248,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_cannot_say_what_is_asked() {
-        for name in
-            ["x-forwarded-uri", "x_forwarded_uri", "x-original-url", "x_original-method", "forwarded", "x_real_ip"]
-        {
-            assert!(says_what_is_asked(&HeaderName::from_static(name)), "{name}");
+    fn what_is_no_refusal_is_no_answer_for_a_client() {
+        let none = HeaderMap::new();
+        let there = HeaderMap::from_iter([(header::LOCATION, HeaderValue::from_static("/login"))]);
+        let is = |status: u16, fields| is_refusal(StatusCode::from_u16(status).expect("a status"), fields);
+        for status in [400, 401, 403, 404, 429, 499] {
+            assert!(is(status, &none), "{status}");
         }
-        for name in ["authorization", "cookie", "x-user", "x_user", "original", "x-forward"] {
-            assert!(!says_what_is_asked(&HeaderName::from_static(name)), "{name}");
+        for status in [301, 302, 303, 307, 308] {
+            assert!(is(status, &there) && !is(status, &none), "{status}");
+        }
+        for status in [100, 101, 300, 304, 305, 306, 399, 500, 502, 503, 599, 600, 999] {
+            assert!(!is(status, &there), "{status}");
         }
     }
 }

@@ -30,9 +30,20 @@ fn guards(route: &str, previous: Option<&Guards>) -> Guards {
     Guards::build(&model(route).routes[0].guards, previous, &before.unwrap_or_default()).expect("guards")
 }
 
+/// What `client` asks, without fields.
+fn rated(limits: &RateLimits, client: Option<[u8; 4]>, now: Instant) -> Rated {
+    let asker = Asker { client: client.map(Into::into), host: None, fields: &HeaderMap::new() };
+    limits.decide(&asker, now).expect("one key")
+}
+
+fn place(guards: &Guards) -> Option<Permit> {
+    let asker = Asker { client: None, host: None, fields: &HeaderMap::new() };
+    guards.concurrency.as_ref().expect("a limit").enter(&asker).expect("one key")
+}
+
 fn passes(guards: &Guards, now: Instant) -> bool {
     let limits = guards.rate.as_ref().expect("rate limits");
-    limits.decide(Some([192, 0, 2, 1].into()), &HeaderMap::new(), now).retry_after.is_none()
+    rated(limits, Some([192, 0, 2, 1]), now).retry_after.is_none()
 }
 
 const RATE: &str = "rate_limit: { rate: 1/h, burst: 2 }, concurrency: { limit: 1 }";
@@ -42,11 +53,10 @@ fn counters_go_on_under_the_same_limit_and_begin_anew_under_another() {
     let now = Instant::now();
     let first = guards(RATE, None);
     assert!(passes(&first, now) && passes(&first, now) && !passes(&first, now));
-    let permit = first.concurrency.as_ref().expect("a limit").enter(None, &HeaderMap::new()).expect("a place");
+    let permit = place(&first).expect("a place");
     let same = guards(&format!("{RATE}, allow: 10.0.0.0/8"), Some(&first));
     assert!(!passes(&same, now));
-    let enter =
-        |guards: &Guards| guards.concurrency.as_ref().expect("a limit").enter(None, &HeaderMap::new()).is_some();
+    let enter = |guards: &Guards| place(guards).is_some();
     assert!(!enter(&same));
     let moved = guards("rate_limit: [{ rate: 5/s }, { rate: 1/h, burst: 2 }], concurrency: { limit: 2 }", Some(&same));
     assert!(!passes(&moved, now), "in another place of the list");
@@ -101,11 +111,25 @@ fn a_request_beyond_one_limit_uses_up_no_other() {
     let guards = guards("rate_limit: [{ key: route, rate: 2/h }, { rate: 1/h }]", None);
     let limits = guards.rate.as_ref().expect("rate limits");
     let now = Instant::now();
-    let ask = |client: [u8; 4]| limits.decide(Some(client.into()), &HeaderMap::new(), now).retry_after.is_none();
+    let ask = |client: [u8; 4]| rated(limits, Some(client), now).retry_after.is_none();
     assert!(ask([192, 0, 2, 1]));
     assert!((0..10).all(|_| !ask([192, 0, 2, 1])));
     assert!(ask([192, 0, 2, 2]), "what all share is still there");
     assert!(!ask([192, 0, 2, 3]));
+}
+
+#[test]
+fn a_request_with_two_keys_of_one_limit_uses_up_no_other() {
+    let guards = guards("rate_limit: [{ key: route, rate: 1/h }, { key: { header: X-Key }, rate: 9/h }]", None);
+    let limits = guards.rate.as_ref().expect("rate limits");
+    let mut fields = HeaderMap::new();
+    fields.append("x-key", HeaderValue::from_static("a"));
+    fields.append("x-key", HeaderValue::from_static("b"));
+    let now = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(limits.decide(&Asker { client: None, host: None, fields: &fields }, now), Err(TwoKeys));
+    }
+    assert_eq!(rated(limits, None, now).retry_after, None);
 }
 
 #[test]
@@ -114,7 +138,7 @@ fn fields_say_what_is_left_and_for_how_long_not() {
     let limits = guards.rate.as_ref().expect("rate limits");
     assert_eq!(limits.policy, r#""client_ip";q=100;w=2, "route";q=2;w=60, "client_ip-2";q=9;w=3600"#);
     let now = Instant::now();
-    let ask = |now| limits.decide(None, &HeaderMap::new(), now);
+    let ask = |now| rated(limits, None, now);
     let field = |rated: &Rated| rated.field.clone().expect("a field").to_str().expect("text").to_owned();
     assert_eq!(field(&ask(now)), r#""client_ip";r=99;t=1, "route";r=1;t=30, "client_ip-2";r=8;t=400"#);
     ask(now);

@@ -157,7 +157,7 @@ mod tests {
     use http::HeaderMap;
 
     use super::*;
-    use crate::{config, telemetry::metrics::Metrics};
+    use crate::{config, policy::limit_key::Asker, telemetry::metrics::Metrics};
 
     fn snapshot(routes: &str) -> Snapshot {
         let yaml = format!(
@@ -174,8 +174,11 @@ mod tests {
 
     fn passes(snapshot: &Snapshot, route: usize, client: u32, now: Instant) -> bool {
         let rate = snapshot.route(route).guards.as_ref().and_then(|guards| guards.rate.as_ref()).expect("a limit");
-        let headers = HeaderMap::new();
-        rate.decide(Some(std::net::Ipv4Addr::from_bits(client).into()), &headers, now).retry_after.is_none()
+        let client = Some(std::net::Ipv4Addr::from_bits(client).into());
+        rate.decide(&Asker { client, host: None, fields: &HeaderMap::new() }, now)
+            .expect("one key")
+            .retry_after
+            .is_none()
     }
 
     /// As a successor reads it.

@@ -57,6 +57,11 @@ impl Ca {
         self.sign(names, |params| params.not_after = date_time_ymd(1970, 1, 1) + (now + time))
     }
 
+    /// One of an authority.
+    pub fn issue_authority(&self, name: &str) -> Leaf {
+        self.sign(&[name], |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))
+    }
+
     /// A good one of a client: `CN=name,O=Example`.
     pub fn issue_client(&self, name: &str) -> Leaf {
         self.sign(&[], |params| {
