@@ -28,7 +28,7 @@ use crate::{
     policy::{access::Access, forwarded::Scheme, proxy_protocol::Agreed},
     runtime::{
         backend::{BackendState, Picked},
-        deadlines::{Deadline, Deadlines, Wait, abort_on_close},
+        deadlines::{Deadline, Deadlines, Wait, abort_on_close, queued},
         snapshot::{Member, Route},
     },
     telemetry::metrics::{AttemptInFlight, RequestInFlight},
@@ -229,6 +229,11 @@ impl ConnInfo {
 
     pub(super) fn fd(&self) -> RawFd {
         self.fd
+    }
+
+    /// Whether the client has yet to take something of what was written to it.
+    pub(super) fn is_behind(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed) || queued(self.fd) > 0
     }
 
     /// The connection ends in a reset when it is closed: the client must see that something is missing.

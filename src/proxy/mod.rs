@@ -120,6 +120,7 @@ impl ProxyHttp for App {
             picked.backend().set_chose_http2(upstream.version == Version::HTTP_2);
         }
         watch::request_begins(&self.kit, session, upstream.version, ctx);
+        watch::ends_writes(ctx);
         Ok(())
     }
 
@@ -158,9 +159,7 @@ impl ProxyHttp for App {
         end: bool,
         ctx: &mut RequestCtx,
     ) -> Result<Option<std::time::Duration>> {
-        if !end {
-            watch::answer_body(ctx);
-        }
+        watch::answer_part(end, ctx)?;
         Ok(None)
     }
 

@@ -6,9 +6,14 @@
 //! an HTTP/2 connection is shared with other requests and is left alone, there the reading from the client ends, which
 //! has the same effect on an HTTP/1 client's request. Between an HTTP/2 client and an HTTP/2 backend the request itself
 //! is dropped, which resets both streams: there is no answer then.
+//!
+//! What the system holds of the backend's bytes is still read from a connection that ended so, and an end follows it that is none of
+//! the backend's. So who moves an answer on asks [`is_over`] before it believes what it reads, and where it stands in a write,
+//! [`poll_over`]; Pingora, which cannot be asked to, is told by a filter and has its writes ended ([`ends_writes`]).
 
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering},
+    task::Context,
     time::{Duration, Instant},
 };
 
@@ -28,7 +33,7 @@ use super::{
 };
 use crate::{
     policy::{fields::Fields as _, trailers},
-    runtime::deadlines::{How, Wait},
+    runtime::deadlines::{Deadline, How, Reader, Wait},
     types::Reason,
 };
 
@@ -87,6 +92,25 @@ pub(super) fn request_begins(kit: &Kit, client: &mut impl Downstream, version: V
     } else {
         wait_for_body(client.version(), ctx);
     }
+}
+
+/// Pingora writes the answer to its client, and while such a write stands it looks at nothing else.
+pub(super) fn ends_writes(ctx: &RequestCtx) {
+    let (Some(deadline), Some(start)) = (&ctx.deadline, &ctx.start) else { return };
+    deadline.ends_writes(match &start.cancel {
+        None => Reader::Socket(start.info.fd(), start.info.blocked().clone()),
+        Some(cancel) => Reader::Owner(cancel.wake.clone()),
+    });
+}
+
+/// Whether the attempt's deadline has passed: its answer has broken off, whatever else there is to be read.
+pub(super) fn is_over(ctx: &RequestCtx) -> bool {
+    ctx.deadline.as_ref().is_some_and(Deadline::fired)
+}
+
+/// The same, for who waits for another than the backend: it is woken when the deadline passes.
+pub(super) fn poll_over(ctx: &RequestCtx, cx: &Context<'_>) -> bool {
+    ctx.deadline.as_ref().is_some_and(|deadline| deadline.poll_fired(cx))
 }
 
 /// While the body is on its way from a client that speaks `version`. For an HTTP/1 client Pingora keeps the deadline of its next part; when nothing has moved
@@ -220,7 +244,8 @@ pub(super) fn answered(status: StatusCode, version: Version, ctx: &mut RequestCt
         Some(timeouts) if version != Version::HTTP_2 => {
             wait_for(ctx, Waiting::Read, Some(timeouts.read));
             if let (Some(deadline), Some(info)) = (&ctx.deadline, ctx.info()) {
-                deadline.pause_while(info.blocked().clone());
+                let now = Instant::now();
+                deadline.pause_while(info.blocked().clone(), now, until(ctx, now, None));
             }
         }
         // Of an HTTP/2 client it cannot be told whether it is the one who is slow, but for how long it may be.
@@ -297,6 +322,20 @@ fn framed(answer: &ResponseHeader) -> Result<(), &'static str> {
         return Err("a length that is no number");
     }
     if lengths.any(|length| length != first) { Err("several lengths") } else { Ok(()) }
+}
+
+/// A part of the answer's body has come over Pingora; `end`: there are no more.
+///
+/// # Errors
+/// It came too late.
+pub(super) fn answer_part(end: bool, ctx: &RequestCtx) -> Result<()> {
+    if is_over(ctx) {
+        return Err(Error::explain(ErrorType::ConnectionClosed, "within the answer").into_up());
+    }
+    if !end {
+        answer_body(ctx);
+    }
+    Ok(())
 }
 
 /// A part of the answer's body has come.

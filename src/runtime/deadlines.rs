@@ -1,5 +1,6 @@
 //! One table of deadlines per worker in place of a timer per request: the worker sweeps it when the nearest is due, at
 //! most every [`TICK`], and what is due has its socket shut down. The one who waits on the socket then wakes, and asks its guard why.
+//! What was on its way is still read from a socket that was shut down: whether a deadline has passed is asked, and not seen by an end.
 //!
 //! A socket that is shut down stays open, so its number cannot be given to another connection while its owner holds
 //! it. The guard must not outlive the socket by a turn of the worker's event loop: the sweep runs on the same thread,
@@ -10,8 +11,9 @@ use std::{
     os::fd::{BorrowedFd, RawFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -21,11 +23,15 @@ use tokio::sync::Notify;
 pub const TICK: Duration = Duration::from_millis(25);
 /// How much longer a paused deadline gets each time it is due, in milliseconds.
 const PAUSE: u64 = 250;
+/// Who has not come to its end so long after its deadline, in milliseconds, stands where nothing else wakes it.
+const LAST: u64 = 250;
 
 /// A worker's deadlines. Cost: a sweep looks at every entry, 40 bytes each.
 pub struct Deadlines {
     start: Instant,
     table: Mutex<Table>,
+    /// How many have passed and were not taken note of: mostly none, so that who asks need not look into the table.
+    fired: AtomicUsize,
     /// Told when a deadline is set that is nearer than the next sweep.
     nearer: Notify,
 }
@@ -49,10 +55,25 @@ struct Entry {
     owner: usize,
     /// While this is true the deadline does not count; see [`Deadline::pause_while`].
     paused: Option<Arc<AtomicBool>>,
+    /// It counts from then on even so.
+    latest: u64,
     /// Not due while the socket's client takes what is queued for it; see [`Deadline::drains`].
     drains: Option<Drains>,
     /// Woken in place of shutting a socket down; see [`Deadline::wake`].
     wake: Option<Arc<Notify>>,
+    /// Woken beside it; see [`Deadline::poll_fired`].
+    waiter: Option<Waker>,
+    /// Who is written to meanwhile; see [`Deadline::ends_writes`].
+    reader: Option<Reader>,
+}
+
+/// The other side of what a deadline ends: somebody may stand in a write to it, and hear nothing else.
+#[derive(Clone, Debug)]
+pub enum Reader {
+    /// The socket, and whether it takes nothing at the moment. If so it ends too, in a reset.
+    Socket(RawFd, Arc<AtomicBool>),
+    /// Who ends what still stands a moment after the deadline.
+    Owner(Arc<Notify>),
 }
 
 /// What is looked at when a deadline is due that waits for a reader.
@@ -98,7 +119,7 @@ pub enum Wait {
 impl Deadlines {
     /// An empty table.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { start: Instant::now(), table: Mutex::default(), nearer: Notify::new() })
+        Arc::new(Self { start: Instant::now(), table: Mutex::default(), fired: AtomicUsize::new(0), nearer: Notify::new() })
     }
 
     /// A place in the table, with no deadline yet.
@@ -109,7 +130,9 @@ impl Deadlines {
     /// As [`Deadlines::guard`], for [`Deadlines::hasten_of`]; 0 is nobody's.
     pub fn guard_of(self: &Arc<Self>, owner: usize, how: How) -> Deadline {
         let (state, wait) = (State::Idle, Wait::Work);
-        let entry = Entry { due: 0, fd: -1, state, how, wait, owner, paused: None, drains: None, wake: None };
+        let (due, fd, latest) = (0, -1, u64::MAX);
+        let (paused, drains, wake, waiter, reader) = (None, None, None, None, None);
+        let entry = Entry { due, fd, state, how, wait, owner, paused, latest, drains, wake, waiter, reader };
         let mut table = self.lock();
         let slot = match table.free.pop() {
             Some(slot) => {
@@ -130,21 +153,32 @@ impl Deadlines {
         let millis = self.millis(now);
         let mut table = self.lock();
         let mut nearest = u64::MAX;
-        for entry in table.entries.iter_mut().filter(|entry| entry.state == State::Armed) {
+        for entry in table.entries.iter_mut() {
+            match (entry.state, &entry.reader) {
+                (State::Armed, _) => {}
+                (State::Fired, Some(Reader::Owner(owner))) if entry.due <= millis => {
+                    owner.notify_one();
+                    entry.reader = None;
+                    continue;
+                }
+                (State::Fired, Some(Reader::Owner(_))) => {
+                    nearest = nearest.min(entry.due);
+                    continue;
+                }
+                _ => continue,
+            }
             let paused = entry.paused.as_ref().is_some_and(|paused| paused.load(Ordering::Relaxed));
-            if entry.due <= millis && paused {
-                entry.due = millis.saturating_add(PAUSE);
+            if entry.due <= millis && paused && millis < entry.latest {
+                entry.due = millis.saturating_add(PAUSE).min(entry.latest);
             } else if entry.due <= millis
                 && let Some(rest) = entry.drains.as_mut().and_then(|drains| drains.rest(entry.fd))
             {
                 entry.due = millis.saturating_add(rest);
             } else if entry.due <= millis {
-                entry.state = State::Fired;
-                match &entry.wake {
-                    Some(wake) => wake.notify_one(),
-                    None => shut_down(entry.fd, entry.how),
+                self.fired.fetch_add(1, Ordering::Relaxed);
+                if !entry.fire(millis) {
+                    continue;
                 }
-                continue;
             }
             nearest = nearest.min(entry.due);
         }
@@ -213,14 +247,21 @@ impl Deadline {
         let due = self.table.due(now, after);
         self.with(due, |entry| {
             let drains = entry.drains.map(|drains| Drains { queued: queued(fd), ..drains });
-            *entry =
-                Entry { due, fd, state: State::Armed, wait, paused: None, drains, wake: entry.wake.take(), ..*entry }
+            (entry.due, entry.fd, entry.state, entry.wait) = (due, fd, State::Armed, wait);
+            (entry.paused, entry.latest, entry.drains) = (None, u64::MAX, drains);
         });
     }
 
-    /// While `paused` is true the armed deadline does not count: it is another who is slow.
-    pub fn pause_while(&self, paused: Arc<AtomicBool>) {
-        self.with(u64::MAX, |entry| entry.paused = Some(paused));
+    /// While `paused` is true the armed deadline does not count: it is another who is slow. From `most` after `now` on it does.
+    pub fn pause_while(&self, paused: Arc<AtomicBool>, now: Instant, most: Duration) {
+        let latest = self.table.due(now, most);
+        self.with(u64::MAX, |entry| (entry.paused, entry.latest) = (Some(paused), latest));
+    }
+
+    /// When the deadline passes, a write to `reader` that stands ends too. Whoever writes by polling asks
+    /// [`Deadline::poll_fired`] in place of that.
+    pub fn ends_writes(&self, reader: Reader) {
+        self.with(u64::MAX, |entry| entry.reader = Some(reader));
     }
 
     /// From now on the deadline waits for a reader: when it is due, each byte that was taken from the system's buffer
@@ -254,21 +295,57 @@ impl Deadline {
         self.with(u64::MAX, |entry| std::mem::replace(&mut entry.state, State::Idle) == State::Fired)
     }
 
-    /// Whether the deadline has passed and the socket was shut down.
+    /// Whether the deadline has passed and the socket was shut down. What is read since then is no answer of its peer's, its end
+    /// least of all.
     pub fn fired(&self) -> bool {
-        self.with(u64::MAX, |entry| entry.state == State::Fired)
+        self.table.fired.load(Ordering::Relaxed) > 0 && self.with(u64::MAX, |entry| entry.state == State::Fired)
+    }
+
+    /// As [`Deadline::fired`]; if not, who waits for something else than the socket is woken when it does.
+    pub fn poll_fired(&self, cx: &Context<'_>) -> bool {
+        self.with(u64::MAX, |entry| {
+            if entry.state == State::Armed {
+                entry.waiter = Some(cx.waker().clone());
+            }
+            entry.state == State::Fired
+        })
     }
 
     /// Changes the entry; `due` is when it may have to be swept.
     fn with<R>(&self, due: u64, change: impl FnOnce(&mut Entry) -> R) -> R {
         let mut table = self.table.lock();
-        let done = change(&mut table.entries[self.slot as usize]);
+        let entry = &mut table.entries[self.slot as usize];
+        let fired = entry.state == State::Fired;
+        let done = change(entry);
+        if fired && entry.state != State::Fired {
+            self.table.fired.fetch_sub(1, Ordering::Relaxed);
+        }
         if due < table.next {
             table.next = due;
             drop(table);
             self.table.nearer.notify_one();
         }
         done
+    }
+}
+
+impl Entry {
+    /// The deadline has passed. Returns whether it is to be swept once more.
+    fn fire(&mut self, millis: u64) -> bool {
+        self.state = State::Fired;
+        match &self.wake {
+            Some(wake) => wake.notify_one(),
+            None => shut_down(self.fd, self.how),
+        }
+        if let Some(waiter) = self.waiter.take() {
+            waiter.wake();
+        }
+        match &self.reader {
+            Some(Reader::Socket(fd, blocked)) if blocked.load(Ordering::Relaxed) => shut_down(*fd, How::Abort),
+            Some(Reader::Owner(_)) => self.due = millis.saturating_add(LAST),
+            _ => {}
+        }
+        matches!(self.reader, Some(Reader::Owner(_)))
     }
 }
 
@@ -284,7 +361,7 @@ impl Drains {
 }
 
 /// Bytes that were written and have not arrived (`TIOCOUTQ`, tcp(7), unix(7)); 0 where the system does not say.
-fn queued(fd: RawFd) -> u64 {
+pub fn queued(fd: RawFd) -> u64 {
     let mut bytes: libc::c_int = 0;
     // SAFETY: `bytes` outlives the call, which writes one int; any other descriptor is an error.
     let done = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes) };
@@ -295,9 +372,13 @@ impl Drop for Deadline {
     fn drop(&mut self) {
         let mut table = self.table.lock();
         let entry = &mut table.entries[self.slot as usize];
-        entry.state = State::Free;
+        if std::mem::replace(&mut entry.state, State::Free) == State::Fired {
+            self.table.fired.fetch_sub(1, Ordering::Relaxed);
+        }
         entry.paused = None;
         entry.wake = None;
+        entry.waiter = None;
+        entry.reader = None;
         table.free.push(self.slot);
     }
 }
@@ -375,6 +456,47 @@ mod tests {
         deadlines.sweep(now + Duration::from_millis(5001));
         assert!(guard.fired());
         assert_eq!(server.read(&mut [0; 8]).expect("read"), 0);
+    }
+
+    #[test]
+    fn a_paused_deadline_waits_no_longer_than_it_may() {
+        let (_client, server) = pair();
+        let deadlines = Deadlines::new();
+        let guard = deadlines.guard(How::Both);
+        let now = Instant::now();
+        guard.arm(server.as_raw_fd(), Wait::Work, now, Duration::from_secs(1));
+        guard.pause_while(Arc::new(AtomicBool::new(true)), now, Duration::from_secs(2));
+        for _ in 0..10 {
+            deadlines.sweep(now + Duration::from_millis(1900));
+        }
+        assert!(!guard.fired());
+        deadlines.sweep(now + Duration::from_millis(2001));
+        assert!(guard.fired());
+        assert!(guard.disarm());
+        assert!(!guard.fired());
+        assert_eq!(deadlines.fired.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_stands_ends_with_its_deadline_and_no_other_does() {
+        let (_client, server) = pair();
+        let ((_reader, taking), (_other, standing)) = (pair(), pair());
+        let deadlines = Deadlines::new();
+        let now = Instant::now();
+        let guards: [Deadline; 3] = std::array::from_fn(|_| deadlines.guard(How::Both));
+        for guard in &guards {
+            guard.arm(server.as_raw_fd(), Wait::Work, now, Duration::from_secs(1));
+        }
+        guards[0].ends_writes(Reader::Socket(taking.as_raw_fd(), Arc::default()));
+        guards[1].ends_writes(Reader::Socket(standing.as_raw_fd(), Arc::new(AtomicBool::new(true))));
+        let owner = Arc::<Notify>::default();
+        guards[2].ends_writes(Reader::Owner(owner.clone()));
+        let due = now + Duration::from_millis(1001);
+        assert_eq!(deadlines.sweep(due), Some(due + Duration::from_millis(LAST)));
+        std::io::Write::write(&mut &taking, b"x").expect("it goes on");
+        std::io::Write::write(&mut &standing, b"x").expect_err("it was shut down");
+        assert_eq!(deadlines.sweep(due + Duration::from_millis(LAST)), None);
+        owner.notified().await;
     }
 
     #[test]

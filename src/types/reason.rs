@@ -81,7 +81,7 @@ reasons! {
     PlainHttp "plain_http" Some("http_request_error");
     /// Requests came more often than a route's `rate_limit`.
     RateLimited "rate_limited" Some("http_request_denied");
-    /// The backend was silent for too long within its answer.
+    /// The backend was silent for too long within its answer, or both sides of an upgraded connection were.
     ReadTimeout "read_timeout" Some("connection_read_timeout");
     /// Answered by a route's `redirect`.
     Redirect "redirect" None;

@@ -269,6 +269,7 @@ async fn every_way_of_failing_counts() {
     let babbling = Origin::script("babbling", misbehave::babble).await;
     let truncating = Origin::script("truncating", misbehave::close_in_body).await;
     let stalling = Origin::script("stalling", misbehave::stall_in_body).await;
+    let lengthless = Origin::script("lengthless", misbehave::stall_without_a_length).await;
     for (address, why) in [
         (&refused, "connect_refused"),
         (&hole, "connect_timeout"),
@@ -279,6 +280,7 @@ async fn every_way_of_failing_counts() {
         // The head of an answer is no success if the rest does not come.
         (&truncating.address, "response_truncated"),
         (&stalling.address, "read_timeout"),
+        (&lengthless.address, "read_timeout"),
     ] {
         let eject = format!("{{ consecutive_failures: 2, base: {LONG} }}");
         let timeouts = "    timeouts: { connect: 200ms, first_byte: 200ms, read: 200ms }\n";

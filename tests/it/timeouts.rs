@@ -8,11 +8,12 @@ use crate::{
     failures::reason,
     support::{
         http1::{Client, get, post_once},
-        http2::Client2,
+        http2::{Client2, request},
         misbehave::{self, Blackhole},
-        origin::Origin,
+        origin::{Origin, Peer},
         proxy::{Config, Proxy},
         tls::Ca,
+        wait_until, within,
     },
 };
 
@@ -175,6 +176,112 @@ async fn total_covers_the_answers_body() {
     client.send(get("/")).await;
     client.closed().await;
     assert!(begun.elapsed() < LIMIT);
+}
+
+#[tokio::test]
+async fn an_answer_whose_border_is_its_connections_end_never_looks_whole_when_a_deadline_ended_that() {
+    for (timeouts, reason) in [("first_byte: 300ms, read: 300ms", "read_timeout"), ("total: 300ms", "total_timeout")] {
+        let origin = Origin::script("a", misbehave::stall_without_a_length).await;
+        let more = "
+            listeners: [{ address: \"<listen>\", h2c: true }]
+            defaults: { timeouts: { <timeouts> } }";
+        let proxy = Config::before(&[&origin], more).put("timeouts", timeouts).start().await;
+        let mut client = proxy.client().await;
+        client.send(get("/")).await;
+        let mut answer = client.response_head().await;
+        let broken = within("its end", client.wire.body(&mut answer)).await;
+        assert!(broken.is_err(), "{timeouts}: {answer:?}");
+        assert_eq!(answer.text(), "hello");
+
+        let mut old = proxy.client().await;
+        old.send("GET / HTTP/1.0\r\nHost: a.test\r\n\r\n").await;
+        let (mut io, mut seen) = (old.wire.into_parts().0, Vec::new());
+        let ended = within("its end", io.read_to_end(&mut seen)).await;
+        assert!(ended.is_err(), "{timeouts}: {}", String::from_utf8_lossy(&seen));
+
+        let broken = Client2::prior(proxy.listen).await.try_get("/").await;
+        assert!(broken.is_err(), "{timeouts}: {broken:?}");
+        for line in proxy.access_log(3).await {
+            assert_eq!(line["reason"], reason, "{line}");
+        }
+    }
+}
+
+/// Answers without end, as fast as it goes.
+async fn endless(mut peer: Peer) {
+    let Some(request) = peer.request().await else { return };
+    let block = vec![b'x'; 64 << 10];
+    let chunk = [&b"10000\r\n"[..], &block, b"\r\n"].concat();
+    let (framing, part) = match request.target() {
+        "/chunked" => ("Transfer-Encoding: chunked\r\n", &chunk),
+        "/long" => ("Content-Length: 100000000000\r\n", &block),
+        _ => ("", &block),
+    };
+    peer.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n")).await;
+    while peer.wire.send(part).await.is_ok() {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn total_holds_for_an_answer_that_never_ends_however_its_client_reads() {
+    const TOTAL: Duration = Duration::from_millis(700);
+    for (path, pace) in [
+        ("/chunked", Some(20_000)),
+        ("/long", Some(1_000_000)),
+        ("/unframed", Some(100_000_000)),
+        ("/chunked", None),
+        ("/long", None),
+    ] {
+        let origin = Origin::script("a", endless).await;
+        let proxy = before(&origin.address, "total: 700ms").await;
+        let (mut io, _) = Client::with_small_buffer(proxy.listen).await.wire.into_parts();
+        io.write_all(get(path).as_bytes()).await.expect("room");
+        let begun = Instant::now();
+        let mut part = vec![0; pace.unwrap_or(0) / 50];
+        while pace.is_some() && begun.elapsed() < LIMIT {
+            match within("something", io.read(&mut part)).await {
+                Ok(1..) => tokio::time::sleep(Duration::from_millis(20)).await, // the client's pace
+                _ => break,
+            }
+        }
+        wait_until("the backend's connection to end", || origin.open() == 0).await;
+        let took = begun.elapsed();
+        assert!((TOTAL..TOTAL + Duration::from_secs(1)).contains(&took), "{path} {pace:?}: after {took:?}");
+        let line = proxy.access_log(1).await.remove(0);
+        assert_eq!((&line["status"], &line["reason"]), (&200.into(), &"total_timeout".into()), "{path} {pace:?}: {line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn total_holds_for_an_http2_client_that_opens_its_window_slowly_or_never() {
+    for pace in [Some(2_000), None] {
+        let origin = Origin::script("a", endless).await;
+        let more = "
+            listeners: [{ address: \"<listen>\", h2c: true }]
+            defaults: { timeouts: { total: 700ms } }";
+        let proxy = Config::before(&[&origin], more).start().await;
+        let client = Client2::prior(proxy.listen).await;
+        let begun = Instant::now();
+        let (answer, _stream) = client.open(request("GET", "/long"), true).await.expect("a stream");
+        let mut body = within("an answer", answer).await.expect("an answer").into_body();
+        let broken = async {
+            loop {
+                match body.data().await {
+                    Some(Ok(part)) => {
+                        let Some(pace) = pace else { continue };
+                        tokio::time::sleep(Duration::from_millis(20)).await; // the client's pace
+                        let _ = body.flow_control().release_capacity(part.len().min(pace));
+                    }
+                    ended => return ended,
+                }
+            }
+        };
+        let broken = within("a reset", broken).await;
+        let took = begun.elapsed();
+        assert!(matches!(broken, Some(Err(ref error)) if error.is_reset()), "{pace:?}: {broken:?}");
+        assert!(took < Duration::from_millis(1700), "{pace:?}: after {took:?}");
+        assert_eq!(proxy.access_log(1).await[0]["reason"], "total_timeout", "{pace:?}");
+        wait_until("the backend's connection to end", || origin.open() == 0).await;
+    }
 }
 
 #[tokio::test]

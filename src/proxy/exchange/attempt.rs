@@ -332,6 +332,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         }
     }
 
+    /// The answer breaks off here, whatever else there is of it. Returns why there is none, or no whole one.
+    pub(super) fn break_off(&mut self) -> Failure {
+        match std::mem::replace(&mut self.place, Place::Broken) {
+            Place::Head | Place::Read(_) => Failure::Ended(None),
+            Place::Body(_) | Place::Broken | Place::End => Failure::Truncated,
+        }
+    }
+
     /// The answer's head, between [`Step::Head`] and the next step: its bytes and its fields.
     pub(super) fn head(&self) -> Raw<'_> {
         let length = if let Place::Read(head) = self.place { head.length } else { 0 };

@@ -10,6 +10,7 @@ use super::super::{
 };
 use crate::{
     runtime::{
+        deadlines::Deadline,
         line::{Line, descriptor},
         tls::Offer,
     },
@@ -90,10 +91,10 @@ pub(super) fn connected(kit: &Kit, line: &Line, reused: bool, ctx: &mut RequestC
 
 /// The attempt is over, and `again` is its connection where that may be used again.
 pub(super) fn release(kit: &Kit, ctx: &mut RequestCtx, again: Option<Line>, place: Place) {
-    // Before the socket is another request's.
-    ctx.deadline.iter().for_each(|deadline| _ = deadline.disarm());
+    // Before the socket is another request's; one that was shut down is nobody's.
+    let late = ctx.deadline.as_ref().is_some_and(Deadline::disarm);
     ctx.upstream_fd = -1;
-    if let (Some(line), Some(member), Some(picked)) = (again, ctx.member(), &ctx.picked) {
+    if let (Some(line), Some(member), Some(picked)) = (again.filter(|_| !late), ctx.member(), &ctx.picked) {
         let patience = member.upstream.timeouts.idle;
         // It leads nowhere any more where the name means another address by now.
         let anchor = || picked.backend().connection().filter(|(_, key)| *key == place.key);

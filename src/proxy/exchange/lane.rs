@@ -29,7 +29,7 @@ use super::{
     },
     answer::{Body, Head},
     asked::{Asked, Read, Way, request_line},
-    attempt::{Attempt, Step, hexadecimal},
+    attempt::{Attempt, Failure, Step, hexadecimal},
     connect, heads,
     memory::Desk,
     patience::Patience,
@@ -264,6 +264,10 @@ impl<W: Wire> Lane<'_, W> {
     /// Moves what can be moved, both ways.
     fn poll(&mut self, cx: &mut Context<'_>, up: &mut Up, ctx: &mut RequestCtx) -> Poll<Result<()>> {
         self.turn = Turn::begin();
+        if watch::is_over(ctx) {
+            let failure = up.attempt.break_off();
+            return Poll::Ready(Err(self.broken(cx, &mut up.attempt, failure)));
+        }
         loop {
             let moved = self.poll_up(cx, up, ctx)?;
             match self.poll_down(cx, &mut up.attempt, ctx)? {
@@ -273,7 +277,12 @@ impl<W: Wire> Lane<'_, W> {
                 Down::Moved | Down::Stands => {}
             }
         }
-        self.poll_gone(cx, &mut up.attempt).map_or(Poll::Pending, |gone| Poll::Ready(Err(gone)))
+        let gone = self.poll_gone(cx, &mut up.attempt);
+        if self.out.leaving && gone.is_none() && watch::poll_over(ctx, cx) {
+            let failure = up.attempt.break_off();
+            return Poll::Ready(Err(failed(&up.attempt, failure)));
+        }
+        gone.map_or(Poll::Pending, |gone| Poll::Ready(Err(gone)))
     }
 
     /// Looks whether the client has left. Nothing else is read of it once its request is here.
@@ -383,13 +392,17 @@ impl<W: Wire> Lane<'_, W> {
                     }
                     (self.out.ended, self.out.leaving) = (true, true);
                 }
-                Err(failure) => {
-                    // What the client can have of the answer must not wait for a rest that never comes.
-                    let _ = self.poll_leave(cx, Some(attempt));
-                    return Err(failed(attempt, failure));
-                }
+                Err(failure) => return Err(self.broken(cx, attempt, failure)),
             }
         }
+    }
+
+    /// The answer has broken off.
+    #[cold]
+    fn broken(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt<Line>, failure: Failure) -> Box<Error> {
+        // What the client can have of the answer must not wait for a rest that never comes.
+        let _ = self.poll_leave(cx, Some(attempt));
+        failed(attempt, failure)
     }
 
     /// A part of the answer's body is here.

@@ -99,6 +99,9 @@ async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line) -> Re
                 give(session, ctx, &mut attempt, body, done, chunked)?;
             }
             step = poll_fn(|cx| {
+                if watch::is_over(ctx) {
+                    return Poll::Ready(Some(Err(attempt.break_off())));
+                }
                 let flushed = attempt.poll_flush(cx).is_ready();
                 match attempt.poll_answer(cx) {
                     // There is room for the next part of the body.
@@ -202,18 +205,25 @@ async fn hand_on(
             Poll::Pending | Poll::Ready(Err(_)) => break false,
         }
     };
-    let over = {
+    let written = {
         let mut writing = pin!(session.write_response_tasks(tasks));
         poll_fn(|cx| {
             if attempt.is_behind() {
                 // A client that does not read yet must not keep from the backend what it has sent.
                 _ = attempt.poll_flush(cx);
             }
-            writing.as_mut().poll(cx)
+            match writing.as_mut().poll(cx) {
+                Poll::Pending if watch::poll_over(ctx, cx) => Poll::Ready(None),
+                written => written.map(Some),
+            }
         })
         .await
-        .map_err(Error::into_down)?
     };
+    let Some(written) = written else {
+        let failure = attempt.break_off();
+        return Err(failed(attempt, failure));
+    };
+    let over = written.map_err(Error::into_down)?;
     watch::answer_given(session, ctx);
     Ok(over || end)
 }

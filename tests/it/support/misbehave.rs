@@ -36,6 +36,14 @@ pub async fn stall_in_body(mut peer: Peer) {
     }
 }
 
+/// The same of a body that ends with its connection.
+pub async fn stall_without_a_length(mut peer: Peer) {
+    if peer.request().await.is_some() {
+        peer.send("HTTP/1.1 200 OK\r\n\r\nhello").await;
+        pending().await
+    }
+}
+
 /// Sends a head and the first half of a body, and closes.
 pub async fn close_in_body(mut peer: Peer) {
     if peer.request().await.is_some() {
