@@ -310,6 +310,27 @@ async fn websocket_idle_and_not_total_ends_an_upgraded_connection() {
     client.closed().await;
     let took = begun.elapsed();
     assert!((Duration::from_millis(700)..LIMIT).contains(&took), "closed after {took:?}");
+    assert_eq!(proxy.access_log(1).await[0]["reason"], "read_timeout");
+}
+
+#[tokio::test]
+async fn a_websocket_whose_client_reads_nothing_is_an_idle_one() {
+    let pushing = |mut peer: Peer| async move {
+        if peer.request().await.is_some() {
+            let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+            let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n";
+            peer.send(format!("{head}{accept}\r\n")).await;
+            while peer.wire.send(vec![0; 64 << 10]).await.is_ok() {}
+        }
+    };
+    let origin = Origin::script("a", pushing).await;
+    let proxy = before(&origin.address, "websocket_idle: 500ms").await;
+    let mut client = Client::with_small_buffer(proxy.listen).await;
+    crate::streaming::upgrade(&mut client).await;
+    let begun = Instant::now();
+    wait_until("the backend's connection to end", || origin.open() == 0).await;
+    assert!(begun.elapsed() < LIMIT, "after {:?}", begun.elapsed());
+    assert_eq!(proxy.access_log(1).await[0]["reason"], "read_timeout");
 }
 
 #[tokio::test]
