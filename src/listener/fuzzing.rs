@@ -8,7 +8,11 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::front::{Head, Parsed, one_spelling, parse};
 pub use super::h2::fuzzing::h2_frames;
-use crate::{config::model::ListenerLimits, policy::framing::Border, types::ByteSize};
+use crate::{
+    config::model::ListenerLimits,
+    policy::framing::{Border, is_token},
+    types::ByteSize,
+};
 
 /// Small ones, that inputs of a few kilobytes reach.
 const LIMITS: ListenerLimits = ListenerLimits {
@@ -45,6 +49,52 @@ pub fn framing(input: &[u8]) {
     }
     for border in [Border::CHUNKED, Border::Counted(input.len() as u64 / 2), Border::Unbounded] {
         one_end(input, border);
+    }
+    let line = input.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let extension = [b";", &line[..line.len().min(200)]].concat();
+    let mut border = Border::CHUNKED;
+    border.advance(&[b"1", &extension[..], b"\r\n"].concat());
+    assert_eq!(border != Border::Malformed, is_extension(&extension), "{}", extension.escape_ascii());
+}
+
+/// `chunk-ext` of RFC 9112 §7.1.1, without white space before the first `;`.
+fn is_extension(mut rest: &[u8]) -> bool {
+    while let Some(named) = rest.strip_prefix(b";") {
+        let Some(unnamed) = after_token(blanks(named)) else { return false };
+        rest = unnamed;
+        if let Some(value) = blanks(rest).strip_prefix(b"=") {
+            let value = blanks(value);
+            let after = if value.starts_with(b"\"") { after_quoted(value) } else { after_token(value) };
+            let Some(after) = after else { return false };
+            rest = after;
+        }
+        if blanks(rest).starts_with(b";") {
+            rest = blanks(rest);
+        }
+    }
+    rest.is_empty()
+}
+
+fn blanks(bytes: &[u8]) -> &[u8] {
+    let length = bytes.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+    &bytes[length..]
+}
+
+fn after_token(bytes: &[u8]) -> Option<&[u8]> {
+    let length = bytes.iter().take_while(|byte| is_token(**byte)).count();
+    (length > 0).then(|| &bytes[length..])
+}
+
+fn after_quoted(bytes: &[u8]) -> Option<&[u8]> {
+    let mut at = 1;
+    loop {
+        match bytes.get(at)? {
+            b'"' => return Some(&bytes[at + 1..]),
+            b'\\' if bytes.get(at + 1).is_some_and(|byte| !byte.is_ascii_control() || *byte == b'\t') => at += 2,
+            b'\\' => return None,
+            byte if byte.is_ascii_control() && *byte != b'\t' => return None,
+            _ => at += 1,
+        }
     }
 }
 
@@ -179,7 +229,10 @@ fn unchunked(body: &[u8]) -> Vec<u8> {
         let line = std::str::from_utf8(&rest[..end]).unwrap_or_else(|error| {
             std::str::from_utf8(&rest[..error.valid_up_to()]).expect("valid up to there") // an extension
         });
-        let size = u64::from_str_radix(line.split(';').next().unwrap_or_default(), 16).expect("a size");
+        let size = i64::from_str_radix(line.split(';').next().unwrap_or_default(), 16).expect("a size");
+        let size = size.cast_unsigned();
+        let extension = rest[..end].iter().position(|byte| *byte == b';').map_or(&b""[..], |at| &rest[at..end]);
+        assert!(is_extension(extension), "{}", extension.escape_ascii());
         assert_eq!(httparse::parse_chunk_size(rest), Ok(httparse::Status::Complete((end + 2, size))));
         rest = &rest[end + 2..];
         if size == 0 {

@@ -34,8 +34,8 @@ pub enum Chunk {
     DataLf,
     /// After the last chunk, before the LF of the closing empty line.
     EndLf,
-    /// In a chunk's extension, after so many bytes of it.
-    Extension(u64, u16),
+    /// In a chunk's extensions, after so many bytes of them.
+    Extension(u64, u16, Extension),
     /// After the last chunk, at the beginning of a trailer line.
     LineStart(Trailers),
     /// In a chunk's size, after so many digits.
@@ -48,6 +48,30 @@ pub enum Chunk {
     TrailerName(Trailers, u64),
     /// In a trailer's value.
     TrailerValue(Trailers),
+}
+
+/// A place in a chunk's extensions (RFC 9112 §7.1.1): `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )`, of which
+/// the first white space is not taken (see [`Chunk::step`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extension {
+    /// In a quoted string, behind a backslash.
+    Escaped,
+    /// In a name.
+    Name,
+    /// Before a name, which has to come.
+    NameStart,
+    /// In white space behind a name, before `=` or the next extension.
+    Named,
+    /// In a quoted string.
+    Quoted,
+    /// Behind a quoted string.
+    QuotedEnd,
+    /// In a value that is a token.
+    Value,
+    /// In white space behind a value, before the next extension.
+    Valued,
+    /// Before a value, which has to come.
+    ValueStart,
 }
 
 /// What there was of trailers.
@@ -169,17 +193,20 @@ impl Chunk {
     fn step(self, byte: u8, mut excess: u16) -> Border {
         /// 16 hexadecimal digits are all that fits.
         const MOST_DIGITS: u8 = 16;
+        /// With one more digit it would be more than 2^63 - 1, which many take for less than nothing.
+        const TOO_LARGE: u64 = 1 << 59;
         let place = match (self, byte) {
-            (Self::Size(size, digits), _) if byte.is_ascii_hexdigit() && digits < MOST_DIGITS => {
+            (Self::Size(size, digits), _) if byte.is_ascii_hexdigit() && digits < MOST_DIGITS && size < TOO_LARGE => {
                 let digit = (byte as char).to_digit(16).unwrap_or(0);
                 Self::Size((size << 4) | u64::from(digit), digits + 1)
             }
             (Self::Size(size, 1..), b'\r') => Self::SizeLf(size),
-            (Self::Size(size, 1..), b';') => Self::Extension(size, 0),
-            (Self::Extension(size, _), b'\r') => Self::SizeLf(size),
-            (Self::Extension(size, length), _) if is_text(byte) && length < MOST_EXTENSION && excess < MOST_EXCESS => {
+            (Self::Size(size, 1..), b';') => Self::Extension(size, 0, Extension::NameStart),
+            (Self::Extension(size, _, place), b'\r') if place.may_end() => Self::SizeLf(size),
+            (Self::Extension(size, length, place), _) if length < MOST_EXTENSION && excess < MOST_EXCESS => {
                 excess += 1;
-                Self::Extension(size, length + 1)
+                let Some(place) = place.step(byte) else { return Border::Malformed };
+                Self::Extension(size, length + 1, place)
             }
             (Self::SizeLf(0), b'\n') => Self::LineStart(Trailers::default()),
             (Self::SizeLf(size), b'\n') => {
@@ -213,6 +240,32 @@ impl Chunk {
     }
 }
 
+impl Extension {
+    /// Where one more byte leads; `None` where it may not stand.
+    fn step(self, byte: u8) -> Option<Self> {
+        let place = match (self, byte) {
+            (Self::NameStart | Self::ValueStart, b' ' | b'\t') => self,
+            (Self::NameStart | Self::Name, _) if is_token(byte) => Self::Name,
+            (Self::Name | Self::Named, b' ' | b'\t') => Self::Named,
+            (Self::Name | Self::Named, b'=') => Self::ValueStart,
+            (Self::ValueStart, b'"') => Self::Quoted,
+            (Self::ValueStart | Self::Value, _) if is_token(byte) => Self::Value,
+            (Self::Quoted, b'"') => Self::QuotedEnd,
+            (Self::Quoted, b'\\') => Self::Escaped,
+            (Self::Quoted | Self::Escaped, _) if is_text(byte) => Self::Quoted,
+            (Self::Value | Self::QuotedEnd | Self::Valued, b' ' | b'\t') => Self::Valued,
+            (Self::Name | Self::Named | Self::Value | Self::QuotedEnd | Self::Valued, b';') => Self::NameStart,
+            _ => return None,
+        };
+        Some(place)
+    }
+
+    /// Whether the line may end here.
+    fn may_end(self) -> bool {
+        matches!(self, Self::Name | Self::QuotedEnd | Self::Value)
+    }
+}
+
 impl Trailers {
     /// Another byte; `None` is one too many.
     fn byte(self) -> Option<Self> {
@@ -225,7 +278,7 @@ impl Trailers {
     }
 }
 
-/// What may stand in a field's value or a chunk's extension (RFC 9110 §5.5): no CR, no LF, no NUL.
+/// What may stand in a field's value or a quoted string (RFC 9110 §5.5, §5.6.4): no CR, no LF, no NUL.
 fn is_text(byte: u8) -> bool {
     matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
 }
@@ -277,6 +330,7 @@ mod tests {
         ends_at(b"0000000000000005\r\nhello\r\n000\r\n\r\n", Border::CHUNKED);
         ends_at(b"5;a=\"b\"\r\nhello\r\nA\r\n0123456789\r\n0\r\n\r\n", Border::CHUNKED);
         ends_at(b"5;a=\"b;c\\\"\" ; d\r\nhello\r\n0;last\r\n\r\n", Border::CHUNKED);
+        ends_at(b"5; a\t= b ;c=\"\xff\\\t\";d=\"\"\r\nhello\r\n0;a;b\r\n\r\n", Border::CHUNKED);
         ends_at(b"3\r\n\r\n0\r\n0\r\nExpires: never\r\nX: y\r\n\r\n", Border::CHUNKED);
         ends_at(b"0\r\nTransfer-Encoding2: x\r\nTe-: x\r\nEmpty:\r\n\r\n", Border::CHUNKED);
     }
@@ -296,6 +350,26 @@ mod tests {
             "5;a\nhello\r\n",
             "5;a\rb\r\nhello\r\n",
             "5;a\0\r\nhello\r\n",
+            "5;\r\nhello\r\n",
+            "5; \r\nhello\r\n",
+            "5;;\r\nhello\r\n",
+            "5;a;\r\nhello\r\n",
+            "5;=x\r\nhello\r\n",
+            "5;a=\r\nhello\r\n",
+            "5;a=;b\r\nhello\r\n",
+            "5;a \r\nhello\r\n",
+            "5;a=b \r\nhello\r\n",
+            "5;a b c\r\nhello\r\n",
+            "5;a=b c\r\nhello\r\n",
+            "5;a=b=c\r\nhello\r\n",
+            "5;a=\"x\r\nhello\r\n",
+            "5;a=\"x\"y\r\nhello\r\n",
+            "5;a=\"x\\\r\nhello\r\n",
+            "5;a\"x\"\r\nhello\r\n",
+            "5;\u{e9}\r\nhello\r\n",
+            "5;a=\u{e9}\r\nhello\r\n",
+            "8000000000000000\r\n",
+            "FFFFFFFFFFFFFFFF\r\n",
             "5 \r\nhello\r\n",
             "5 ;a\r\nhello\r\n",
             "5\t\r\nhello\r\n",

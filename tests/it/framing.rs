@@ -107,7 +107,13 @@ async fn broken_heads_are_refused() {
         ),
         ("broken first chunk", post("Transfer-Encoding: chunked\r\n", "5 \r\nhello\r\n0\r\n\r\n")),
         ("framing in trailers", post("Transfer-Encoding: chunked\r\n", "0\r\nContent-Length: 5\r\n\r\n")),
+        ("a chunk of 2^63 bytes", post("Transfer-Encoding: chunked\r\n", "8000000000000000\r\nhello")),
     ];
+    let extended = |extension| {
+        (extension, post("Transfer-Encoding: chunked\r\n", &format!("5;{extension}\r\nhello\r\n0\r\n\r\n")))
+    };
+    let extensions = ["", "=x", "a=\"x", "a b c", ";;;", "\u{ff}", "a ", "a="].map(extended);
+    refused(&extensions, &[400]).await;
     refused(&cases, &[400]).await;
 }
 

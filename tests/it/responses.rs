@@ -114,6 +114,27 @@ async fn a_body_that_breaks_off_is_never_a_whole_one_for_the_client() {
 }
 
 #[tokio::test]
+async fn a_chunk_of_an_answer_has_a_well_formed_extension_and_a_size_below_two_to_the_63() {
+    let chunked = |body: &str| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
+    let good = chunked("2\r\nhe\r\n3; a=b;c=\"\\\";\"\r\nllo\r\n0;last\r\n\r\n");
+    let mut answers = vec![good];
+    for extension in ["", "=x", "a=\"x", "a b c", ";;;", "\u{ff}", "a ", "a="] {
+        answers.push(chunked(&format!("2\r\nhe\r\n3;{extension}\r\nllo\r\n0\r\n\r\n")));
+    }
+    answers.push(chunked("2\r\nhe\r\n8000000000000000\r\nllo"));
+    let origin = answering(answers.clone(), false).await;
+    // Pingora skips them unread.
+    for engine in ["lane", "exchange"] {
+        let proxy = Config::before(&[&origin], &format!("engine: {engine}")).start().await;
+        assert_eq!(proxy.get("/0").await.text(), "hello");
+        for (n, answer) in answers.iter().enumerate().skip(1) {
+            let reply = proxy.client().await.try_get(&format!("/{n}")).await;
+            assert!(reply.is_err(), "{engine}: {answer:?} looks complete: {reply:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_comes_after_an_answer_is_never_the_next_answer() {
     let evil = "HTTP/1.1 200 OK\r\nX-Evil: 1\r\nContent-Length: 4\r\n\r\nevil";
     let after = |head: &str| format!("{head}{evil}");

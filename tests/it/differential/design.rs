@@ -290,6 +290,9 @@ fn chunks(mut rest: &[u8]) -> Result<(), &'static str> {
         if line.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
             return Err("a control character in a chunk's extension");
         }
+        if !is_extension(&line[digits.len()..]) {
+            return Err("an ill-formed extension of a chunk (RFC 9112 §7.1.1), which Pingora skips");
+        }
         let size = std::str::from_utf8(digits).ok().and_then(|digits| usize::from_str_radix(digits, 16).ok());
         let size = size.ok_or("a chunk's size beyond all bounds")?;
         rest = &rest[end + 1..];
@@ -303,6 +306,31 @@ fn chunks(mut rest: &[u8]) -> Result<(), &'static str> {
             _ => return Err("a chunk's data that no CRLF ends"),
         };
     }
+}
+
+/// Of those that are made here, and what mutation makes of them.
+fn is_extension(mut rest: &[u8]) -> bool {
+    let token = |rest: &[u8]| {
+        let tchar = |byte: &&u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(*byte);
+        rest.iter().take_while(tchar).count()
+    };
+    while let Some(named) = rest.strip_prefix(b";") {
+        let name = token(named);
+        if name == 0 {
+            return false;
+        }
+        rest = &named[name..];
+        let Some(value) = rest.strip_prefix(b"=") else { continue };
+        let length = match value.strip_prefix(b"\"") {
+            Some(quoted) => quoted.iter().position(|byte| *byte == b'"').map_or(0, |end| end + 2),
+            None => token(value),
+        };
+        if length == 0 {
+            return false;
+        }
+        rest = &value[length..];
+    }
+    rest.is_empty()
 }
 
 fn loose(rest: &[u8]) -> Result<(), &'static str> {
