@@ -265,9 +265,20 @@ impl Conn {
         }
     }
 
-    /// The body is not one; says so to who will have to answer.
-    fn malformed(&mut self) -> Poll<io::Result<()>> {
-        self.fault(Reason::BadRequest);
+    /// What must not go on of the bytes that were `taken`.
+    fn objection(&self, taken: Taken) -> Option<Reason> {
+        let most = self.keeper.as_ref().and_then(|keeper| keeper.info.limits().max_body_size);
+        match self.border {
+            Border::Malformed => Some(Reason::BadRequest),
+            // Larger than all of the body may be.
+            _ if most.is_some_and(|most| taken.largest > most.0) => Some(Reason::BodyTooLarge),
+            _ => None,
+        }
+    }
+
+    /// The body is not one, or none that is taken; says so to who will have to answer.
+    fn refused(&mut self, reason: Reason) -> Poll<io::Result<()>> {
+        self.fault(reason);
         self.closed = true;
         Poll::Ready(Err(io::ErrorKind::InvalidData.into()))
     }
@@ -321,10 +332,10 @@ impl AsyncRead for Conn {
                 Poll::Ready(Ok(())) => {}
             }
             let read = &limited.filled()[before..];
-            let Taken { all: ours, data } = this.border.take(read);
+            let taken @ Taken { all: ours, data, .. } = this.border.take(read);
             this.note_received(data);
-            if this.border == Border::Malformed {
-                return this.malformed();
+            if let Some(reason) = this.objection(taken) {
+                return this.refused(reason);
             }
             this.ahead.extend_from_slice(&read[ours..]);
             // SAFETY: `limited` is the first part of `buf`'s unfilled room, and `filled` bytes of it were written.
@@ -333,9 +344,9 @@ impl AsyncRead for Conn {
             return Poll::Ready(Ok(()));
         }
         let offered = room.min(this.ahead.len());
-        let ours = this.border.advance(&this.ahead[..offered]);
-        if this.border == Border::Malformed {
-            return this.malformed();
+        let taken @ Taken { all: ours, .. } = this.border.take(&this.ahead[..offered]);
+        if let Some(reason) = this.objection(taken) {
+            return this.refused(reason);
         }
         buf.put_slice(&this.ahead[..ours]);
         this.ahead.advance(ours);

@@ -9,9 +9,9 @@ use http::Method;
 use crate::{
     config::model::ListenerLimits,
     policy::{
-        fields::Index,
+        fields::{Index, Raw},
         framing::{Border, is_token},
-        headers::valid_host,
+        headers::{is_websocket, valid_host},
         path::is_uri_path,
     },
     types::Reason,
@@ -89,14 +89,19 @@ pub(super) fn read(bytes: &[u8], limits: &ListenerLimits, h2c: bool, index: &mut
     }
     match parsed {
         Ok(httparse::Status::Complete(length)) if length <= limit => {
-            let head = inspect(&request, limits).and_then(|(mut border, expects)| {
+            index.fill(&bytes[..length], request.headers);
+            let fields = Raw::new(&bytes[..length], index);
+            let head = inspect(&request, &fields, limits).and_then(|(mut border, expects)| {
                 if !strict_lines(&bytes[..length], &request) {
                     return Err(Reason::BadRequest);
                 }
-                index.fill(&bytes[..length], request.headers);
-                let body = border.advance(&bytes[length..]);
-                let head = Head { head: length, request: length + body, border, expects };
-                if border == Border::Malformed { Err(Reason::BadRequest) } else { Ok(head) }
+                let body = border.take(&bytes[length..]);
+                let head = Head { head: length, request: length + body.all, border, expects };
+                match border {
+                    Border::Malformed => Err(Reason::BadRequest),
+                    _ if limits.max_body_size.is_some_and(|most| body.largest > most.0) => Err(Reason::BodyTooLarge),
+                    _ => Ok(head),
+                }
             });
             head.map_or_else(|reason| refuse(reason, Some(&request)), Parsed::Request)
         }
@@ -187,7 +192,11 @@ fn is(field: &httparse::Header<'_>, name: &str) -> bool {
 }
 
 /// Where the request ends, if that and its host are beyond doubt, and whether the client may wait before its body.
-fn inspect(request: &httparse::Request<'_, '_>, limits: &ListenerLimits) -> Result<(Border, bool), Reason> {
+fn inspect(
+    request: &httparse::Request<'_, '_>,
+    fields: &Raw<'_>,
+    limits: &ListenerLimits,
+) -> Result<(Border, bool), Reason> {
     if request.headers.len() > limits.max_headers as usize {
         return Err(Reason::HeaderTooLarge);
     }
@@ -196,7 +205,6 @@ fn inspect(request: &httparse::Request<'_, '_>, limits: &ListenerLimits) -> Resu
     let mut chunked = false;
     let mut host = None;
     let mut upgrade = false;
-    let mut connection_upgrade = false;
     let mut nominations = 0;
     let mut expects = false;
     for field in request.headers.iter() {
@@ -209,10 +217,8 @@ fn inspect(request: &httparse::Request<'_, '_>, limits: &ListenerLimits) -> Resu
                 }
             }
             6 if is(field, "expect") => expects = true,
-            // Pingora passes no other upgrade on, so after any other the connection goes on as it was.
-            7 if is(field, "upgrade") => upgrade |= has_token(field.value, b"websocket"),
+            7 if is(field, "upgrade") => upgrade = true,
             10 if is(field, "connection") => {
-                connection_upgrade |= has_token(field.value, b"upgrade");
                 nominations += nominated(field.value).ok_or(Reason::BadRequest)?;
             }
             14 if is(field, "content-length") => {
@@ -254,7 +260,8 @@ fn inspect(request: &httparse::Request<'_, '_>, limits: &ListenerLimits) -> Resu
     let border = match (length, chunked) {
         (Some(_), true) => return Err(Reason::AmbiguousFraming),
         (_, true) => Border::CHUNKED,
-        (None | Some(0), false) if upgrade && connection_upgrade && http11 => Border::Unbounded,
+        // Nobody passes another upgrade on, so after any other the connection goes on as it was.
+        (None | Some(0), false) if upgrade && http11 && is_websocket(fields) => Border::Unbounded,
         (length, false) => Border::Counted(length.unwrap_or(0)),
     };
     Ok((border, expects))
@@ -298,10 +305,6 @@ fn valid_target(method: &str, target: &str, host: Option<&[u8]>) -> bool {
 
 fn tokens(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
-}
-
-fn has_token(list: &[u8], token: &[u8]) -> bool {
-    tokens(list).any(|part| part.eq_ignore_ascii_case(token))
 }
 
 /// How many names a `Connection` field has; `None` where one is no name, or of a field that says where the request ends

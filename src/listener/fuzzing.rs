@@ -10,7 +10,7 @@ use super::front::{Head, Parsed, one_spelling, parse};
 pub use super::h2::fuzzing::h2_frames;
 use crate::{
     config::model::ListenerLimits,
-    policy::framing::{Border, is_token},
+    policy::framing::{Border, Taken, is_token},
     types::ByteSize,
 };
 
@@ -106,8 +106,8 @@ fn one_verdict(input: &[u8], h2c: bool) {
             Parsed::H2Preface => assert_eq!(whole, Parsed::H2Preface, "after {cut} bytes"),
             Parsed::Refused(_) => assert!(matches!(whole, Parsed::Refused(_)), "refused after {cut} bytes, then not"),
             Parsed::Request(Head { head, request, mut border, expects }) => {
-                let more = border.advance(&input[request..]);
-                if border == Border::Malformed {
+                let Taken { all: more, largest, .. } = border.take(&input[request..]);
+                if border == Border::Malformed || LIMITS.max_body_size.is_some_and(|most| largest > most.0) {
                     assert!(matches!(whole, Parsed::Refused(_)), "malformed after {cut} bytes, then not");
                 } else {
                     let later = Head { head, request: request + more, border, expects };
@@ -204,7 +204,8 @@ fn accepted(input: &[u8], head: &Head) {
     match bare.border {
         Border::Unbounded => {
             assert_eq!(plain.border(), Border::END, "an upgrade has no body");
-            assert!(!plain.all("upgrade").is_empty() && plain.version == "HTTP/1.1");
+            let asked = plain.all("upgrade");
+            assert!(asked.len() == 1 && asked[0].eq_ignore_ascii_case(b"websocket") && plain.version == "HTTP/1.1");
         }
         border => assert_eq!(border, plain.border()),
     }

@@ -21,6 +21,8 @@ pub struct Taken {
     pub all: usize,
     /// Of these, the data of its body: all but sizes, extensions, line ends and trailers.
     pub data: usize,
+    /// The size of the largest chunk that began in them.
+    pub largest: u64,
 }
 
 /// A place in a chunked body.
@@ -127,7 +129,7 @@ impl Border {
 
     /// As [`Border::advance`], and says how many of them are data.
     pub fn take(&mut self, bytes: &[u8]) -> Taken {
-        let data = |length| Taken { all: length, data: length };
+        let data = |length| Taken { all: length, data: length, largest: 0 };
         match self {
             Self::Malformed => Taken::default(),
             Self::Unbounded => data(bytes.len()),
@@ -182,6 +184,9 @@ impl Border {
                 return taken;
             }
             taken.all += 1;
+            if let Self::Chunked(Chunk::Data(size), _) = self {
+                taken.largest = taken.largest.max(*size);
+            }
         }
         taken
     }
@@ -423,8 +428,11 @@ mod tests {
             assert_eq!(border != Border::Malformed, good, "{extension} bytes for {size}");
         }
         let mut border = Border::CHUNKED;
-        assert_eq!(border.take(&chunk(3, 5)), Taken { all: 14, data: 5 });
-        assert_eq!(border.take(b"0\r\nX: y\r\n\r\n"), Taken { all: 11, data: 0 });
+        assert_eq!(border.take(&chunk(3, 5)), Taken { all: 14, data: 5, largest: 5 });
+        assert_eq!(border.take(b"0\r\nX: y\r\n\r\n"), Taken { all: 11, data: 0, largest: 0 });
+        let mut border = Border::CHUNKED;
+        assert_eq!(border.take(b"1\r\nx\r\nff\r"), Taken { all: 9, data: 1, largest: 1 });
+        assert_eq!(border.take(b"\n"), Taken { all: 1, data: 0, largest: 255 });
     }
 
     #[test]

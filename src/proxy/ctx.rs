@@ -163,7 +163,7 @@ impl ConnInfo {
     }
 
     /// What the listener allows.
-    pub(super) fn limits(&self) -> &model::ListenerLimits {
+    pub fn limits(&self) -> &model::ListenerLimits {
         &self.limits
     }
 
@@ -385,6 +385,8 @@ pub struct RequestCtx {
     pub(super) picked: Option<Picked>,
     /// The attempt's backend has been picked already: by the exchange, and it speaks HTTP/2.
     pub(super) handed_over: bool,
+    /// It is the exchange that makes attempts.
+    pub(super) exchanged: bool,
     /// Counts the attempt, and the request, as in flight.
     pub(super) attempt: Option<AttemptInFlight>,
     pub(super) in_flight: Option<RequestInFlight>,
@@ -444,6 +446,7 @@ impl RequestCtx {
             tried: Vec::new(),
             picked: None,
             handed_over: false,
+            exchanged: false,
             attempt: None,
             in_flight: None,
             last_backend: None,

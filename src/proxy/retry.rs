@@ -89,7 +89,8 @@ fn decide(kit: &Kit, client: &impl Downstream, ctx: &mut RequestCtx, kind: Attem
         attempts: ctx.attempts.saturating_sub(u32::from(stale || ctx.fresh == Fresh::Done)),
         idempotent: is_idempotent(client.request().method),
         maybe_seen,
-        replayable: client.can_repeat(ctx.has_body && ctx.body_sent),
+        // The exchange says itself where a body ends.
+        replayable: client.can_repeat(ctx.has_body && ctx.body_sent && !ctx.exchanged),
         response_started: client.answered().is_some(),
     };
     if may_retry(&member.upstream.retry, &failure) == Decision::GiveUp {

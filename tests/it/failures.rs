@@ -128,6 +128,21 @@ async fn an_idempotent_request_with_a_body_is_repeated_whole_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn a_body_in_chunks_that_is_empty_is_repeated_as_any_other() {
+    let (bad, good) = (Origin::script("bad", misbehave::reset_after_request).await, Origin::echo("good").await);
+    // Pingora would never send its end a second time.
+    for engine in ["lane", "exchange"] {
+        let proxy = Config::before(&[&bad, &good], &format!("engine: {engine}")).start().await;
+        for _ in 0..4 {
+            let put = "PUT /p HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+            let reply = proxy.client().await.ask(put).await;
+            assert_eq!((reply.status(), reply.origin()), (200, "good"), "{engine}");
+        }
+    }
+    assert!(bad.total() >= 2);
+}
+
+#[tokio::test]
 async fn a_stale_pooled_connection_fails_no_request_not_even_a_post() {
     let origin = Origin::script("a", misbehave::close_when_idle).await;
     let proxy = app(&[&origin.address], "").start().await;

@@ -118,6 +118,28 @@ async fn broken_heads_are_refused() {
 }
 
 #[tokio::test]
+async fn whoever_would_take_another_protocol_than_a_websocket_is_answered_in_http_and_goes_on() {
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    for fields in [
+        "Upgrade: websocket, h2c\r\nConnection: Upgrade\r\n",
+        "Upgrade: websocket\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
+        "Upgrade: h2c\r\nUpgrade: websocket\r\nConnection: x\r\nConnection: upgrade\r\n",
+        "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\n",
+        "Upgrade: websocket\r\n",
+    ] {
+        let mut client = proxy.client().await;
+        let first = format!("GET /first HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n");
+        client.send(first + "GET /second HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+        assert_eq!([client.response().await.status(), client.response().await.status()], [200; 2], "{fields}");
+    }
+    assert_eq!((origin.count("/first"), origin.count("/second")), (5, 5));
+    for request in origin.requests() {
+        assert_eq!((request.field("upgrade"), request.field("http2-settings")), (None, None), "{request:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_same_length_twice_reaches_the_origin_once() {
     let origin = Origin::echo("a").await;
     let proxy = Proxy::before(&[&origin]).await;

@@ -134,6 +134,29 @@ async fn a_body_that_grows_over_the_limit_is_413_and_never_whole_for_an_origin()
 }
 
 #[tokio::test]
+async fn a_chunk_that_is_declared_over_the_limit_is_413_before_it_has_come() {
+    let origin = Origin::echo("a").await;
+    let proxy = limited(&origin, "max_body_size: 1000B").await;
+    let head = "POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let first = format!("1f4\r\n{}\r\n", "x".repeat(500));
+    for size in ["3e9\r\n", "fffffff\r\n01234"] {
+        let mut client = proxy.client().await;
+        client.send(format!("{head}{size}")).await;
+        assert_eq!(client.response().await.status(), 413, "with the head: {size}");
+        assert_eq!(client.closed().await, b"");
+        let mut client = proxy.client().await;
+        client.send(format!("{head}{first}")).await;
+        client.send(size).await;
+        assert_eq!(client.response().await.status(), 413, "later: {size}");
+        assert_eq!(client.closed().await, b"");
+    }
+    assert_eq!(reasons(&proxy, 4).await, ["body_too_large"; 4]);
+    let whole = format!("{head}3e8\r\n{}\r\n0\r\n\r\n", "x".repeat(1000));
+    assert_eq!(proxy.client().await.ask(whole).await.length, 1000);
+    assert_eq!(origin.total(), 1, "an origin saw a body that was cut");
+}
+
+#[tokio::test]
 async fn an_upload_slower_than_the_rate_is_408() {
     let origin = Origin::echo("a").await;
     let proxy = limited(&origin, "min_body_rate: 1KiB").await;

@@ -24,6 +24,12 @@ fn a_request_ends_where_its_framing_says() {
         ("Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n\r\n", Border::Unbounded),
         ("Upgrade: websocket\r\n\r\n", Border::END),
         ("Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n\r\n", Border::END),
+        ("Upgrade: websocket, h2c\r\nConnection: Upgrade\r\n\r\n", Border::END),
+        ("Upgrade: websocket\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", Border::END),
+        ("Upgrade: h2c\r\nUpgrade: websocket\r\nConnection: x\r\nConnection: upgrade\r\n\r\n", Border::END),
+        ("Upgrade:  WebSocket \r\nConnection: x\r\nConnection: upgrade\r\n\r\n", Border::Unbounded),
+        ("Upgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 00\r\n\r\n", Border::Unbounded),
+        ("Upgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 7\r\n\r\n", Border::Counted(7)),
     ] {
         let text = format!("{head}{fields}");
         let head = Head { head: text.len(), request: text.len(), border, expects: false };

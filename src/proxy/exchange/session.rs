@@ -34,12 +34,15 @@ const PARTS: usize = 4;
 /// # Errors
 /// None did, or the answer or the client broke off; the request's context says why.
 pub(in crate::proxy) async fn serve(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
-    loop {
+    ctx.exchanged = true;
+    let done = loop {
         match once(kit, session, ctx).await {
             Err(error) if error.retry() => {}
-            done => return done,
+            done => break done,
         }
-    }
+    };
+    ctx.exchanged = false;
+    done
 }
 
 /// One attempt. Returns whether it was made.
