@@ -38,9 +38,11 @@ use crate::{
     types::Reason,
 };
 
-/// After an early answer the client may still be sending. So much is read and thrown away, for so long.
+/// After its last answer, or an early one, the client may still be sending. So much is read and thrown away, for so long.
 const LINGER_BYTES: usize = 4 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(2);
+/// Longer only for a client that goes on taking its answer, by so many bytes a second.
+const LINGER_RATE: u64 = 64 * 1024;
 
 /// Serves a connection until it ends.
 ///
@@ -312,6 +314,7 @@ pub(super) async fn refuse(
 /// Closes so that what was written arrives: closing while the client still sends would reset the connection.
 async fn linger(post: &Post, conn: &mut Conn) {
     let finish = post.kit.deadlines().guard(How::Both);
+    finish.drains(LINGER_RATE);
     finish.arm(conn.fd(), Wait::Work, Instant::now(), LINGER_TIME);
     if conn.shutdown().await.is_err() {
         return;

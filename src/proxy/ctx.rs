@@ -59,13 +59,13 @@ pub struct ConnInfo {
     fd: RawFd,
 }
 
-/// What becomes of an HTTP/1 connection that Pingora gives up.
+/// What becomes of an HTTP/1 connection after a request, where Pingora gives it up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Afterwards {
     /// It is closed.
     Drop,
-    /// The client is given time to read its answer before the connection is closed.
+    /// The client is given time to read its answer before the connection is closed, until it closes its side.
     Linger,
     /// It serves another request.
     NextRequest,

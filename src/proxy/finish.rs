@@ -66,6 +66,17 @@ pub(super) fn ended(kit: &Kit, client: &mut impl Downstream, ctx: &mut RequestCt
     served(kit, client, ctx);
 }
 
+/// The answer of an HTTP/1 client is whole. Where its connection ends now, it is we who end it, and closing it on what has come
+/// behind the request would take from the client what it has not read of its answer (RFC 9112 §9.6).
+pub(super) fn last(client: &impl Downstream, ctx: &RequestCtx) {
+    if client.version() != Version::HTTP_2
+        && let Some(info) = ctx.info()
+        && info.afterwards() == Afterwards::Drop
+    {
+        info.set_afterwards(Afterwards::Linger);
+    }
+}
+
 /// Logs and counts a request that came through the phases.
 fn served(kit: &Kit, client: &impl Downstream, ctx: &RequestCtx) {
     if let Some(info) = ctx.info() {

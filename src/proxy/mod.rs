@@ -193,6 +193,9 @@ impl ProxyHttp for App {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestCtx) {
         finish::ended(&self.kit, session, ctx, error);
+        if error.is_none() {
+            finish::last(session, ctx);
+        }
     }
 
     /// Failures are in the access log and, with their cause, in our own warnings.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
     http1::{Client, get},
@@ -131,6 +131,37 @@ async fn a_body_that_grows_over_the_limit_is_413_and_never_whole_for_an_origin()
     let reasons = reasons(&proxy, 3).await;
     assert_eq!(reasons.iter().filter(|reason| *reason == "body_too_large").count(), 2, "{reasons:?}");
     wait_until("the cut requests' connections to end", || origin.open() <= 1).await;
+}
+
+#[tokio::test]
+async fn the_last_answer_arrives_whatever_its_client_has_sent_behind_the_request() {
+    const SIZE: usize = 300_000;
+    const LATE: usize = 100_000;
+    for (limit, fields) in [("requests_per_connection: 1", ""), ("requests_per_connection: 9", "Connection: close\r\n")] {
+        let origin = Origin::echo("a").await;
+        let proxy = limited(&origin, limit).await;
+        let (io, _) = Client::with_small_buffer(proxy.listen).await.wire.into_parts();
+        let (mut reader, mut writer) = tokio::io::split(io);
+        let first = format!("GET /size/{SIZE} HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n");
+        writer.write_all(first.as_bytes()).await.expect("room");
+        let flood = tokio::spawn(async move {
+            let _ = writer.write_all(get("/behind").repeat(8000).as_bytes()).await;
+            writer
+        });
+        let (mut answer, mut part) = (Vec::new(), vec![0; 16 << 10]);
+        while answer.len() < SIZE - LATE {
+            let read = within("the answer", reader.read(&mut part)).await.expect("bytes");
+            assert!(read > 0, "{limit}: ended after {}", answer.len());
+            answer.extend_from_slice(&part[..read]);
+        }
+        // All of it was written by then, and nobody will serve what is behind.
+        proxy.access_log(1).await;
+        within("the rest", reader.read_to_end(&mut answer)).await.expect("no reset");
+        let head = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+        assert_eq!(answer.len() - head, SIZE, "{limit}");
+        assert_eq!(origin.total(), 1);
+        drop(flood);
+    }
 }
 
 #[tokio::test]

@@ -198,6 +198,8 @@ impl<W: Wire> Lane<'_, W> {
         let next = self.asked.again && self.wire.is_at_border();
         match ctx.info().map_or(Afterwards::Drop, ConnInfo::afterwards) {
             Afterwards::Drop if error.is_none() && next => Afterwards::NextRequest,
+            // It is we who end it, and there may be more of the client's (see `finish::last`).
+            Afterwards::Drop if error.is_none() && self.wire.is_at_border() => Afterwards::Linger,
             Afterwards::Drop => Afterwards::Drop,
             Afterwards::NextRequest if next => Afterwards::NextRequest,
             Afterwards::Linger | Afterwards::NextRequest => Afterwards::Linger,
