@@ -288,6 +288,15 @@ pub fn write_x_forwarded_for<'a>(existing: impl Iterator<Item = &'a [u8]>, peer:
     }
 }
 
+/// Whether nobody says this field, not even a proxy that is believed: `Proxy`, which many an application takes for its own
+/// setting (CVE-2016-5385), and what is only like a field that tells of clients and hops, or of framing. The proxies that set those spell
+/// them with `-`, and pass on from clients what they do not know.
+pub fn is_forged_field(name: impl AsRef<[u8]>) -> bool {
+    let name = name.as_ref();
+    let usual = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
+    name.eq_ignore_ascii_case(b"proxy") || (!name.iter().all(usual) && is_forwarding_field(name))
+}
+
 /// One element of `Forwarded`; `by` is left out, it would tell of the inside.
 #[derive(Clone, Copy, Debug)]
 pub struct Hop<'a> {

@@ -11,7 +11,7 @@ pub use request::{ClientCert, RequestRewrite, join_cookies};
 
 use super::{
     fields::Fields,
-    forwarded::{X_FORWARDED_FOR, is_client_cert_field, is_forwarding_field},
+    forwarded::{X_FORWARDED_FOR, is_client_cert_field, is_forged_field, is_forwarding_field},
     headers::{HOP_BY_HOP, HeaderEdits, X_REQUEST_ID, is_like, nominated_by_connection},
 };
 
@@ -218,6 +218,8 @@ enum Kind {
     /// Ours to say, see [`is_client_cert_field`].
     ClientCert,
     Cookie,
+    /// Nobody's, see [`is_forged_field`].
+    Forged,
     /// See [`is_forwarding_field`]: trusted peers' are kept.
     Forwarding,
     /// `X-Forwarded-For` and `Forwarded`: made anew, of what trusted peers said.
@@ -247,7 +249,9 @@ impl Kind {
             (b'x', 12) if is(&X_REQUEST_ID) => Self::RequestId,
             (b'x', 15) if is(&X_FORWARDED_FOR) => Self::Hearsay,
             (b'x', 20..) if is_client_cert_field(name) => Self::ClientCert,
-            (b'c' | b'f' | b'p' | b't' | b'x', _) if is_forwarding_field(name) => Self::Forwarding,
+            (b'c' | b'f' | b'p' | b't' | b'x', _) if is_forwarding_field(name) => {
+                if is_forged_field(name) { Self::Forged } else { Self::Forwarding }
+            }
             _ => Self::Plain,
         }
     }

@@ -87,6 +87,32 @@ async fn what_an_operator_sets_or_removes_nobody_says_under_another_sign() {
 }
 
 #[tokio::test]
+async fn what_no_proxy_sets_is_nobodys_word() {
+    const FORGED: [&str; 8] = [
+        "Proxy",
+        "Transfer_Encoding",
+        "Content_Length",
+        "X_Forwarded_For",
+        "X_Real_IP",
+        "X-Real_IP",
+        "X_Request_Id",
+        "X_Original-Url",
+    ];
+    let fields: String = FORGED.iter().map(|name| format!("{name}: 1\r\n")).collect();
+    for trusted in ["[]", "[127.0.0.0/8]"] {
+        for engine in ["lane", "exchange", "pingora"] {
+            let origin = Origin::echo("a").await;
+            let more = format!("trusted_proxies: {trusted}\nengine: {engine}");
+            let proxy = Config::before(&[&origin], &more).start().await;
+            get_with(proxy.listen, "/", &fields).await;
+            let request = origin.only_request();
+            let left: Vec<_> = request.fields.iter().filter(|(_, value)| value == "1").collect();
+            assert!(left.is_empty(), "{trusted}, {engine}: {left:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn loopback_is_not_trusted_by_itself_and_others_never_are() {
     let origin = Origin::echo("a").await;
     let proxy = Config::before(&[&origin], "trusted_proxies: [127.0.9.0/24]").start().await;

@@ -117,6 +117,12 @@ fn forwarding_fields_are_known_by_name() {
         assert!(is_client_cert_field(name), "{name}");
     }
     assert!(!is_client_cert_field("xaclientacertaverify") && !is_client_cert_field("x-client-cert-verif"));
+    for name in ["proxy", "Proxy", "x_forwarded_for", "x-forwarded_for", "x_request-id", "content_length", "transfer_encoding"] {
+        assert!(is_forged_field(name), "{name}");
+    }
+    for name in ["x-forwarded-for", "x-original-url", "x-request-id", "content-length", "transfer-encoding", "proxy_"] {
+        assert!(!is_forged_field(name), "{name}");
+    }
     for name in ["x-forward", "x-original", "x-http-method-override", "x-method-override", "ip"] {
         assert!(!is_forwarding_field(HeaderName::from_static(name)), "{name}");
     }

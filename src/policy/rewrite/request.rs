@@ -76,7 +76,7 @@ impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
     fn passes(&self, name: &[u8]) -> bool {
         let kind = match Kind::of(name) {
             Kind::Authorization => !self.drop_authorization,
-            Kind::ClientCert | Kind::Hearsay => false,
+            Kind::ClientCert | Kind::Forged | Kind::Hearsay => false,
             Kind::Cookie => !self.join_cookies,
             Kind::Forwarding => self.peer_trusted,
             Kind::Hop => self.hops == Hops::TakenOut,

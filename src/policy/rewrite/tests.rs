@@ -136,7 +136,8 @@ impl Settings {
     fn plain(&self, client: &HeaderMap) -> HeaderMap {
         let mut fields = client.clone();
         strip(&mut fields, |_| true);
-        remove(&mut fields, |name| is_client_cert_field(name) || (!self.trusted && is_forwarding_field(name)));
+        remove(&mut fields, |name| is_client_cert_field(name) || is_forged_field(name));
+        remove(&mut fields, |name| !self.trusted && is_forwarding_field(name));
         let kept = |name| fields.get_all(name).iter().map(HeaderValue::as_bytes);
         let (mut list, mut structured) = (BytesMut::new(), BytesMut::new());
         write_x_forwarded_for(kept(X_FORWARDED_FOR), self.peer, &mut list);
@@ -393,8 +394,9 @@ proptest! {
         prop_assert_eq!(kind, Kind::of(plain.as_str().as_bytes()));
         prop_assert_eq!(kind == Kind::Hop, HOP_BY_HOP.contains(&plain) || plain == header::TRAILER);
         prop_assert_eq!(kind == Kind::ClientCert, is_client_cert_field(&spelled));
-        let forwarding = matches!(kind, Kind::Forwarding | Kind::Hearsay);
+        let forwarding = matches!(kind, Kind::Forged | Kind::Forwarding | Kind::Hearsay);
         prop_assert_eq!(forwarding, is_forwarding_field(&spelled));
+        prop_assert_eq!(kind == Kind::Forged, is_forged_field(&spelled));
     }
 }
 
