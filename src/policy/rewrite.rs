@@ -250,7 +250,11 @@ impl Kind {
             (b'x', 15) if is(&X_FORWARDED_FOR) => Self::Hearsay,
             (b'x', 20..) if is_client_cert_field(name) => Self::ClientCert,
             (b'c' | b'f' | b'p' | b't' | b'x', _) if is_forwarding_field(name) => {
-                if is_forged_field(name) { Self::Forged } else { Self::Forwarding }
+                if is_forged_field(name) {
+                    Self::Forged
+                } else {
+                    Self::Forwarding
+                }
             }
             _ => Self::Plain,
         }

@@ -44,13 +44,15 @@ pub(super) fn ended(kit: &Kit, client: &mut impl Downstream, ctx: &mut RequestCt
     // What the request held is free for the next one, which may be on its way already.
     ctx.admitted = None;
     let late = ctx.reason == Some(Reason::TotalTimeout);
-    let broken = error.is_some() && ctx.relayed && match client.version() {
-        // The end of the connection may be the border of the answer, so it must not look like one.
-        Version::HTTP_10 => true,
-        Version::HTTP_2 => false,
-        // What the client has not taken by then would still be sent to it for as long as it likes.
-        _ => late && ctx.info().is_some_and(ConnInfo::is_behind),
-    };
+    let broken = error.is_some()
+        && ctx.relayed
+        && match client.version() {
+            // The end of the connection may be the border of the answer, so it must not look like one.
+            Version::HTTP_10 => true,
+            Version::HTTP_2 => false,
+            // What the client has not taken by then would still be sent to it for as long as it likes.
+            _ => late && ctx.info().is_some_and(ConnInfo::is_behind),
+        };
     let broken = broken && ctx.info().is_some_and(|info| info.afterwards() == Afterwards::Drop);
     if broken && let Some(info) = ctx.info() {
         info.abort();

@@ -119,7 +119,12 @@ pub enum Wait {
 impl Deadlines {
     /// An empty table.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { start: Instant::now(), table: Mutex::default(), fired: AtomicUsize::new(0), nearer: Notify::new() })
+        Arc::new(Self {
+            start: Instant::now(),
+            table: Mutex::default(),
+            fired: AtomicUsize::new(0),
+            nearer: Notify::new(),
+        })
     }
 
     /// A place in the table, with no deadline yet.

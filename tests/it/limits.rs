@@ -137,7 +137,8 @@ async fn a_body_that_grows_over_the_limit_is_413_and_never_whole_for_an_origin()
 async fn the_last_answer_arrives_whatever_its_client_has_sent_behind_the_request() {
     const SIZE: usize = 300_000;
     const LATE: usize = 100_000;
-    for (limit, fields) in [("requests_per_connection: 1", ""), ("requests_per_connection: 9", "Connection: close\r\n")] {
+    for (limit, fields) in [("requests_per_connection: 1", ""), ("requests_per_connection: 9", "Connection: close\r\n")]
+    {
         let origin = Origin::echo("a").await;
         let proxy = limited(&origin, limit).await;
         let (io, _) = Client::with_small_buffer(proxy.listen).await.wire.into_parts();
