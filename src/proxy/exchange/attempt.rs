@@ -2,11 +2,12 @@
 //! polls: what is written, what has come. Says exactly how much left, so that it is known what may be repeated.
 //!
 //! An attempt that [asks for a WebSocket](Attempt::for_upgrade) may come to a head that [is a switch](Head::is_switch). From then
-//! on nothing has a border: after [`Attempt::switch`] the attempt is a [`Side`], of which bytes are taken, the first of them those
+//! on nothing has a border: after [`Attempt::switch`] the attempt is a [`Side`](super::tunnel::Side), of which bytes are taken, the first of them those
 //! that came behind the head, and to which others are given. Any other answer is one as ever.
 
 mod past;
 mod room;
+mod switch;
 
 use std::{
     io,
@@ -16,12 +17,9 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::Method;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-use super::{
-    answer::{self, Body, Head},
-    tunnel::Side,
-};
+use super::answer::{self, Body, Head};
 use crate::policy::{
     fields::{Index, Raw},
     framing::Border,
@@ -227,10 +225,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             }
             let parts = [io::IoSlice::new(&self.out), io::IoSlice::new(data)];
             let link = Pin::new(&mut self.link);
-            let sent = match self.out.is_empty() {
-                true => link.poll_write(cx, data),
-                false => link.poll_write_vectored(cx, &parts),
-            };
+            let sent =
+                if self.out.is_empty() { link.poll_write(cx, data) } else { link.poll_write_vectored(cx, &parts) };
             match ready!(sent) {
                 failed @ (Ok(0) | Err(_)) => self.no_more(failed),
                 Ok(sent) => {
@@ -385,18 +381,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         }
     }
 
-    /// After a head that is a switch: gives back the memory, of which the attempt has some of its own now only while something that
-    /// came behind the head waits.
-    pub(super) fn switch(&mut self) -> Room {
-        if let Place::Read(head) = self.place {
-            self.ahead.advance(head.length);
-        }
-        self.place = Place::Body(Body::UntilClose);
-        let early = BytesMut::from(&self.ahead[..]);
-        let ahead = std::mem::replace(&mut self.ahead, early);
-        Room { ahead, index: std::mem::take(&mut self.index), out: std::mem::take(&mut self.out) }
-    }
-
     /// Ends the attempt: its memory, and the connection where another request may use it.
     pub(super) fn finish(self) -> (Room, Option<S>) {
         let ended = match self.place {
@@ -487,33 +471,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         self.answered |= matches!(read, Ok(1..));
         self.filled = self.ahead.len() == self.ahead.capacity();
         Poll::Ready(read)
-    }
-}
-
-/// After a switch.
-impl<S: AsyncRead + AsyncWrite + Unpin> Side for Attempt<S> {
-    fn poll_take(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
-            return Pin::new(&mut self.link).poll_read(cx, into);
-        }
-        let early = self.ahead.split_to(self.ahead.len().min(into.remaining()));
-        into.put_slice(&early);
-        if self.ahead.is_empty() {
-            self.ahead = BytesMut::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_give(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.link).poll_write(cx, data)
-    }
-
-    fn poll_given(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.link).poll_flush(cx)
-    }
-
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.link).poll_shutdown(cx)
     }
 }
 

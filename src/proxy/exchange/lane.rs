@@ -2,6 +2,7 @@
 //! it writes. The same phases as on Pingora's path, in the same order; nothing of it takes memory but what a worker keeps.
 
 mod body;
+mod own;
 mod past;
 
 use std::{
@@ -9,13 +10,12 @@ use std::{
     io,
     pin::pin,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use bytes::{Buf as _, BufMut as _, Bytes};
+use bytes::{Buf as _, BufMut as _};
 use http::Version;
-use pingora_core::{Error, ErrorType, Result};
-use pingora_http::ResponseHeader;
+use pingora_core::{Error, Result};
 use tokio::io::AsyncReadExt as _;
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
         admit::{self, JUDGED_WRITE_TIMEOUT, READ_TIMEOUT, WRITE_TIMEOUT},
         ctx::{Afterwards, ConnInfo, RequestCtx, RequestStart},
         downstream::Downstream as _,
-        finish, guard,
+        finish,
         kit::Kit,
         reject, retry, select, watch,
     },
@@ -175,21 +175,6 @@ impl<W: Wire> Lane<'_, W> {
             reject::answered(self.asked.again, ctx);
         }
         self.end(ctx, Some(&error))
-    }
-
-    /// Asks the route's guards. Returns the answer to a request that is refused.
-    fn refusal(&mut self, ctx: &mut RequestCtx) -> Option<Result<(ResponseHeader, Bytes)>> {
-        let current = ctx.current()?.clone();
-        let guards = current.route(ctx.route?).guards.as_ref()?;
-        let admitted = guard::admit_by_head(&self.asked.request(), ctx, guards);
-        ctx.asked = Instant::now();
-        let guard::Refusal { reason, field } = admitted.err()?;
-        if !self.asked.is_done() {
-            // What is left of the request is not read.
-            self.asked.no_next_request();
-        }
-        let refusal = admit::refusal(ctx, reason, field);
-        Some(refusal.and_then(|(head, body)| Ok((admit::as_ours(ctx, head)?, body))))
     }
 
     /// The request is over.
@@ -509,23 +494,5 @@ impl<W: Wire> Lane<'_, W> {
         self.out.chunks = head.body == Body::UntilClose;
         self.out.trailing = head.body == Body::Bordered(Border::CHUNKED);
         Ok(())
-    }
-
-    /// Writes an answer of our own. Returns whether it left.
-    async fn respond(&mut self, head: &ResponseHeader, body: &[u8]) -> bool {
-        // What is left of interim answers goes before it.
-        self.out = Out::default();
-        let sent =
-            heads::ours(head, body, self.asked.is_head_only(), self.kit, self.asked.again, &mut self.desk.answer);
-        match poll_fn(|cx| self.poll_leave(cx, None)).await {
-            Ok(()) => {
-                (self.asked.answered, self.asked.sent) = (Some(head.status), sent);
-                true
-            }
-            Err(error) => {
-                log::debug!("answering {}: {error}", head.status);
-                false
-            }
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Memory that requests use one after the other: a worker keeps some of it, so that a request takes none of its own.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
 
@@ -15,6 +15,8 @@ const MOST: usize = 64;
 /// A larger piece is kept for as many only as are at work at once on large bodies, mostly.
 const LARGE: usize = 16 * 1024;
 const MOST_LARGE: usize = 8;
+/// Pipes of a worker, two descriptors each; other bodies go through memory.
+const MOST_PIPES: usize = 64;
 /// A larger piece is not kept at all.
 const LARGEST: usize = 2 * attempt::LARGEST;
 /// Of a head and what comes with it.
@@ -50,6 +52,8 @@ struct Spare {
     desks: Vec<Box<Desk>>,
     heads: Vec<BytesMut>,
     rooms: Vec<BytesMut>,
+    /// Held by each pipe there is.
+    piped: Arc<()>,
 }
 
 impl Memory {
@@ -69,12 +73,8 @@ impl Memory {
                 *piece = BytesMut::new();
             }
         }
-        // What is left of a body that broke off is no other one's.
-        for pipe in [&mut desk.up, &mut desk.down] {
-            if largest == LARGE || pipe.as_ref().is_some_and(|pipe| !pipe.is_empty()) {
-                *pipe = None;
-            }
-        }
+        // A descriptor is not kept for nothing; and what is left of a body that broke off is no other one's.
+        (desk.up, desk.down) = (None, None);
         if spare.desks.len() < MOST {
             spare.desks.push(desk);
         }
@@ -92,6 +92,13 @@ impl Memory {
         if spare.rooms.len() < MOST_LARGE && !room.try_reclaim(LARGEST + 1) {
             spare.rooms.push(room);
         }
+    }
+
+    /// A pipe, empty; `None` where there are enough.
+    pub(super) fn pipe(&self) -> Option<Pipe> {
+        let spare = self.lock();
+        let few = Arc::strong_count(&spare.piped) <= MOST_PIPES;
+        few.then(|| Pipe::new(spare.piped.clone())).flatten()
     }
 
     /// Memory for a head, empty.
@@ -112,5 +119,32 @@ impl Memory {
 
     fn lock(&self) -> MutexGuard<'_, Spare> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_has_so_many_pipes_and_no_more() {
+        let memory = Memory::default();
+        let mut pipes: Vec<Pipe> = std::iter::from_fn(|| memory.pipe()).take(MOST_PIPES + 1).collect();
+        assert_eq!(pipes.len(), MOST_PIPES);
+        let mut desk = memory.desk();
+        desk.up = pipes.pop();
+        memory.put_desk(desk);
+        assert!(memory.pipe().is_some());
+    }
+
+    #[test]
+    fn large_memory_is_kept_for_some_requests_only() {
+        let memory = Memory::default();
+        for _ in 0..2 * MOST_LARGE {
+            memory.put_room(attempt::room());
+        }
+        assert_eq!(memory.lock().rooms.len(), MOST_LARGE);
+        memory.put_room(BytesMut::with_capacity(LARGEST + 1));
+        assert_eq!(memory.lock().rooms.len(), MOST_LARGE);
     }
 }

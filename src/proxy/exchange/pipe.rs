@@ -4,6 +4,7 @@
 use std::{
     io::{self, PipeReader, PipeWriter},
     os::fd::AsFd,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -21,15 +22,17 @@ pub struct Pipe {
     reader: PipeReader,
     writer: PipeWriter,
     held: usize,
+    /// Counts it.
+    _place: Arc<()>,
 }
 
 impl Pipe {
-    /// `None` where the system gives none that is of use.
-    pub(super) fn new() -> Option<Self> {
+    /// One that `place` counts. `None` where the system gives none that is of use.
+    pub(super) fn new(place: Arc<()>) -> Option<Self> {
         let (reader, writer) = io::pipe().ok()?;
-        _ = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(i32::try_from(ROOM).ok()?));
-        let room = fcntl(&writer, FcntlArg::F_GETPIPE_SZ).ok()?;
-        usize::try_from(room).is_ok_and(|room| room >= LEAST).then_some(Self { reader, writer, held: 0 })
+        let given = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(i32::try_from(ROOM).ok()?));
+        let room = given.or_else(|_| fcntl(&writer, FcntlArg::F_GETPIPE_SZ)).ok()?;
+        usize::try_from(room).is_ok_and(|room| room >= LEAST).then_some(Self { reader, writer, held: 0, _place: place })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -72,4 +75,52 @@ impl Pipe {
 fn forward(from: &impl AsFd, to: &impl AsFd, most: usize) -> io::Result<usize> {
     let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
     Ok(splice(from, None, to, None, most, flags)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let ours = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
+        (ours, listener.accept().await.expect("accepts").0)
+    }
+
+    #[tokio::test]
+    async fn what_goes_in_comes_out_and_no_more_than_was_asked_for() {
+        let ((mut from, ours), (theirs, mut to)) = (pair().await, pair().await);
+        from.write_all(b"hello, and more").await.expect("room");
+        let mut pipe = Pipe::new(Arc::default()).expect("a pipe");
+        let mut taken = 0;
+        while taken < 5 {
+            taken += poll_fn(|cx| pipe.poll_fill(cx, &ours, 5 - taken as u64)).await.expect("open");
+            while !pipe.is_empty() {
+                poll_fn(|cx| pipe.poll_pour(cx, &theirs)).await.expect("open");
+            }
+        }
+        let mut came = [0; 5];
+        to.read_exact(&mut came).await.expect("five bytes");
+        assert_eq!(&came, b"hello");
+        drop(from);
+        let rest = poll_fn(|cx| pipe.poll_fill(cx, &ours, 100)).await.expect("open");
+        assert_eq!((taken, rest), (5, 10));
+    }
+
+    #[tokio::test]
+    async fn an_end_is_no_bytes_and_nothing_is_waited_for() {
+        let (from, ours) = pair().await;
+        let mut pipe = Pipe::new(Arc::default()).expect("a pipe");
+        let waiting = poll_fn(|cx| Poll::Ready(pipe.poll_fill(cx, &ours, 100).is_pending())).await;
+        assert!(waiting && pipe.is_empty());
+        drop(from);
+        assert_eq!(poll_fn(|cx| pipe.poll_fill(cx, &ours, 100)).await.expect("open"), 0);
+    }
 }

@@ -1,12 +1,12 @@
 //! Both directions of an attempt, over memory.
 
-use std::future::poll_fn;
+use std::{collections::VecDeque, future::poll_fn};
 
 use http::StatusCode;
 use proptest::prelude::*;
-use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 
-use super::*;
+use super::{super::tunnel::Side as _, *};
 use crate::policy::fields::Fields as _;
 
 fn attempt(request: &str, complete: bool, decode: bool) -> (Attempt<DuplexStream>, DuplexStream) {
@@ -294,4 +294,70 @@ async fn after_a_switch_bytes_go_on_as_they_are_and_no_memory_is_held() {
     poll_fn(|cx| ours.poll_take(cx, &mut into)).await.expect("open");
     assert_eq!(into.filled(), b"x");
     assert!(ours.finish().1.is_none(), "nobody else's connection");
+}
+
+/// A backend that answers so, and ends.
+struct Script(VecDeque<io::Result<Vec<u8>>>);
+
+impl AsyncRead for Script {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let parts = &mut self.get_mut().0;
+        match parts.pop_front() {
+            None => Poll::Ready(Ok(())),
+            Some(Err(error)) => Poll::Ready(Err(error)),
+            Some(Ok(mut part)) => {
+                let rest = part.split_off(part.len().min(buf.remaining()));
+                buf.put_slice(&part);
+                if !rest.is_empty() {
+                    parts.push_front(Ok(rest));
+                }
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Script {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn scripted(parts: impl IntoIterator<Item = io::Result<Vec<u8>>>) -> Attempt<Script> {
+    Attempt::new(Script(parts.into_iter().collect()), Method::GET, Room::default(), true, false)
+}
+
+#[tokio::test]
+async fn what_is_here_of_a_body_goes_on_in_one_piece() {
+    let mut answer = b"HTTP/1.1 200 OK\r\nContent-Length: 65536\r\n\r\n".to_vec();
+    answer.resize(answer.len() + 65_536, b'x');
+    let mut attempt = scripted([Ok(answer)]);
+    assert!(matches!(poll_fn(|cx| attempt.poll_answer(cx)).await, Ok(Step::Head(_))));
+    assert_eq!(poll_fn(|cx| attempt.poll_answer(cx)).await.expect("a body"), Step::Body);
+    assert_eq!(attempt.body().len(), 65_536);
+    attempt.taken(65_536);
+    assert_eq!(poll_fn(|cx| attempt.poll_answer(cx)).await.expect("an end"), Step::End);
+    assert!(attempt.finish().1.is_some());
+}
+
+/// The end that a socket tells of after a reset would make the answer whole.
+#[tokio::test]
+async fn a_reset_seen_while_a_body_is_collected_is_told_when_the_body_has_gone_on() {
+    let mut answer = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+    answer.resize(SMALL, b'x');
+    let length = SMALL - b"HTTP/1.1 200 OK\r\n\r\n".len();
+    let mut attempt = scripted([Ok(answer), Err(io::ErrorKind::ConnectionReset.into())]);
+    assert!(matches!(poll_fn(|cx| attempt.poll_answer(cx)).await, Ok(Step::Head(_))));
+    assert_eq!(poll_fn(|cx| attempt.poll_answer(cx)).await.expect("a body"), Step::Body);
+    assert_eq!(attempt.body().len(), length);
+    attempt.taken(length);
+    assert!(matches!(poll_fn(|cx| attempt.poll_answer(cx)).await, Err(Failure::Truncated)));
 }

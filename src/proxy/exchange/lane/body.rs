@@ -15,7 +15,6 @@ use super::{
         asked::RETAINED,
         attempt::{Attempt, FLOWING, LARGEST},
         memory::Desk,
-        pipe::Pipe,
         wire::Wire,
     },
     Lane, gone,
@@ -60,7 +59,7 @@ impl<W: Wire> Lane<'_, W> {
             return false;
         }
         if self.desk.up.is_none() {
-            self.desk.up = Pipe::new();
+            self.desk.up = self.kit.memory().pipe();
         }
         self.desk.up.is_some()
     }

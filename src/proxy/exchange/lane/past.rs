@@ -9,7 +9,6 @@ use std::{
 use super::{
     super::{
         attempt::{Attempt, Failure, Step},
-        pipe::Pipe,
         wire::Wire,
     },
     Lane, RequestCtx,
@@ -43,7 +42,7 @@ impl<W: Wire> Lane<'_, W> {
             return false;
         }
         if self.desk.down.is_none() {
-            self.desk.down = Pipe::new();
+            self.desk.down = self.kit.memory().pipe();
         }
         self.desk.down.is_some()
     }

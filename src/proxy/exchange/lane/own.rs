@@ -1,0 +1,52 @@
+//! Answers of our own.
+
+use std::{future::poll_fn, time::Instant};
+
+use bytes::Bytes;
+use pingora_core::Result;
+use pingora_http::ResponseHeader;
+
+use super::{
+    super::{
+        super::{admit, guard},
+        heads,
+        wire::Wire,
+    },
+    Lane, Out, RequestCtx,
+};
+use crate::proxy::downstream::Downstream as _;
+
+impl<W: Wire> Lane<'_, W> {
+    /// Asks the route's guards. Returns the answer to a request that is refused.
+    pub(super) fn refusal(&mut self, ctx: &mut RequestCtx) -> Option<Result<(ResponseHeader, Bytes)>> {
+        let current = ctx.current()?.clone();
+        let guards = current.route(ctx.route?).guards.as_ref()?;
+        let admitted = guard::admit_by_head(&self.asked.request(), ctx, guards);
+        ctx.asked = Instant::now();
+        let guard::Refusal { reason, field } = admitted.err()?;
+        if !self.asked.is_done() {
+            // What is left of the request is not read.
+            self.asked.no_next_request();
+        }
+        let refusal = admit::refusal(ctx, reason, field);
+        Some(refusal.and_then(|(head, body)| Ok((admit::as_ours(ctx, head)?, body))))
+    }
+
+    /// Writes an answer of our own. Returns whether it left.
+    pub(super) async fn respond(&mut self, head: &ResponseHeader, body: &[u8]) -> bool {
+        // What is left of interim answers goes before it.
+        self.out = Out::default();
+        let sent =
+            heads::ours(head, body, self.asked.is_head_only(), self.kit, self.asked.again, &mut self.desk.answer);
+        match poll_fn(|cx| self.poll_leave(cx, None)).await {
+            Ok(()) => {
+                (self.asked.answered, self.asked.sent) = (Some(head.status), sent);
+                true
+            }
+            Err(error) => {
+                log::debug!("answering {}: {error}", head.status);
+                false
+            }
+        }
+    }
+}
