@@ -154,7 +154,7 @@ fn accept_some(listening: &Arc<Listening>, crew: &Crew, me: usize, metrics: &Met
                     }
                     Err(cause) => {
                         let post = &crew.member(me).post;
-                        post.refusals.count(&endpoint, client.map(|client| client.ip()), cause, None);
+                        endpoint.refused(client.map(|client| client.ip()), cause, None);
                         if endpoint.tls.is_none() {
                             turn_away(&socket, &post.kit.one_too_many(cause));
                         }

@@ -32,7 +32,7 @@ use super::{
     plain,
     proxy_protocol::{self, Ends, Replayed},
     pulse::Pulse,
-    refusals::{self, Refusals},
+    refusals,
 };
 use crate::{
     config::model::Alpn,
@@ -73,8 +73,6 @@ pub(super) struct Post {
     pub(super) last: watch::Receiver<bool>,
     /// Of HTTP/2 connections that had to go.
     pub(super) abuse: h2::AbuseLog,
-    /// Of connections that nothing was asked on.
-    pub(super) refusals: Refusals,
     current: ArcSwap<Current>,
 }
 
@@ -112,7 +110,6 @@ impl Worker {
                 draining: draining.clone(),
                 last: watch::channel(true).1,
                 abuse: h2::AbuseLog::default(),
-                refusals: Refusals::default(),
                 current: ArcSwap::from_pointee(current),
             };
             (Member { open, metrics, inbox, post: Arc::new(post), pulse: Arc::new(Pulse::new()) }, receiver)
@@ -275,7 +272,7 @@ async fn announced(post: Arc<Post>, endpoint: Arc<Endpoint>, mut socket: Socket,
         Ok(announced) => announced,
         Err((client, cause)) => {
             if let Some(cause) = cause {
-                post.refusals.count(&endpoint, client, cause, None);
+                endpoint.refused(client, cause, None);
             }
             if let Some(cause @ Refusal::PerIp) = cause {
                 _ = socket.write_all(&post.kit.one_too_many(cause)).await;
@@ -315,7 +312,7 @@ async fn handshake(
     let (mut ends, ahead, open) = match announced_ends(&mut socket, ends, endpoint, &deadline, open).await {
         Ok(announced) => announced,
         Err((client, cause)) => {
-            cause.into_iter().for_each(|cause| post.refusals.count(endpoint, client, cause, None));
+            cause.into_iter().for_each(|cause| endpoint.refused(client, cause, None));
             return None;
         }
     };
@@ -360,12 +357,12 @@ async fn handshake(
         }
         Err(_) if deadline.fired() => {
             endpoint.metrics.handshake(Handshake::TimedOut);
-            post.refusals.count(endpoint, client, Refusal::TlsTimeout, None);
+            endpoint.refused(client, Refusal::TlsTimeout, None);
             None
         }
         Err(error) => {
             endpoint.metrics.handshake(Handshake::Failed);
-            post.refusals.count(endpoint, client, refusals::of_handshake(&error), Some(&error));
+            endpoint.refused(client, refusals::of_handshake(&error), Some(&error));
             None
         }
     }
