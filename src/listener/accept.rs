@@ -5,10 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -22,6 +19,7 @@ use super::{
 };
 use crate::{
     config::model::ListenerLimits,
+    proxy::Kit,
     telemetry::metrics::{AcceptError, Metrics, OpenConnection},
     types::Refusal,
 };
@@ -50,15 +48,16 @@ pub(super) struct Open {
 
 /// Counts it for its worker and for the metrics.
 struct Held {
-    worker: Arc<AtomicUsize>,
+    worker: Arc<Kit>,
     _metrics: OpenConnection,
 }
 
 impl Open {
     fn new(member: &Member, endpoint: &Endpoint, counted: Counted) -> Self {
-        member.open.fetch_add(1, Ordering::Relaxed);
+        let worker = member.post.kit.clone();
+        worker.open_connections().fetch_add(1, Ordering::Relaxed);
         let metrics = endpoint.metrics.open(&member.metrics);
-        Self { held: Held { worker: member.open.clone(), _metrics: metrics }, counted }
+        Self { held: Held { worker, _metrics: metrics }, counted }
     }
 
     /// As [`Counted::of`].
@@ -73,7 +72,8 @@ impl Open {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.worker.fetch_sub(1, Ordering::Relaxed);
+        self.worker.open_connections().fetch_sub(1, Ordering::Relaxed);
+        self.worker.lull().ended();
     }
 }
 

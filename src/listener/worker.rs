@@ -38,7 +38,10 @@ use crate::{
     config::model::Alpn,
     policy::proxy_protocol::Agreed,
     proxy::{ConnInfo, Current, Kit, TlsInfo, Unserved},
-    runtime::deadlines::{Deadline, How, TICK, Wait},
+    runtime::{
+        deadlines::{Deadline, How, TICK, Wait},
+        lull::{self, Beats},
+    },
     telemetry::metrics::Handshake,
     types::Refusal,
 };
@@ -77,6 +80,16 @@ pub(super) struct Post {
 }
 
 impl Post {
+    fn new(kit: Arc<Kit>, draining: Draining, current: Current) -> Self {
+        Self {
+            kit,
+            draining,
+            last: watch::channel(true).1,
+            abuse: h2::AbuseLog::default(),
+            current: ArcSwap::from_pointee(current),
+        }
+    }
+
     /// What a request that begins now is served by; to be taken once for each.
     pub(super) fn current(&self) -> Arc<Current> {
         self.current.load_full()
@@ -105,14 +118,8 @@ impl Worker {
         let member = |(kit, current): (Arc<Kit>, Current)| {
             let (inbox, receiver) = mpsc::unbounded_channel();
             let (open, metrics) = (kit.open_connections().clone(), kit.metrics().worker(kit.index()).clone());
-            let post = Post {
-                kit,
-                draining: draining.clone(),
-                last: watch::channel(true).1,
-                abuse: h2::AbuseLog::default(),
-                current: ArcSwap::from_pointee(current),
-            };
-            (Member { open, metrics, inbox, post: Arc::new(post), pulse: Arc::new(Pulse::new()) }, receiver)
+            let post = Arc::new(Post::new(kit, draining.clone(), current));
+            (Member { open, metrics, inbox, post, pulse: Arc::new(Pulse::new()) }, receiver)
         };
         let (members, inboxes): (Vec<_>, Vec<_>) = kits.into_iter().map(member).unzip();
         let crew = Arc::new(Crew::new(members.into()));
@@ -138,6 +145,7 @@ impl Worker {
         }
         tokio::spawn(sweep(self.post.clone()));
         tokio::spawn(tidy(self.post.clone()));
+        tokio::spawn(give_back(self.post.clone()));
         let pulse = self.pulse.clone();
         tokio::spawn(async move { pulse.answer().await });
         self.started.fetch_add(1, Ordering::Release);
@@ -209,6 +217,16 @@ async fn tidy(post: Arc<Post>) {
         pool.filled().await;
         tokio::time::sleep(POOL_BEAT).await;
         pool.sweep(Instant::now());
+    }
+}
+
+/// Gives back what the worker has kept, whenever it has much less to do than before.
+async fn give_back(post: Arc<Post>) {
+    let mut beats = Beats::default();
+    loop {
+        post.kit.lull().comes(&mut beats).await;
+        post.kit.forget();
+        lull::give_back();
     }
 }
 
