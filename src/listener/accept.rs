@@ -60,6 +60,16 @@ impl Open {
         Self { held: Held { worker, _metrics: metrics }, counted }
     }
 
+    /// Of a connection that nobody has accepted.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn alone(kit: &Arc<Kit>, endpoint: &Endpoint) -> Self {
+        kit.open_connections().fetch_add(1, Ordering::Relaxed);
+        let metrics = endpoint.metrics.open(kit.metrics().worker(kit.index()));
+        let counted = endpoint.place().census().admit(None, &endpoint.model.limits);
+        let counted = counted.unwrap_or_else(|cause| panic!("one is not too many: {cause:?}"));
+        Self { held: Held { worker: kit.clone(), _metrics: metrics }, counted }
+    }
+
     /// As [`Counted::of`].
     ///
     /// # Errors

@@ -6,9 +6,14 @@ use bytes::BytesMut;
 use pingora_core::protocols::http::ServerSession;
 use tokio::runtime::{Builder, Runtime};
 
+pub use self::lane::lane;
 use super::front::{Head, Parsed, one_spelling, parse};
 pub use super::h2::fuzzing::h2_frames;
 use crate::{config::model::ListenerLimits, policy::framing::Border, types::ByteSize};
+
+mod judge;
+mod lane;
+mod strict;
 
 /// Small ones, that inputs of a few kilobytes reach.
 const LIMITS: ListenerLimits = ListenerLimits {

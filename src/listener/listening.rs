@@ -80,6 +80,12 @@ impl AsFd for Listening {
 }
 
 impl Endpoint {
+    /// One without a socket to accept from.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn alone(model: model::Listener, metrics: Arc<ListenerMetrics>) -> Self {
+        Self { model, tls: None, metrics, place: Place::new() }
+    }
+
     pub(super) fn place(&self) -> &Arc<Place> {
         &self.place
     }

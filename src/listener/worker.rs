@@ -80,6 +80,12 @@ pub(super) struct Post {
 }
 
 impl Post {
+    /// Of a worker without listeners, which never drains.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn alone(kit: Arc<Kit>, current: Current) -> Self {
+        Self::new(kit, Draining::switch().1, current)
+    }
+
     fn new(kit: Arc<Kit>, draining: Draining, current: Current) -> Self {
         Self {
             kit,
