@@ -12,7 +12,7 @@ READS_CLIENTS = drain:: failures:: framing:: headers:: informational:: limits:: 
 help:
 	@echo "make demo   three small origins and the proxy in front of them, on 127.0.0.1 (cargo run --release -- demo)"
 	@echo "make test   all tests; as root on Debian it installs dnsmasq-base first, a real DNS server for some of them"
-	@echo "make ci     tests, formatting, lints, documentation, every file in conf/ (.ci/run)"
+	@echo "make ci     tests, formatting, lints, documentation, every file in conf/, instructions a request (.ci/run)"
 	@echo "make bench  CPU per request, latency and memory beside other proxies (benches/compare/README.md)"
 	@echo "make scale  10,000 backends in 1,000 upstreams beside three in one (benches/README.md)"
 	@echo "make image  a container image (docker build)"

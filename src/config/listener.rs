@@ -7,7 +7,7 @@ use super::{
     decode::{Decoder, Fields, Item, Table, table, value},
     guard,
     model::{
-        Alpn, Certificate, CipherProfile, ClientAuth, ClientAuthMode, Listener, ListenerLimits, ListenerTls,
+        Alpn, Certificate, CipherProfile, ClientAuth, ClientAuthMode, Engine, Listener, ListenerLimits, ListenerTls,
         ProxyProtocol, TlsVersion,
     },
 };
@@ -24,6 +24,7 @@ pub(super) const LISTENER: Table = Table {
         table("limits", "see there", &LIMITS),
         guard::ALLOW,
         guard::DENY,
+        value("engine", "as everywhere"),
     ],
 };
 
@@ -84,6 +85,7 @@ pub(super) fn decode<'t>(
         fields.get("proxy_protocol").map_or(Some(None), |item| proxy_protocol(d, &item, unix).map(Some));
     let limits = limits(d, fields.get("limits"));
     let access = guard::access(d, &fields);
+    let engine = fields.get("engine").map_or(Some(None), |item| d.choice(&item, &Engine::WORDS).map(Some));
 
     if let (Some(_), Some(true), Some(item)) = (fields.get("tls"), h2c, fields.get("h2c")) {
         let help = "take one out; on TLS, HTTP/2 is `alpn: [h2, http/1.1]`";
@@ -109,6 +111,7 @@ pub(super) fn decode<'t>(
         proxy_protocol: proxy_protocol?,
         limits: limits?,
         access: access?,
+        engine: engine?,
     };
     Some((listener, address_item?))
 }

@@ -1,13 +1,7 @@
 //! The validated configuration: what every other floor reads. No serde, no operator text left to parse; a `Model`
 //! that exists is one that can be served, but for what only the machine can tell (a used port, a dead backend).
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
@@ -19,14 +13,16 @@ pub use guard::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Sec
 pub use super::engine::Engine;
 use crate::{
     policy::{
-        access::Access, balance::Balance, headers::HeaderEdits, health::Thresholds, outlier::EjectPolicy,
-        path::SentPath, proxy_protocol, retry::RetryPolicy, route::RouteMatch,
+        balance::Balance, headers::HeaderEdits, health::Thresholds, outlier::EjectPolicy, path::SentPath,
+        proxy_protocol, retry::RetryPolicy, route::RouteMatch,
     },
-    types::{AdminState, BackendAddress, ByteSize, ListenAddress, Name, Weight},
+    types::{AdminState, BackendAddress, Name, Weight},
 };
 
+mod listener;
 mod tls;
 
+pub use listener::{Listener, ListenerLimits, ProxyProtocol};
 pub use tls::{Certificate, CipherProfile, ClientAuth, ClientAuthMode, ListenerTls, Ocsp, RevocationLists};
 
 /// Everything one configuration file says.
@@ -56,7 +52,7 @@ pub struct Model {
     pub admin: Option<Admin>,
     /// Reload by itself when the file changes; default false.
     pub reload_on_change: bool,
-    /// Who moves the bytes of requests, where their route does not say.
+    /// Who moves the bytes of plain requests, where neither their route nor their listener says.
     pub engine: Engine,
 }
 
@@ -130,49 +126,6 @@ pub struct Process {
     pub client_bind_to_ipv6: Vec<std::net::Ipv6Addr>,
 }
 
-/// An address that accepts.
-#[derive(Clone, Debug)]
-pub struct Listener {
-    /// Where to bind.
-    pub address: ListenAddress,
-    /// `None` is plain text.
-    pub tls: Option<ListenerTls>,
-    /// HTTP/2 by prior knowledge beside HTTP/1.1; plain listeners only.
-    pub h2c: bool,
-    /// Every request is answered with a redirect to `https://` and the same host.
-    pub redirect_https: bool,
-    /// Who says on whose behalf it connects; `None`: nobody, the default.
-    pub proxy_protocol: Option<ProxyProtocol>,
-    /// Deadlines and sizes.
-    pub limits: ListenerLimits,
-    /// Whose requests are taken, by the connection's peer; `None` is everybody's.
-    pub access: Option<Arc<Access>>,
-}
-
-/// Load balancers that send PROXY protocol headers, version 1 or 2, before anything else.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProxyProtocol {
-    /// Who may send one; never empty, but for a unix socket: who can open that may.
-    pub from: Vec<IpNet>,
-    /// They must send one, and nobody else is served; default true. Otherwise those who send none, and anybody else, are
-    /// served as they are.
-    pub required: bool,
-}
-
-impl Listener {
-    /// Whether a connection from there may tell with a PROXY header whose it is.
-    pub fn is_told_clients(&self, peer: IpAddr) -> bool {
-        self.proxy_protocol.as_ref().is_some_and(|rule| rule.believes(Some(peer)))
-    }
-}
-
-impl ProxyProtocol {
-    /// Whether a header from there is believed; `None` is a unix socket.
-    pub fn believes(&self, peer: Option<IpAddr>) -> bool {
-        peer.is_none_or(|peer| self.from.iter().any(|network| network.contains(&peer.to_canonical())))
-    }
-}
-
 /// A TLS version rrlb speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsVersion {
@@ -189,34 +142,6 @@ pub enum Alpn {
     Http1,
     /// `h2`
     Http2,
-}
-
-/// Deadlines and sizes of a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ListenerLimits {
-    /// TLS handshake from accept to finished; default 10 s.
-    pub handshake_timeout: Duration,
-    /// The whole head of a request from its first byte (from accept on a fresh connection); default 10 s.
-    pub header_timeout: Duration,
-    /// Between requests; default 60 s.
-    pub idle_timeout: Duration,
-    /// Request line and all fields; default 32 KiB, 1 KiB to 1 MiB.
-    pub max_header_size: ByteSize,
-    /// The request's target; default 8 KiB, 64 B to 1 MiB.
-    pub max_uri_length: ByteSize,
-    /// Fields of a request's head; default 100, 1 to 256.
-    pub max_headers: u32,
-    /// A request's body; default: no limit.
-    pub max_body_size: Option<ByteSize>,
-    /// Bytes per second that a client has to send or to take while it is the one who is waited for, after a grace of
-    /// 5 s; default 1 KiB.
-    pub min_body_rate: Option<ByteSize>,
-    /// Requests on one connection; default 10,000.
-    pub requests_per_connection: u32,
-    /// Connections open at once; default: no limit.
-    pub connections: Option<u32>,
-    /// Connections open at once of one client: an IPv4 address or an IPv6 /64; default: no limit.
-    pub connections_per_ip: Option<u32>,
 }
 
 /// A named group of backends.
@@ -422,7 +347,7 @@ pub struct Route {
     pub matches: RouteMatch,
     /// What a request must pass first.
     pub guards: Guards,
-    /// Who moves its bytes; `None` is as everywhere.
+    /// Who moves the bytes of its plain requests; `None`: as at their listener.
     pub engine: Option<Engine>,
     /// What is done with the request.
     pub action: RouteAction,

@@ -30,7 +30,7 @@ pub(super) const ROUTE: Table = Table {
         guard::CONCURRENCY,
         guard::BASIC_AUTH,
         guard::FORWARD_AUTH,
-        value("engine", "as everywhere"),
+        value("engine", "as at its listener"),
         value("upstream", "one of upstream, redirect, respond"),
         value("strip_prefix", "nothing"),
         value("path", "raw"),

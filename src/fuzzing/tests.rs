@@ -10,7 +10,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 10] = [
+const TARGETS: [(&str, Target); 11] = [
     ("answer", super::answer),
     ("config", super::config),
     ("cookies", super::cookies),
@@ -18,6 +18,7 @@ const TARGETS: [(&str, Target); 10] = [
     ("framing", super::framing),
     ("h2_frames", super::h2_frames),
     ("htpasswd", super::htpasswd),
+    ("lane", super::lane),
     ("ocsp", super::ocsp),
     ("proxy_protocol", super::proxy_protocol),
     ("route", super::route),

@@ -5,10 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -22,6 +19,7 @@ use super::{
 };
 use crate::{
     config::model::ListenerLimits,
+    proxy::Kit,
     telemetry::metrics::{AcceptError, Metrics, OpenConnection},
     types::Refusal,
 };
@@ -50,15 +48,26 @@ pub(super) struct Open {
 
 /// Counts it for its worker and for the metrics.
 struct Held {
-    worker: Arc<AtomicUsize>,
+    worker: Arc<Kit>,
     _metrics: OpenConnection,
 }
 
 impl Open {
     fn new(member: &Member, endpoint: &Endpoint, counted: Counted) -> Self {
-        member.open.fetch_add(1, Ordering::Relaxed);
+        let worker = member.post.kit.clone();
+        worker.open_connections().fetch_add(1, Ordering::Relaxed);
         let metrics = endpoint.metrics.open(&member.metrics);
-        Self { held: Held { worker: member.open.clone(), _metrics: metrics }, counted }
+        Self { held: Held { worker, _metrics: metrics }, counted }
+    }
+
+    /// Of a connection that nobody has accepted.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn alone(kit: &Arc<Kit>, endpoint: &Endpoint) -> Self {
+        kit.open_connections().fetch_add(1, Ordering::Relaxed);
+        let metrics = endpoint.metrics.open(kit.metrics().worker(kit.index()));
+        let counted = endpoint.place().census().admit(None, &endpoint.model.limits);
+        let counted = counted.unwrap_or_else(|cause| panic!("one is not too many: {cause:?}"));
+        Self { held: Held { worker: kit.clone(), _metrics: metrics }, counted }
     }
 
     /// As [`Counted::of`].
@@ -73,7 +82,8 @@ impl Open {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.worker.fetch_sub(1, Ordering::Relaxed);
+        self.worker.open_connections().fetch_sub(1, Ordering::Relaxed);
+        self.worker.lull().ended();
     }
 }
 
@@ -154,7 +164,7 @@ fn accept_some(listening: &Arc<Listening>, crew: &Crew, me: usize, metrics: &Met
                     }
                     Err(cause) => {
                         let post = &crew.member(me).post;
-                        post.refusals.count(&endpoint, client.map(|client| client.ip()), cause, None);
+                        endpoint.refused(client.map(|client| client.ip()), cause, None);
                         if endpoint.tls.is_none() {
                             turn_away(&socket, &post.kit.one_too_many(cause));
                         }

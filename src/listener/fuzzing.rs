@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use pingora_core::protocols::http::ServerSession;
 use tokio::runtime::{Builder, Runtime};
 
+pub use self::lane::lane;
 use super::front::{Head, Parsed, one_spelling, parse};
 pub use super::h2::fuzzing::h2_frames;
 use crate::{
@@ -13,6 +14,10 @@ use crate::{
     policy::framing::{Border, Taken, is_token},
     types::ByteSize,
 };
+
+mod judge;
+mod lane;
+mod strict;
 
 /// Small ones, that inputs of a few kilobytes reach.
 const LIMITS: ListenerLimits = ListenerLimits {

@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use super::{Draining, ListenSocket, Tls, limits::Census};
+use super::{Draining, ListenSocket, Tls, limits::Census, refusals::Refusals};
 use crate::{config::model, telemetry::metrics::ListenerMetrics};
 
 /// One bound address, shared by all workers. The socket is closed as soon as nobody holds this any more; connections
@@ -34,13 +34,14 @@ pub struct Endpoint {
     place: Arc<Place>,
 }
 
-/// Whether the listener was taken away; the same for all its endpoints.
+/// What is the same for all endpoints of a listener: whether it was taken away, its connections, those it turned away.
 pub(super) struct Place {
     /// For the way of a request, where looking at `closed` would be a lock that all workers share.
     gone: AtomicBool,
     closed: watch::Sender<bool>,
     follow: Draining,
     census: Arc<Census>,
+    refusals: Refusals,
 }
 
 impl Listening {
@@ -51,8 +52,7 @@ impl Listening {
         tls: Option<Arc<Tls>>,
         metrics: Arc<ListenerMetrics>,
     ) -> Self {
-        let (closed, follow) = Draining::switch();
-        let place = Arc::new(Place { gone: AtomicBool::new(false), closed, follow, census: Arc::default() });
+        let place = Place::new();
         let endpoint = Endpoint { model, tls, metrics, place: place.clone() };
         Self { socket, endpoint: ArcSwap::from_pointee(endpoint), place }
     }
@@ -80,12 +80,28 @@ impl AsFd for Listening {
 }
 
 impl Endpoint {
+    /// One without a socket to accept from.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn alone(model: model::Listener, metrics: Arc<ListenerMetrics>) -> Self {
+        Self { model, tls: None, metrics, place: Place::new() }
+    }
+
     pub(super) fn place(&self) -> &Arc<Place> {
         &self.place
     }
 }
 
 impl Place {
+    fn new() -> Arc<Self> {
+        let (closed, follow) = Draining::switch();
+        let (census, refusals) = Default::default();
+        Arc::new(Self { gone: AtomicBool::new(false), closed, follow, census, refusals })
+    }
+
+    pub(super) fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
     /// Nothing is accepted any more but what waits.
     pub(super) fn close(&self) {
         self.gone.store(true, Ordering::Release);

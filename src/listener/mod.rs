@@ -11,6 +11,7 @@ pub mod fuzzing;
 mod h1;
 mod h2;
 mod limits;
+mod lines;
 mod listening;
 mod pace;
 mod plain;

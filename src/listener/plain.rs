@@ -33,10 +33,10 @@ pub(super) async fn refuse(post: &Post, endpoint: &Endpoint, socket: Socket, end
             Refused { reason: Reason::PlainHttp, ..*refused }
         }
         Some(Parsed::Refused(refused)) if refused.reason == Reason::HeaderTimeout => {
-            return post.refusals.count(endpoint, client, Refusal::TlsTimeout, None);
+            return endpoint.refused(client, Refusal::TlsTimeout, None);
         }
-        _ => return post.refusals.count(endpoint, client, Refusal::TlsMalformed, None),
+        _ => return endpoint.refused(client, Refusal::TlsMalformed, None),
     };
-    post.refusals.count(endpoint, client, Refusal::PlainHttp, None);
+    endpoint.refused(client, Refusal::PlainHttp, None);
     h1::refuse(post, &mut conn, &info, &deadline, refused, false).await;
 }

@@ -1,61 +1,30 @@
 //! What is said of connections that are turned away before anything is asked on them: each is counted by its cause; of each
-//! cause a worker logs a line a second, as scanners go on all day.
+//! cause there is a line a second for each listener, as scanners go on all day.
 
-use std::{
-    fmt, io,
-    net::IpAddr,
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{fmt, io, net::IpAddr, time::Instant};
 
 use rustls::{CertificateError, OtherError};
 
-use super::Endpoint;
+use super::{Endpoint, lines::Lines};
 use crate::types::Refusal;
 
-/// Between two lines of a worker for one cause.
-const EVERY: Duration = Duration::from_secs(1);
 /// Of what is said beside the cause.
 const LONGEST_DETAIL: usize = 200;
 
-/// A worker's share of the lines.
+/// Those of one listener, whatever the worker.
 #[derive(Debug, Default)]
-pub(super) struct Refusals([Mutex<Lines>; Refusal::ALL.len()]);
+pub(super) struct Refusals([Lines; Refusal::ALL.len()]);
 
-#[derive(Debug, Default)]
-struct Lines {
-    last: Option<Instant>,
-    skipped: u64,
-}
-
-impl Lines {
-    /// Whether to log now, and how many were not logged since the last.
-    fn take(&mut self, now: Instant) -> Option<u64> {
-        if self.last.is_some_and(|last| now.saturating_duration_since(last) < EVERY) {
-            self.skipped += 1;
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.skipped))
-    }
-}
-
-impl Refusals {
+impl Endpoint {
     /// Counts a connection of `client` (`None`: of a unix socket) that was turned away, and logs it where it is time to.
-    pub(super) fn count(
-        &self,
-        endpoint: &Endpoint,
-        client: Option<IpAddr>,
-        cause: Refusal,
-        detail: Option<&dyn fmt::Display>,
-    ) {
-        endpoint.metrics.refused(cause);
-        let Some(lines) = self.0.get(cause.index()) else { return };
-        let Some(skipped) = lines.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()) else { return };
-        let (listener, cause) = (&endpoint.model.address, cause.as_str());
+    pub(super) fn refused(&self, client: Option<IpAddr>, cause: Refusal, detail: Option<&dyn fmt::Display>) {
+        self.metrics.refused(cause);
+        let Some(lines) = self.place().refusals().0.get(cause.index()) else { return };
+        let Some(skipped) = lines.take(Instant::now()) else { return };
+        let (listener, cause) = (&self.model.address, cause.as_str());
         let client = client.map_or_else(|| "unix".to_owned(), |client| client.to_canonical().to_string());
         let detail = detail.map_or_else(String::new, |detail| format!(" ({})", plain(&detail.to_string())));
-        let more = if skipped == 0 { String::new() } else { format!("; {skipped} more since the last such line") };
+        let more = if skipped == 0 { String::new() } else { format!("; {skipped} more here since the last such line") };
         log::info!("{listener}: turned a connection of {client} away: {cause}{detail}{more}");
     }
 }
@@ -124,15 +93,6 @@ fn of_certificate(error: &CertificateError) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_flood_of_connections_is_a_line_a_second() {
-        let mut lines = Lines::default();
-        let start = Instant::now();
-        assert_eq!(lines.take(start), Some(0));
-        assert_eq!((1..1000).filter_map(|ms| lines.take(start + Duration::from_millis(ms))).count(), 0);
-        assert_eq!(lines.take(start + EVERY), Some(999));
-    }
 
     #[test]
     fn what_a_client_had_a_part_in_stays_on_one_line() {

@@ -32,13 +32,16 @@ use super::{
     plain,
     proxy_protocol::{self, Ends, Replayed},
     pulse::Pulse,
-    refusals::{self, Refusals},
+    refusals,
 };
 use crate::{
     config::model::Alpn,
     policy::proxy_protocol::Agreed,
     proxy::{ConnInfo, Current, Kit, TlsInfo, Unserved},
-    runtime::deadlines::{Deadline, How, TICK, Wait},
+    runtime::{
+        deadlines::{Deadline, How, TICK, Wait},
+        lull::{self, Beats},
+    },
     telemetry::metrics::Handshake,
     types::Refusal,
 };
@@ -73,12 +76,26 @@ pub(super) struct Post {
     pub(super) last: watch::Receiver<bool>,
     /// Of HTTP/2 connections that had to go.
     pub(super) abuse: h2::AbuseLog,
-    /// Of connections that nothing was asked on.
-    pub(super) refusals: Refusals,
     current: ArcSwap<Current>,
 }
 
 impl Post {
+    /// Of a worker without listeners, which never drains.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn alone(kit: Arc<Kit>, current: Current) -> Self {
+        Self::new(kit, Draining::switch().1, current)
+    }
+
+    fn new(kit: Arc<Kit>, draining: Draining, current: Current) -> Self {
+        Self {
+            kit,
+            draining,
+            last: watch::channel(true).1,
+            abuse: h2::AbuseLog::default(),
+            current: ArcSwap::from_pointee(current),
+        }
+    }
+
     /// What a request that begins now is served by; to be taken once for each.
     pub(super) fn current(&self) -> Arc<Current> {
         self.current.load_full()
@@ -107,15 +124,8 @@ impl Worker {
         let member = |(kit, current): (Arc<Kit>, Current)| {
             let (inbox, receiver) = mpsc::unbounded_channel();
             let (open, metrics) = (kit.open_connections().clone(), kit.metrics().worker(kit.index()).clone());
-            let post = Post {
-                kit,
-                draining: draining.clone(),
-                last: watch::channel(true).1,
-                abuse: h2::AbuseLog::default(),
-                refusals: Refusals::default(),
-                current: ArcSwap::from_pointee(current),
-            };
-            (Member { open, metrics, inbox, post: Arc::new(post), pulse: Arc::new(Pulse::new()) }, receiver)
+            let post = Arc::new(Post::new(kit, draining.clone(), current));
+            (Member { open, metrics, inbox, post, pulse: Arc::new(Pulse::new()) }, receiver)
         };
         let (members, inboxes): (Vec<_>, Vec<_>) = kits.into_iter().map(member).unzip();
         let crew = Arc::new(Crew::new(members.into()));
@@ -141,6 +151,7 @@ impl Worker {
         }
         tokio::spawn(sweep(self.post.clone()));
         tokio::spawn(tidy(self.post.clone()));
+        tokio::spawn(give_back(self.post.clone()));
         let pulse = self.pulse.clone();
         tokio::spawn(async move { pulse.answer().await });
         self.started.fetch_add(1, Ordering::Release);
@@ -215,6 +226,16 @@ async fn tidy(post: Arc<Post>) {
     }
 }
 
+/// Gives back what the worker has kept, whenever it has much less to do than before.
+async fn give_back(post: Arc<Post>) {
+    let mut beats = Beats::default();
+    loop {
+        post.kit.lull().comes(&mut beats).await;
+        post.kit.forget();
+        lull::give_back();
+    }
+}
+
 /// Serves a connection in a task of its own.
 fn start(post: &Arc<Post>, accepted: Accepted) {
     let Accepted { socket, client, endpoint, open } = accepted;
@@ -275,7 +296,7 @@ async fn announced(post: Arc<Post>, endpoint: Arc<Endpoint>, mut socket: Socket,
         Ok(announced) => announced,
         Err((client, cause)) => {
             if let Some(cause) = cause {
-                post.refusals.count(&endpoint, client, cause, None);
+                endpoint.refused(client, cause, None);
             }
             if let Some(cause @ Refusal::PerIp) = cause {
                 _ = socket.write_all(&post.kit.one_too_many(cause)).await;
@@ -315,7 +336,7 @@ async fn handshake(
     let (mut ends, ahead, open) = match announced_ends(&mut socket, ends, endpoint, &deadline, open).await {
         Ok(announced) => announced,
         Err((client, cause)) => {
-            cause.into_iter().for_each(|cause| post.refusals.count(endpoint, client, cause, None));
+            cause.into_iter().for_each(|cause| endpoint.refused(client, cause, None));
             return None;
         }
     };
@@ -360,12 +381,12 @@ async fn handshake(
         }
         Err(_) if deadline.fired() => {
             endpoint.metrics.handshake(Handshake::TimedOut);
-            post.refusals.count(endpoint, client, Refusal::TlsTimeout, None);
+            endpoint.refused(client, Refusal::TlsTimeout, None);
             None
         }
         Err(error) => {
             endpoint.metrics.handshake(Handshake::Failed);
-            post.refusals.count(endpoint, client, refusals::of_handshake(&error), Some(&refusals::told(&error)));
+            endpoint.refused(client, refusals::of_handshake(&error), Some(&refusals::told(&error)));
             None
         }
     }

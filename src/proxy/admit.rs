@@ -161,7 +161,8 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
                 grpc_web::request(session.req_header_mut(), &mut ctx.grpc_web);
             }
             let ours = member.upstream.exchange().is_some() && !session.is_upgrade_req();
-            if ours && route.engine != Engine::Pingora {
+            let listener = ctx.info().and_then(|info| info.engine());
+            if ours && current.engine(route, listener) != Engine::Pingora {
                 return exchange::serve(kit, session, ctx).await;
             }
             Ok(false)

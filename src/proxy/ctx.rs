@@ -55,6 +55,7 @@ pub struct ConnInfo {
     afterwards: AtomicU8,
     fault: AtomicU8,
     limits: model::ListenerLimits,
+    engine: Option<model::Engine>,
     blocked: Arc<AtomicBool>,
     fd: RawFd,
 }
@@ -88,6 +89,7 @@ impl ConnInfo {
             afterwards: AtomicU8::new(Afterwards::Drop as u8),
             fault: AtomicU8::new(NO_FAULT),
             limits: listener.limits,
+            engine: listener.engine,
             blocked: Arc::default(),
             fd,
         }
@@ -160,6 +162,11 @@ impl ConnInfo {
 
     pub(super) fn redirect_https(&self) -> bool {
         self.redirect_https
+    }
+
+    /// Who moves the bytes of plain requests, where the listener says.
+    pub(super) fn engine(&self) -> Option<model::Engine> {
+        self.engine
     }
 
     /// What the listener allows.

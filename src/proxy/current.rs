@@ -31,6 +31,14 @@ impl Current {
         Self { snapshot, proxies, log }
     }
 
+    /// Of a worker with Pingora's proxy as it comes, without a log.
+    #[cfg(any(test, fuzzing))]
+    pub fn alone(snapshot: Arc<Snapshot>, kit: &Arc<super::Kit>) -> Self {
+        let app = App::new(kit.clone(), crate::runtime::peer::TlsProfile::default());
+        let proxy = Arc::new(HttpProxy::new(app, Arc::default()));
+        Self::new(snapshot, Arc::new(Proxies::new(proxy, std::collections::HashMap::new())), None)
+    }
+
     /// The same tools for another list of backends.
     pub fn with(&self, snapshot: Arc<Snapshot>) -> Self {
         Self { snapshot, proxies: self.proxies.clone(), log: self.log.clone() }

@@ -91,6 +91,7 @@ fn served(kit: &Kit, client: &impl Downstream, ctx: &RequestCtx) {
     let metrics = kit.metrics();
     let upstream = ctx.member().map_or_else(|| metrics.no_upstream(), |member| &member.metrics);
     upstream.finished(kit.index(), status, duration);
+    kit.lull().ended();
     metrics.ended(reason);
     let worker = metrics.worker(kit.index());
     worker.bytes_sent.add(sent);
@@ -153,6 +154,7 @@ pub(super) fn unserved(kit: &Kit, current: &Current, info: &ConnInfo, unserved: 
     let status = reject::status(unserved.reason).map_or(0, |status| status.as_u16());
     kit.metrics().no_upstream().finished(kit.index(), status, duration);
     kit.metrics().ended(unserved.reason);
+    kit.lull().ended();
     if unserved.reason.is_failure() {
         kit.metrics().last_failures().record(&FailedRequest {
             time: SystemTime::now(),

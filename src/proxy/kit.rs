@@ -21,7 +21,7 @@ use super::{
     reject,
 };
 use crate::{
-    runtime::{deadlines::Deadlines, line::Pool},
+    runtime::{deadlines::Deadlines, line::Pool, lull::Lull},
     telemetry::metrics::Metrics,
     types::{Reason, Refusal},
 };
@@ -39,6 +39,7 @@ pub struct Kit {
     asking: Asking,
     pool: Pool,
     memory: Memory,
+    lull: Lull,
     date: DateText,
 }
 
@@ -60,6 +61,7 @@ impl Kit {
             asking: Asking::default(),
             pool: Pool::new(pooled),
             memory: Memory::default(),
+            lull: Lull::default(),
             date: DateText::default(),
         }
     }
@@ -143,6 +145,17 @@ impl Kit {
     /// What requests use one after the other.
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// Told what ends on this worker.
+    pub fn lull(&self) -> &Lull {
+        &self.lull
+    }
+
+    /// Gives up what is kept for requests and connections to come.
+    pub fn forget(&self) {
+        self.memory.forget();
+        self.deadlines.forget();
     }
 
     /// Writes the field `Date` of an answer that goes now.

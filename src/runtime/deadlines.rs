@@ -225,6 +225,16 @@ impl Deadlines {
         any
     }
 
+    /// Gives up the places that nobody has, but for those in between.
+    pub fn forget(&self) {
+        let mut table = self.lock();
+        let used = table.entries.iter().rposition(|entry| entry.state != State::Free).map_or(0, |last| last + 1);
+        table.entries.truncate(used);
+        table.entries.shrink_to_fit();
+        table.free.retain(|slot| (*slot as usize) < used);
+        table.free.shrink_to_fit();
+    }
+
     /// Rounded up: what passes early is taken for something else by those who ask the clock why.
     fn due(&self, now: Instant, after: Duration) -> u64 {
         let at = now.saturating_duration_since(self.start).saturating_add(after);
@@ -522,6 +532,22 @@ mod tests {
         assert_eq!(deadlines.lock().entries.len(), 2);
         let _third = deadlines.guard(How::Read);
         assert_eq!(deadlines.lock().entries.len(), 2, "a free place is used again");
+    }
+
+    #[test]
+    fn places_are_given_up_when_nobody_has_them() {
+        let deadlines = Deadlines::new();
+        let mut guards: Vec<_> = (0..100).map(|_| deadlines.guard(How::Both)).collect();
+        let (first, kept) = (guards.remove(0), guards.remove(49));
+        drop(guards);
+        drop(first);
+        deadlines.forget();
+        assert_eq!((deadlines.lock().entries.len(), deadlines.lock().free.len()), (51, 50));
+        let again: Vec<_> = (0..51).map(|_| deadlines.guard(How::Both)).collect();
+        assert_eq!((deadlines.lock().entries.len(), deadlines.lock().free.len()), (52, 0));
+        drop((kept, again));
+        deadlines.forget();
+        assert_eq!((deadlines.lock().entries.len(), deadlines.lock().free.len()), (0, 0));
     }
 
     #[test]

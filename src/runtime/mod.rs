@@ -7,6 +7,7 @@ pub mod deadlines;
 pub mod guards;
 pub mod journal;
 pub mod line;
+pub mod lull;
 pub mod membership;
 pub mod outlier;
 pub mod patch;

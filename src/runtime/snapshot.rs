@@ -36,6 +36,7 @@ struct Rules {
     router: Router,
     routes: Box<[Route]>,
     trusted: TrustedProxies,
+    engine: Engine,
     via: Option<Via>,
 }
 
@@ -100,8 +101,8 @@ pub struct Route {
     pub request_headers: HeaderEdits,
     /// Edits of the answer.
     pub response_headers: HeaderEdits,
-    /// Who moves the bytes of its plain requests.
-    pub engine: Engine,
+    /// Who moves the bytes of its plain requests, where it says; see [`Snapshot::engine`].
+    engine: Option<Engine>,
 }
 
 /// What is done with a request.
@@ -157,12 +158,13 @@ impl Snapshot {
             .collect();
         let route = |route: &model::Route| {
             let before = routes_before.get(&route.name).copied();
-            Route::build(route, model.engine, &places, before, &limit_seed)
+            Route::build(route, &places, before, &limit_seed)
         };
         let rules = Rules {
             router: Router::new(model.routes.iter().map(|route| &route.matches)),
             routes: model.routes.iter().map(route).collect(),
             trusted: TrustedProxies::new(&model.trusted_proxies),
+            engine: model.engine,
             via: model.via.as_ref().and_then(|name| Via::new(name.as_str())),
         };
         let upstreams = model.upstreams.values().map(member).collect();
@@ -214,6 +216,11 @@ impl Snapshot {
     /// A route by its position.
     pub fn route(&self, index: usize) -> &Route {
         &self.rules.routes[index]
+    }
+
+    /// Who moves the bytes of a plain request of this route: what the route says, else its listener, else the configuration.
+    pub fn engine(&self, route: &Route, listener: Option<Engine>) -> Engine {
+        route.engine.or(listener).unwrap_or(self.rules.engine)
     }
 
     /// All routes.
@@ -278,7 +285,6 @@ pub fn choose(upstreams: &[(usize, Weight)], seed: u64) -> usize {
 impl Route {
     fn build(
         route: &model::Route,
-        engine: Engine,
         places: &HashMap<&Name, usize>,
         previous: Option<&Self>,
         seed: &Arc<LimitSeed>,
@@ -304,7 +310,7 @@ impl Route {
             action,
             request_headers: route.request_headers.clone(),
             response_headers: route.response_headers.clone(),
-            engine: route.engine.unwrap_or(engine),
+            engine: route.engine,
         }
     }
 }

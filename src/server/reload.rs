@@ -439,13 +439,14 @@ pub(super) fn runnable(before: &Model, loaded: Model) -> Model {
 
 /// Whether connections to both listeners are served alike; else what is behind the socket is made anew.
 fn same(one: &Listener, other: &Listener) -> bool {
-    let Listener { address, tls, h2c, redirect_https, proxy_protocol, limits, access } = one;
+    let Listener { address, tls, h2c, redirect_https, proxy_protocol, limits, access, engine } = one;
     *address == other.address
         && *h2c == other.h2c
         && *redirect_https == other.redirect_https
         && *proxy_protocol == other.proxy_protocol
         && *limits == other.limits
         && *access == other.access
+        && *engine == other.engine
         && match (tls, &other.tls) {
             (None, None) => true,
             (Some(one), Some(other)) => same_tls(one, other),

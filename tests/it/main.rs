@@ -30,6 +30,7 @@ mod journal;
 mod layering;
 mod limits;
 mod listeners;
+mod memory;
 mod metrics;
 mod normalisation;
 mod overrides;

@@ -382,6 +382,45 @@ async fn http1_trailers_of_requests_are_dropped_and_messages_stay_whole() {
     }
 }
 
+/// What a route says goes first, then what the listener says, then what stands for all; whoever asks. An engine shows by
+/// whom it gives a backend's trailers to.
+#[tokio::test]
+async fn the_engine_is_the_routes_else_the_listeners_else_that_of_all() {
+    let origin = Origin::script("a", |mut peer| async move {
+        while peer.request().await.is_some() {
+            peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n").await;
+        }
+    })
+    .await;
+    let yaml = "engine: pingora
+listeners:
+  - { address: <listen>, h2c: true }
+  - { address: \"<exchange>\", h2c: true, engine: exchange }
+  - { address: \"<lane>\", h2c: true, engine: lane }
+routes:
+  - { match: { path: /pingora }, engine: pingora, upstream: app }
+  - { match: { path: /exchange }, engine: exchange, upstream: app }
+  - { match: { path: /lane }, engine: lane, upstream: app }
+  - { upstream: app }";
+    let (exchange, lane) = (address::unused(), address::unused());
+    let config = Config::before(&[&origin], yaml).put("exchange", exchange).put("lane", lane);
+    let proxy = config.start().await;
+    for (listener, its) in [(proxy.listen, "pingora"), (exchange, "exchange"), (lane, "lane")] {
+        for (path, engine) in [("/", its), ("/pingora", "pingora"), ("/exchange", "exchange"), ("/lane", "lane")] {
+            let one = Client::connect(listener).await.get(path).await;
+            let two = Client2::prior(listener).await.get(path).await;
+            assert_eq!((one.text(), two.text()), ("hello".into(), "hello".into()));
+            let seen = (!one.trailers.is_empty(), two.trailers.is_some_and(|trailers| !trailers.is_empty()));
+            assert_eq!(seen, (engine == "lane", engine != "pingora"), "{path} at the listener of {its}");
+        }
+    }
+    let changed = yaml.replace("engine: exchange }\n", "engine: lane }\n");
+    let changed = format!("{changed}\nupstreams: {{ app: {{ backends: [\"{}\"] }} }}", origin.address);
+    proxy.config.instead(&changed).put("exchange", exchange).put("lane", lane).write();
+    proxy.reload().await;
+    assert!(!Client::connect(exchange).await.get("/").await.trailers.is_empty(), "a reload changes it");
+}
+
 /// Over the exchange, which reads them; Pingora throws them away.
 #[tokio::test]
 async fn trailers_of_http1_backends_go_on_to_http2_clients() {

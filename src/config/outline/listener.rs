@@ -10,7 +10,7 @@ use super::{
 
 /// One of `listeners`.
 pub(super) fn listener(listener: &Listener) -> Part<'_> {
-    let Listener { address, tls, h2c, redirect_https, proxy_protocol, limits, access } = listener;
+    let Listener { address, tls, h2c, redirect_https, proxy_protocol, limits, access, engine } = listener;
     let limits = listener_limits(limits);
     let mut out = vec![entry("address", shown(address))];
     out.extend(tls.as_ref().map(|tls| entry("tls", listener_tls(tls, true))));
@@ -21,6 +21,7 @@ pub(super) fn listener(listener: &Listener) -> Part<'_> {
     }));
     out.push(entry("limits", limits));
     guard::access(access.as_deref(), &mut out);
+    out.extend(engine.map(|engine| entry("engine", bare(engine.as_str()))));
     Part::Map(out)
 }
 

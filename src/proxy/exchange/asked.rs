@@ -89,7 +89,7 @@ impl Way {
         let client = client(&method, target, &fields);
         let (route, target) = admit::decide(current, &client, target).ok()??;
         let found = current.route(route);
-        if found.engine != Engine::Lane || !found.guards.as_ref().is_none_or(guard::by_head) {
+        if current.engine(found, info.engine()) != Engine::Lane || !found.guards.as_ref().is_none_or(guard::by_head) {
             return None;
         }
         let Action::Proxy { upstreams, .. } = &found.action else { return None };

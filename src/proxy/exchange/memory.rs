@@ -117,6 +117,11 @@ impl Memory {
         }
     }
 
+    /// Keeps nothing.
+    pub fn forget(&self) {
+        *self.lock() = Spare::default();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Spare> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
