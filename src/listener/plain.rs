@@ -25,8 +25,8 @@ pub(super) async fn refuse(post: &Post, endpoint: &Endpoint, socket: Socket, end
     let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
     let client = ends.address();
     let mut conn = Conn::new(Transport::Plain(socket), None);
-    let info = Arc::new(worker::info(ends, None, endpoint, conn.fd()));
-    let refused = match h1::head(post, &mut conn, endpoint, &deadline, Wait::First, &mut None).await {
+    let mut info = Arc::new(worker::info(ends, None, endpoint, conn.fd()));
+    let refused = match h1::head(post, &mut conn, (endpoint, &mut info), &deadline, Wait::First, &mut None).await {
         Some(Parsed::Request(head)) => front::told(&conn.ahead()[..head.head], Reason::PlainHttp),
         Some(Parsed::Refused(refused)) if !refused.method.is_empty() => *refused,
         Some(Parsed::Refused(refused)) if refused.reason == Reason::HeaderTimeout => {

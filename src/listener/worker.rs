@@ -35,7 +35,7 @@ use super::{
     refusals::{self, Refusals},
 };
 use crate::{
-    config::model::Alpn,
+    config::model::{Alpn, ListenerLimits},
     policy::proxy_protocol::Agreed,
     proxy::{ConnInfo, Current, Kit, TlsInfo, Unserved},
     runtime::deadlines::{Deadline, How, TICK, Wait},
@@ -232,7 +232,7 @@ fn start(post: &Arc<Post>, accepted: Accepted) {
     } else if endpoint.model.proxy_protocol.is_some() {
         tokio::spawn(announced(post, endpoint, socket, ends, open));
     } else {
-        let conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint)));
+        let conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint.model.limits)));
         let info = Arc::new(info(ends, None, &endpoint, conn.fd()));
         tokio::spawn(h1::serve(post, conn, info, endpoint, open));
     }
@@ -260,11 +260,11 @@ async fn announced_ends(
 /// What requests know of their connection.
 pub(super) fn info(ends: Ends, tls: Option<TlsInfo>, endpoint: &Endpoint, fd: RawFd) -> ConnInfo {
     let Ends { peer, hidden, counted: _, client, local, agreed } = ends;
-    ConnInfo::new(client, tls, &endpoint.model, fd).at(local).from(peer, hidden).agreed_on(agreed)
+    ConnInfo::new(client, tls, endpoint.model.clone(), fd).at(local).from(peer, hidden).agreed_on(agreed)
 }
 
-fn pacing(post: &Post, endpoint: &Endpoint) -> Option<Pacing> {
-    Pacing::new(post.kit.deadlines(), endpoint.model.limits.min_body_rate)
+pub(super) fn pacing(post: &Post, limits: &ListenerLimits) -> Option<Pacing> {
+    Pacing::new(post.kit.deadlines(), limits.min_body_rate)
 }
 
 /// Plain text behind a PROXY header, which may take as long as a head.
@@ -285,7 +285,7 @@ async fn announced(post: Arc<Post>, endpoint: Arc<Endpoint>, mut socket: Socket,
         }
     };
     drop(deadline);
-    let mut conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint)));
+    let mut conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint.model.limits)));
     *conn.ahead() = ahead;
     let info = Arc::new(info(ends, None, &endpoint, conn.fd()));
     h1::serve(post, conn, info, endpoint, open).await;
@@ -338,7 +338,11 @@ async fn handshake(
     let accepted = tls.accept(socket).await.and_then(|stream| {
         let session = stream.get_ref().1;
         let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
-        let verified = tls.client(session, resumed).map_err(std::io::Error::other)?;
+        // Who is asked for more since it began must have it.
+        let gone = || std::io::Error::other("the listener speaks no TLS any more");
+        let now = endpoint.newest_tls().ok_or_else(gone)?.serving();
+        let again = resumed || !Arc::ptr_eq(&now, &tls);
+        let verified = now.client(session, again).map_err(std::io::Error::other)?;
         Ok((stream, resumed, verified))
     });
     match accepted {
@@ -354,7 +358,7 @@ async fn handshake(
                 version: session.protocol_version(),
                 alpn: session.alpn_protocol().map(|name| if name == b"h2" { Alpn::Http2 } else { Alpn::Http1 }),
             };
-            let conn = Box::new(Conn::new(Transport::Tls(Box::new(stream)), pacing(post, endpoint)));
+            let conn = Box::new(Conn::new(Transport::Tls(Box::new(stream)), pacing(post, &endpoint.model.limits)));
             let info = self::info(ends, Some(info), endpoint, conn.fd());
             Some((conn, Arc::new(info.with_client(verified)), open))
         }

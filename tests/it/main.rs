@@ -40,6 +40,7 @@ mod proxy_protocol_names;
 mod regressions;
 mod regressions_lifecycle;
 mod reload;
+mod reload_connections;
 mod responses;
 mod routes;
 mod safe_start;
