@@ -41,7 +41,7 @@ use crate::{
 const LINGER_BYTES: usize = 4 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
-/// Serves a connection until it ends.
+/// Serves a connection until it ends. The head of its first request is due counted from `since`.
 ///
 /// The connection is boxed: it goes to Pingora and comes back as it is, and the task that waits with it stays small.
 pub(super) async fn serve(
@@ -49,7 +49,7 @@ pub(super) async fn serve(
     mut conn: Box<Conn>,
     mut info: Arc<ConnInfo>,
     endpoint: Arc<Endpoint>,
-    open: Open,
+    (open, since): (Open, Instant),
 ) {
     let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
     let kept = Arc::default();
@@ -57,7 +57,7 @@ pub(super) async fn serve(
     let mut served = 0;
     loop {
         let mut desk = None;
-        match head(&post, &mut conn, (&endpoint, &mut info), &deadline, wait, &mut desk).await {
+        match head(&post, &mut conn, (&endpoint, &mut info), &deadline, (wait, since), &mut desk).await {
             Some(Parsed::Request(head)) => {
                 deadline.disarm();
                 served += 1;
@@ -93,7 +93,7 @@ pub(super) async fn head(
     conn: &mut Conn,
     (endpoint, info): (&Endpoint, &mut Arc<ConnInfo>),
     deadline: &Deadline,
-    wait: Wait,
+    (wait, since): (Wait, Instant),
     desk: &mut Option<Box<Desk>>,
 ) -> Option<Parsed> {
     let mut blank = false;
@@ -106,7 +106,8 @@ pub(super) async fn head(
         _ if gone => limits.idle_timeout.min(NEXT_REQUEST_GRACE),
         _ => limits.idle_timeout,
     };
-    let began = Instant::now();
+    // A first head is due counted from the beginning, whatever came before it.
+    let began = if wait == Wait::First { since } else { Instant::now() };
     let mut waiting = conn.ahead().is_empty();
     let mut parse = !waiting;
     if waiting {
@@ -135,7 +136,6 @@ pub(super) async fn head(
             }
         }
         if waiting && !conn.ahead().is_empty() {
-            // A fresh connection's head is due counted from the beginning of the connection.
             let from = if wait == Wait::First { began } else { Instant::now() };
             deadline.arm(fd, Wait::Work, from, info.limits().header_timeout);
             waiting = false;

@@ -225,7 +225,7 @@ fn start(post: &Arc<Post>, accepted: Accepted) {
             return;
         }
     };
-    let post = post.clone();
+    let (post, since) = (post.clone(), Instant::now());
     let ends = Ends::of(&endpoint, &socket, client);
     if endpoint.tls.is_some() {
         tokio::spawn(secure(post, endpoint, socket, ends, open));
@@ -234,7 +234,7 @@ fn start(post: &Arc<Post>, accepted: Accepted) {
     } else {
         let conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint.model.limits)));
         let info = Arc::new(info(ends, None, &endpoint, conn.fd()));
-        tokio::spawn(h1::serve(post, conn, info, endpoint, open));
+        tokio::spawn(h1::serve(post, conn, info, endpoint, (open, since)));
     }
 }
 
@@ -267,10 +267,11 @@ pub(super) fn pacing(post: &Post, limits: &ListenerLimits) -> Option<Pacing> {
     Pacing::new(post.kit.deadlines(), limits.min_body_rate)
 }
 
-/// Plain text behind a PROXY header, which may take as long as a head.
+/// Plain text behind a PROXY header: both, the header and the head of the first request, may take as long as a head.
 async fn announced(post: Arc<Post>, endpoint: Arc<Endpoint>, mut socket: Socket, ends: Ends, open: Open) {
     let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
-    deadline.arm(socket.as_raw_fd(), Wait::First, Instant::now(), endpoint.model.limits.header_timeout);
+    let since = Instant::now();
+    deadline.arm(socket.as_raw_fd(), Wait::First, since, endpoint.model.limits.header_timeout);
     let (ends, ahead, open) = match Box::pin(announced_ends(&mut socket, ends, &endpoint, &deadline, open)).await {
         Ok(announced) => announced,
         Err((client, cause)) => {
@@ -288,7 +289,7 @@ async fn announced(post: Arc<Post>, endpoint: Arc<Endpoint>, mut socket: Socket,
     let mut conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint.model.limits)));
     *conn.ahead() = ahead;
     let info = Arc::new(info(ends, None, &endpoint, conn.fd()));
-    h1::serve(post, conn, info, endpoint, open).await;
+    h1::serve(post, conn, info, endpoint, (open, since)).await;
 }
 
 async fn secure(post: Arc<Post>, endpoint: Arc<Endpoint>, socket: Socket, ends: Ends, open: Open) {
@@ -298,7 +299,7 @@ async fn secure(post: Arc<Post>, endpoint: Arc<Endpoint>, socket: Socket, ends: 
             Box::pin(h2::serve(post, conn, info, endpoint)).await;
             drop(open);
         }
-        _ => h1::serve(post, conn, info, endpoint, open).await,
+        _ => h1::serve(post, conn, info, endpoint, (open, Instant::now())).await,
     }
 }
 
@@ -311,7 +312,8 @@ async fn handshake(
 ) -> Option<(Box<Conn>, Arc<ConnInfo>, Open)> {
     let tls = endpoint.tls.as_ref()?.serving();
     let deadline = post.kit.deadlines().guard(How::Both);
-    deadline.arm(socket.as_raw_fd(), Wait::Work, Instant::now(), endpoint.model.limits.handshake_timeout);
+    let since = Instant::now();
+    deadline.arm(socket.as_raw_fd(), Wait::Work, since, endpoint.model.limits.handshake_timeout);
     let (mut ends, ahead, open) = match announced_ends(&mut socket, ends, endpoint, &deadline, open).await {
         Ok(announced) => announced,
         Err((client, cause)) => {
@@ -325,7 +327,7 @@ async fn handshake(
         Ok(Some(first)) if plain::may_be_http(first) => {
             endpoint.metrics.handshake(Handshake::Failed);
             drop(deadline);
-            Box::pin(plain::refuse(post, endpoint, socket, ends)).await;
+            Box::pin(plain::refuse(post, endpoint, socket, ends, since)).await;
             return None;
         }
         // Nobody said a word: a look whether the port is open.
