@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -80,13 +81,13 @@ fn certificate(d: &mut Decoder<'_>, item: &Item<'_>, name: Name) -> Option<Certi
     let ocsp_item = ocsp_item.filter(|_| !ocsp_fetch);
     let ocsp_file = ocsp_item.as_ref().map(|item| {
         let path = d.path(item)?;
-        Some((read_file(d, item, &path, MISSING_FILE)?, path))
+        Some((d.files.read(&path, pem::LARGEST_FILE), path))
     });
 
     let ((chain, cert_path), leaf, (key_der, key_path)) = (chain?, leaf?, key?);
     let key = or_say(d, &key_item?, pem::pair(name.as_str(), chain, &key_der))?;
     let ocsp = match (ocsp_file, ocsp_item) {
-        (Some(file), Some(item)) => Some(ocsp(d, &item, file?, &leaf)?),
+        (Some(file), Some(item)) => Some(ocsp(d, &item, file?, &leaf)),
         _ => None,
     };
     if ocsp_fetch && let (Err(error), Some(item)) = (Question::about(&key.cert), fields.get("ocsp")) {
@@ -115,15 +116,35 @@ fn certificate(d: &mut Decoder<'_>, item: &Item<'_>, name: Name) -> Option<Certi
     })
 }
 
-/// A response to be sent along; warns where it is out of date.
-fn ocsp(d: &mut Decoder<'_>, item: &Item<'_>, (der, path): (Vec<u8>, PathBuf), leaf: &Leaf) -> Option<Ocsp> {
-    let next_update = or_say(d, item, pem::ocsp(&der, leaf))?;
-    let ocsp = Ocsp { path: Some(path), der: der.into(), next_update };
-    if !ocsp.holds(now()) {
-        let message = "the OCSP response is out of date, and is not sent to clients";
-        d.warn_at(item.node.mark(), &item.path, "ocsp-out-of-date", message, "ask the responder again");
+/// A response to be sent along; warns where there is none that can be. That is no reason not to serve: who brings the file
+/// may come later, and clients that need it are told by the certificate.
+fn ocsp(d: &mut Decoder<'_>, item: &Item<'_>, (read, path): (io::Result<Vec<u8>>, PathBuf), leaf: &Leaf) -> Ocsp {
+    let mut warn = |code, message: String, help: &str| {
+        let message = format!("{message}: the certificate is served without one");
+        d.warn_at(item.node.mark(), &item.path, code, message, help);
+    };
+    let none = Ocsp { path: Some(path.clone()), der: Arc::default(), next_update: None };
+    let der = match read {
+        Ok(der) => der,
+        Err(error) => {
+            let message = format!("no OCSP response can be read: {}", super::reason(&error));
+            warn("cannot-read-ocsp", message, "the file is followed, and taken when it is there");
+            return none;
+        }
+    };
+    match pem::ocsp(&der, leaf) {
+        Ok(next_update) => {
+            let ocsp = Ocsp { path: Some(path), der: der.into(), next_update };
+            if !ocsp.holds(now()) {
+                warn("ocsp-out-of-date", "the OCSP response is out of date".to_owned(), "ask the responder again");
+            }
+            ocsp
+        }
+        Err(Bad { code, message, help }) => {
+            warn(code, message, help);
+            none
+        }
     }
-    Some(ocsp)
 }
 
 /// What was read, or a problem.

@@ -256,6 +256,7 @@ fn routes(
 fn catch_all(upstream: &Name) -> Route {
     Route {
         name: "route-1".into(),
+        named: false,
         matches: RouteMatch::default(),
         guards: super::model::Guards::default(),
         action: RouteAction::Proxy(super::model::ProxyAction {

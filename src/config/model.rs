@@ -343,6 +343,8 @@ pub struct Timeouts {
 pub struct Route {
     /// Default `route-N`, counted from 1.
     pub name: Name,
+    /// The name is the file's; the default goes to another route as soon as one is put in front.
+    pub named: bool,
     /// All given parts must match.
     pub matches: RouteMatch,
     /// What a request must pass first.

@@ -1,5 +1,5 @@
 //! Files of certificates that are read again without the configuration that names them: what has changed in them is taken as
-//! a whole or not at all.
+//! a whole or not at all. But an OCSP response is only sent along: one of the certificate before stops no renewal.
 
 use std::{
     io,
@@ -35,11 +35,12 @@ impl RenewalError {
     }
 }
 
-/// A certificate as its files are now.
+/// A certificate as its files are now, and what is odd about it.
 ///
 /// # Errors
 /// A file cannot be read, or they do not fit together.
-pub fn renew_certificate(old: &Certificate) -> Result<Certificate, RenewalError> {
+pub fn renew_certificate(old: &Certificate) -> Result<(Certificate, Vec<String>), RenewalError> {
+    let mut remarks = Vec::new();
     let Certificate { name, cert_path, key_path, ocsp, ocsp_fetch, .. } = old;
     let chain = pem::chain(&pem::read(cert_path).map_err(RenewalError::io(cert_path))?);
     let chain = chain.map_err(RenewalError::bad(cert_path))?;
@@ -49,11 +50,21 @@ pub fn renew_certificate(old: &Certificate) -> Result<Certificate, RenewalError>
     let key = pem::pair(name.as_str(), chain, &key_der).map_err(RenewalError::bad(key_path))?;
     // What was fetched is filled in by who keeps it.
     let ocsp = ocsp.as_ref().and_then(|Ocsp { path, .. }| path.as_ref()).map(|path| {
-        let der = pem::read(path).map_err(RenewalError::io(path))?;
-        let next_update = pem::ocsp(&der, &leaf).map_err(RenewalError::bad(path))?;
-        Ok(Ocsp { path: Some(path.clone()), der: der.into(), next_update })
+        let read = || {
+            let der = pem::read(path).map_err(RenewalError::io(path))?;
+            let next_update = pem::ocsp(&der, &leaf).map_err(RenewalError::bad(path))?;
+            Ok(Ocsp { path: Some(path.clone()), der: der.into(), next_update })
+        };
+        read().or_else(|error: RenewalError| {
+            if key.cert == old.key.cert {
+                // The one before goes on as long as it holds.
+                return Err(error);
+            }
+            remarks.push(format!("it is served without an OCSP response until there is one for it: {error}"));
+            Ok(Ocsp { path: Some(path.clone()), der: Arc::default(), next_update: None })
+        })
     });
-    Ok(Certificate {
+    let certificate = Certificate {
         name: name.clone(),
         cert_path: cert_path.clone(),
         key_path: key_path.clone(),
@@ -63,7 +74,8 @@ pub fn renew_certificate(old: &Certificate) -> Result<Certificate, RenewalError>
         key_der: Arc::new(key_der),
         ocsp: ocsp.transpose()?,
         ocsp_fetch: *ocsp_fetch,
-    })
+    };
+    Ok((certificate, remarks))
 }
 
 /// The authorities and lists for clients as their files are now.

@@ -108,6 +108,7 @@ pub(super) fn decode<'t>(
         }
         let route = Route {
             name: name?,
+            named: named.is_some(),
             matches: matches?,
             guards: guards?,
             action: action?,

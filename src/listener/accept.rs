@@ -95,7 +95,7 @@ pub(super) async fn accept(
     metrics: Arc<Metrics>,
     mut draining: Draining,
 ) {
-    let mut closing = listening.place().follow();
+    let mut closing = listening.follow();
     // SAFETY: the descriptor belongs to the listener, which `Registered` keeps for as long as it is registered.
     let registered = unsafe { AsyncFd::register_with_interest(Registered(listening.clone()), Interest::READABLE) };
     let socket = match registered {
@@ -156,7 +156,7 @@ fn accept_some(listening: &Arc<Listening>, crew: &Crew, me: usize, metrics: &Met
                 // A load balancer's connections are its clients', as soon as it has told them.
                 let counted =
                     client.map(|client| client.ip()).filter(|client| !endpoint.model.is_told_clients(*client));
-                match listening.place().census().admit(counted, &endpoint.model.limits) {
+                match listening.census().admit(counted, &endpoint.model.limits) {
                     Ok(counted) => {
                         let worker = crew.member(crew.least_loaded(me));
                         let open = Open::new(worker, &endpoint, counted);

@@ -225,12 +225,14 @@ impl Certificates {
         fresh: &mut Vec<String>,
     ) {
         if watched.look() {
-            let read = renew_certificate(&watched.current).map(|read| stapling.filled(&Arc::new(read)));
+            let read = renew_certificate(&watched.current);
+            let read = read.map(|(read, remarks)| (stapling.filled(&Arc::new(read)), remarks));
             let changed = watched.settle();
             let name = watched.current.name.clone();
             match read {
-                Ok(certificate) if same(&certificate, &watched.current) => {}
-                Ok(certificate) => {
+                Ok((certificate, _)) if same(&certificate, &watched.current) => {}
+                Ok((certificate, remarks)) => {
+                    remarks.iter().for_each(|remark| self.remark(name.as_str(), remark));
                     watched.current = certificate;
                     self.handle(&watched.current).not_after.set(watched.current.not_after);
                     fresh.push(name.to_string());
@@ -363,6 +365,11 @@ impl Certificates {
         self.metrics.certificate_reload_failures.increment();
         log::error!("certificate {name} stays as it was: {why}");
         self.tell("certificate.failed", format!("{name}: stays as it was"), why.to_owned());
+    }
+
+    /// What a start would warn of.
+    fn remark(&self, name: &str, remark: &str) {
+        log::warn!("{name}: {remark}");
     }
 
     fn tell(&self, kind: &'static str, what: String, why: String) {

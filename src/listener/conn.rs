@@ -124,9 +124,14 @@ impl Conn {
         }
     }
 
+    /// Of requests from now on.
+    pub(super) fn set_pacing(&mut self, pacing: Option<Pacing>) {
+        self.pacing = pacing;
+    }
+
     /// Has the connection given back where Pingora drops it without need.
     pub(super) fn keep(&mut self, info: &Arc<ConnInfo>, kept: &Arc<Mutex<Option<Box<Kept>>>>) {
-        if self.keeper.is_none() {
+        if !self.keeper.as_ref().is_some_and(|keeper| Arc::ptr_eq(&keeper.info, info)) {
             self.keeper = Some(Keeper { info: info.clone(), kept: kept.clone() });
         }
     }

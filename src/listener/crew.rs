@@ -7,8 +7,8 @@ use std::sync::{
 
 use tokio::sync::{mpsc, watch};
 
-use super::{Listening, accept::Accepted, listening::Place, pulse::Pulse, worker::Post};
-use crate::{proxy::Current, telemetry::metrics::WorkerMetrics};
+use super::{Listening, Tls, accept::Accepted, listening::Place, pulse::Pulse, worker::Post};
+use crate::{config::model::Listener, proxy::Current, telemetry::metrics::WorkerMetrics};
 
 /// How many connections each worker holds, and a way to give it one, another listener, or something else to serve by.
 pub struct Crew {
@@ -27,7 +27,7 @@ pub(super) struct Member {
 pub(super) enum Mail {
     /// A connection to serve.
     Accepted(Accepted),
-    /// A listener is gone: its connections that wait for a request are to end soon.
+    /// Connections that are to leave: those that wait for a request are to end soon.
     Closed(Arc<Place>),
     /// A listener to accept from.
     Listen(Arc<Listening>),
@@ -70,7 +70,24 @@ impl Crew {
     /// No worker accepts from this listener any more, once what waits there is accepted. Its requests are finished, its
     /// connections end after that.
     pub fn close(&self, listening: &Listening) {
-        let place = listening.place();
+        self.dismiss(&listening.close());
+    }
+
+    /// Another configuration, and its TLS, for this listener. Who was let in by other rules leaves after the request it is at.
+    pub fn change(&self, listening: &Listening, model: Listener, tls: Option<Arc<Tls>>) {
+        if let Some(place) = listening.change(model, tls) {
+            self.dismiss(&place);
+        }
+    }
+
+    /// The same where files of client authentication have changed.
+    pub fn look_at_files(&self, listening: &Listening) {
+        if let Some(place) = listening.look_at_files() {
+            self.dismiss(&place);
+        }
+    }
+
+    fn dismiss(&self, place: &Arc<Place>) {
         // First the switch: who arms a deadline after this sees it, who did before is found by the mail.
         place.close();
         for member in &self.members {

@@ -26,7 +26,7 @@ use super::{
     front::{self, Head, Parsed, Refused},
     h2,
     listening::Place,
-    worker::{FIRST_REQUEST_GRACE, NEXT_REQUEST_GRACE, Post},
+    worker::{self, FIRST_REQUEST_GRACE, NEXT_REQUEST_GRACE, Post},
 };
 use crate::{
     policy::framing::Border,
@@ -44,29 +44,30 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 /// Longer only for a client that goes on taking its answer, by so many bytes a second.
 const LINGER_RATE: u64 = 64 * 1024;
 
-/// Serves a connection until it ends.
+/// Serves a connection until it ends. The head of its first request is due counted from `since`.
 ///
 /// The connection is boxed: it goes to Pingora and comes back as it is, and the task that waits with it stays small.
 pub(super) async fn serve(
     post: Arc<Post>,
     mut conn: Box<Conn>,
-    info: Arc<ConnInfo>,
+    mut info: Arc<ConnInfo>,
     endpoint: Arc<Endpoint>,
-    open: Open,
+    (open, since): (Open, Instant),
 ) {
     let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
     let kept = Arc::default();
     let place: &Place = endpoint.place();
     let mut wait = Wait::First;
-    let mut left = endpoint.model.limits.requests_per_connection;
+    let mut served = 0;
     loop {
         let mut desk = None;
-        match head(&post, &mut conn, &endpoint, &deadline, wait, &mut desk).await {
+        match head(&post, &mut conn, (&endpoint, &mut info), &deadline, (wait, since), &mut desk).await {
             Some(Parsed::Request(head)) => {
                 deadline.disarm();
-                left = left.saturating_sub(1);
-                match request(&post, conn, head, desk.take(), &info, &kept, (place, left == 0)).await {
-                    Next::Request(again) if left > 0 => conn = again,
+                served += 1;
+                let enough = served >= info.limits().requests_per_connection;
+                match request(&post, conn, head, desk.take(), &info, &kept, (place, enough)).await {
+                    Next::Request(again) if !enough => conn = again,
                     Next::Request(mut last) => return Box::pin(linger(&post, &mut last)).await,
                     Next::Linger(mut last) => return Box::pin(linger(&post, &mut last)).await,
                     Next::Nothing => return,
@@ -89,27 +90,28 @@ pub(super) async fn serve(
     }
 }
 
-/// Waits for the next head. `None` is the end of the connection. With a request, `desk` says where its fields are.
+/// Waits for the next head. `None` is the end of the connection. With a request, `desk` says where its fields are, and `info`
+/// has what it is judged by: what is configured when it has come.
 pub(super) async fn head(
     post: &Post,
     conn: &mut Conn,
-    endpoint: &Endpoint,
+    (endpoint, info): (&Endpoint, &mut Arc<ConnInfo>),
     deadline: &Deadline,
-    wait: Wait,
+    (wait, since): (Wait, Instant),
     desk: &mut Option<Box<Desk>>,
 ) -> Option<Parsed> {
-    let limits = &endpoint.model.limits;
-    let limit = usize::try_from(limits.max_header_size.0).unwrap_or(usize::MAX);
     let mut blank = false;
     let fd: RawFd = conn.fd();
     let gone = endpoint.place().is_gone();
+    let limits = *info.limits();
     let patience = match wait {
         Wait::First if gone => limits.header_timeout.min(FIRST_REQUEST_GRACE),
         Wait::First => limits.header_timeout,
         _ if gone => limits.idle_timeout.min(NEXT_REQUEST_GRACE),
         _ => limits.idle_timeout,
     };
-    let began = Instant::now();
+    // A first head is due counted from the beginning, whatever came before it.
+    let began = if wait == Wait::First { since } else { Instant::now() };
     let mut waiting = conn.ahead().is_empty();
     let mut parse = !waiting;
     if waiting {
@@ -124,8 +126,11 @@ pub(super) async fn head(
             blank = true;
         }
         if parse {
+            if endpoint.follow(info) {
+                conn.set_pacing(worker::pacing(post, info.limits()));
+            }
             let mut read = post.kit.memory().desk();
-            let parsed = front::read(conn.ahead(), limits, endpoint.model.h2c, &mut read.asked);
+            let parsed = front::read(conn.ahead(), info.limits(), endpoint.model.h2c, &mut read.asked);
             match parsed {
                 Parsed::Request(_) => *desk = Some(read),
                 _ => post.kit.memory().put_desk(read),
@@ -135,9 +140,8 @@ pub(super) async fn head(
             }
         }
         if waiting && !conn.ahead().is_empty() {
-            // A fresh connection's head is due counted from the beginning of the connection.
             let from = if wait == Wait::First { began } else { Instant::now() };
-            deadline.arm(fd, Wait::Work, from, limits.header_timeout);
+            deadline.arm(fd, Wait::Work, from, info.limits().header_timeout);
             waiting = false;
         }
         match poll_fn(|cx| conn.poll_fill(cx, || post.kit.memory().head())).await {
@@ -146,6 +150,7 @@ pub(super) async fn head(
             Ok(0) | Err(_) => return None,
             Ok(read) => {
                 // A head ends with a line, so only a line's end can end it; and what is too long is refused soon.
+                let limit = usize::try_from(info.limits().max_header_size.0).unwrap_or(usize::MAX);
                 let bytes = conn.ahead();
                 let fresh = &bytes[bytes.len() - read..];
                 parse = fresh.contains(&b'\n') || bytes.len() > limit;

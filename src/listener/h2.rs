@@ -1,6 +1,6 @@
 //! HTTP/2 on one connection, by ALPN or by prior knowledge. The frames are Pingora's; here is the loop that accepts
-//! streams, ends idle connections, and says GOAWAY when the drain begins or the listener is taken away (RFC 9113 §6.8),
-//! or when the guard says that it is enough.
+//! streams, ends idle connections, and says GOAWAY when the drain begins or the listener is taken away
+//! (RFC 9113 §6.8), or has other rules or limits, or when the guard says that it is enough.
 
 mod abuse;
 mod budget;
@@ -130,7 +130,7 @@ impl Drop for Stream {
 }
 
 /// Serves a connection until it ends.
-pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnInfo>, endpoint: Arc<Endpoint>) {
+pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<ConnInfo>, endpoint: Arc<Endpoint>) {
     let digest = info.clone().into_digest();
     conn.begin_h2(digest.clone());
     let limits = endpoint.model.limits;
@@ -210,7 +210,10 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, info: Arc<ConnIn
                     told.tell(Verdict::Ours(H2Abuse::GoawayIgnored));
                     continue;
                 }
-                if requests >= endpoint.model.limits.requests_per_connection as usize && !leaving {
+                let enough = requests >= endpoint.model.limits.requests_per_connection as usize;
+                // What the connection itself keeps to are the limits that it began with.
+                let others = endpoint.follow(&mut info) && *info.limits() != limits;
+                if (enough || others) && !leaving {
                     connection.graceful_shutdown();
                     leaving = true;
                 }

@@ -1,5 +1,7 @@
-//! A bound address while it is listened on. What stands behind it may change: the socket stays, connections that are
-//! open keep the endpoint they began with. Taken away, it is closed when what waits there has been accepted.
+//! A bound address while it is listened on. What stands behind it may change: the socket stays, and so do connections that
+//! are open; each of their requests is judged by what is configured when it comes. Only where clients are let in by other
+//! rules than before, those who are in leave after the request they are at. Taken away, it is closed when what waits there
+//! has been accepted.
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
@@ -12,21 +14,27 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use super::{Draining, ListenSocket, Tls, limits::Census, refusals::Refusals};
-use crate::{config::model, telemetry::metrics::ListenerMetrics};
+use super::{Draining, ListenSocket, Tls, certificates::same_clients, limits::Census, refusals::Refusals};
+use crate::{
+    config::model::{self, ClientAuth},
+    proxy::ConnInfo,
+    telemetry::metrics::ListenerMetrics,
+};
 
 /// One bound address, shared by all workers. The socket is closed as soon as nobody holds this any more; connections
 /// hold only the [`Endpoint`].
 pub struct Listening {
     pub(super) socket: ListenSocket,
     endpoint: ArcSwap<Endpoint>,
-    place: Arc<Place>,
+    site: Arc<Site>,
+    closed: watch::Sender<bool>,
+    follow: Draining,
 }
 
 /// What a connection needs to know of its listener; lives on while there are any.
 pub struct Endpoint {
-    /// What the configuration says.
-    pub model: model::Listener,
+    /// What the configuration said when the connection began.
+    pub model: Arc<model::Listener>,
     /// `None` is plain text.
     pub tls: Option<Arc<Tls>>,
     /// Counters of this listener.
@@ -34,14 +42,30 @@ pub struct Endpoint {
     place: Arc<Place>,
 }
 
-/// What is the same for all endpoints of a listener: whether it was taken away, its connections, those it turned away.
+/// What goes for all connections of a listener, whatever they began with.
+struct Site {
+    census: Arc<Census>,
+    /// Of those that were turned away.
+    refusals: Refusals,
+    /// What is configured now.
+    newest: ArcSwap<Newest>,
+}
+
+struct Newest {
+    model: Arc<model::Listener>,
+    tls: Option<Arc<Tls>>,
+}
+
+/// What the connections have in common that were let in by the same rules: whether they are to leave, as the listener was
+/// taken away or its rules are others now.
 pub(super) struct Place {
     /// For the way of a request, where looking at `closed` would be a lock that all workers share.
     gone: AtomicBool,
     closed: watch::Sender<bool>,
     follow: Draining,
-    census: Arc<Census>,
-    refusals: Refusals,
+    site: Arc<Site>,
+    /// By whom clients were judged; files may have changed since the configuration was read.
+    clients: Option<ClientAuth>,
 }
 
 impl Listening {
@@ -52,9 +76,12 @@ impl Listening {
         tls: Option<Arc<Tls>>,
         metrics: Arc<ListenerMetrics>,
     ) -> Self {
-        let place = Place::new();
-        let endpoint = Endpoint { model, tls, metrics, place: place.clone() };
-        Self { socket, endpoint: ArcSwap::from_pointee(endpoint), place }
+        let (closed, follow) = Draining::switch();
+        let model = Arc::new(model);
+        let site = Site::of(model.clone(), tls.clone());
+        let place = Arc::new(Place::new(site.clone(), tls.as_deref()));
+        let endpoint = Endpoint { model, tls, metrics, place };
+        Self { socket, endpoint: ArcSwap::from_pointee(endpoint), site, closed, follow }
     }
 
     /// What connections that are accepted now get.
@@ -62,15 +89,63 @@ impl Listening {
         self.endpoint.load_full()
     }
 
-    /// Connections that are accepted from now on get this; those that are open keep what they have.
-    pub fn change(&self, model: model::Listener, tls: Option<Arc<Tls>>) {
-        let metrics = self.endpoint().metrics.clone();
-        self.endpoint.store(Arc::new(Endpoint { model, tls, metrics, place: self.place.clone() }));
+    /// Connections that are accepted from now on get this, and requests on those that are open are judged by it. Returns
+    /// where those are that were let in by other rules: they are to leave.
+    pub(super) fn change(&self, model: model::Listener, tls: Option<Arc<Tls>>) -> Option<Arc<Place>> {
+        self.put(Arc::new(model), tls)
     }
 
-    pub(super) fn place(&self) -> &Arc<Place> {
-        &self.place
+    /// The same as [`Listening::change`] after files of client authentication were read anew.
+    pub(super) fn look_at_files(&self) -> Option<Arc<Place>> {
+        let endpoint = self.endpoint();
+        let clients = endpoint.tls.as_deref().and_then(Tls::clients);
+        if same_clients(clients.as_ref(), endpoint.place.clients.as_ref()) {
+            return None;
+        }
+        self.put(endpoint.model.clone(), endpoint.tls.clone())
     }
+
+    fn put(&self, model: Arc<model::Listener>, tls: Option<Arc<Tls>>) -> Option<Arc<Place>> {
+        let before = self.endpoint();
+        let clients = tls.as_deref().and_then(Tls::clients);
+        let alike = lets_in_alike(&before.model, &model)
+            && same_clients(clients.as_ref(), before.place.clients.as_ref());
+        let place = match alike {
+            true => before.place.clone(),
+            false => Arc::new(Place::new(self.site.clone(), tls.as_deref())),
+        };
+        self.site.newest.store(Arc::new(Newest { model: model.clone(), tls: tls.clone() }));
+        self.endpoint.store(Arc::new(Endpoint { model, tls, metrics: before.metrics.clone(), place }));
+        (!alike).then(|| before.place.clone())
+    }
+
+    /// Nothing is accepted any more but what waits; returns where its connections are.
+    pub(super) fn close(&self) -> Arc<Place> {
+        self.closed.send_replace(true);
+        self.endpoint().place.clone()
+    }
+
+    /// For those who accept.
+    pub(super) fn follow(&self) -> Draining {
+        self.follow.clone()
+    }
+
+    /// Its connections, whatever the configuration they began with.
+    pub(super) fn census(&self) -> &Arc<Census> {
+        &self.site.census
+    }
+}
+
+/// Whether who was let in by the one would be by the other too, but for its certificate.
+fn lets_in_alike(one: &model::Listener, other: &model::Listener) -> bool {
+    let tls = match (&one.tls, &other.tls) {
+        (None, None) => true,
+        (Some(one), Some(other)) => {
+            one.profile == other.profile && one.min_version == other.min_version && one.strict_sni == other.strict_sni
+        }
+        _ => false,
+    };
+    tls && one.proxy_protocol == other.proxy_protocol
 }
 
 impl AsFd for Listening {
@@ -83,37 +158,56 @@ impl Endpoint {
     /// One without a socket to accept from.
     #[cfg(any(test, fuzzing))]
     pub(super) fn alone(model: model::Listener, metrics: Arc<ListenerMetrics>) -> Self {
-        Self { model, tls: None, metrics, place: Place::new() }
+        let model = Arc::new(model);
+        let place = Arc::new(Place::new(Site::of(model.clone(), None), None));
+        Self { model, tls: None, metrics, place }
     }
 
     pub(super) fn place(&self) -> &Arc<Place> {
         &self.place
     }
+
+    /// Has the next request judged by what is configured now; returns whether that is other than before. No lock, and
+    /// nothing that workers share is written.
+    pub(super) fn follow(&self, info: &mut Arc<ConnInfo>) -> bool {
+        let newest = self.place.site.newest.load();
+        if info.is_of(&newest.model) {
+            return false;
+        }
+        *info = Arc::new(info.judged_by(&newest.model));
+        true
+    }
+
+    /// What a client must pass now, which may be other than what it was asked for; `None` where there is no TLS any more.
+    pub(super) fn newest_tls(&self) -> Option<Arc<Tls>> {
+        self.place.site.newest.load().tls.clone()
+    }
+}
+
+impl Site {
+    fn of(model: Arc<model::Listener>, tls: Option<Arc<Tls>>) -> Arc<Self> {
+        let newest = ArcSwap::from_pointee(Newest { model, tls });
+        Arc::new(Self { census: Arc::default(), refusals: Refusals::default(), newest })
+    }
 }
 
 impl Place {
-    fn new() -> Arc<Self> {
+    fn new(site: Arc<Site>, tls: Option<&Tls>) -> Self {
         let (closed, follow) = Draining::switch();
-        let (census, refusals) = Default::default();
-        Arc::new(Self { gone: AtomicBool::new(false), closed, follow, census, refusals })
+        Self { gone: AtomicBool::new(false), closed, follow, site, clients: tls.and_then(Tls::clients) }
     }
 
     pub(super) fn refusals(&self) -> &Refusals {
-        &self.refusals
+        &self.site.refusals
     }
 
-    /// Nothing is accepted any more but what waits.
+    /// Its connections are to leave.
     pub(super) fn close(&self) {
         self.gone.store(true, Ordering::Release);
         self.closed.send_replace(true);
     }
 
-    /// Its connections, whatever the configuration they began with.
-    pub(super) fn census(&self) -> &Arc<Census> {
-        &self.census
-    }
-
-    /// Whether the listener was taken away.
+    /// Whether its connections are to leave.
     pub(super) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
     }

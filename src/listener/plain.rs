@@ -1,6 +1,6 @@
 //! HTTP in plain text on a listener that speaks TLS: answered as nginx does, 400, so that who mistyped a URL is told.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use super::{
     Endpoint,
@@ -20,13 +20,13 @@ pub(super) fn may_be_http(first: u8) -> bool {
     first.is_ascii_alphabetic()
 }
 
-/// Reads the head of a request and refuses it. What is no HTTP either is left without an answer.
-pub(super) async fn refuse(post: &Post, endpoint: &Endpoint, socket: Socket, ends: Ends) {
+/// Reads the head of a request, which is due counted from `since`, and refuses it. What is no HTTP either is left without an answer.
+pub(super) async fn refuse(post: &Post, endpoint: &Endpoint, socket: Socket, ends: Ends, since: Instant) {
     let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
     let client = ends.address();
     let mut conn = Conn::new(Transport::Plain(socket), None);
-    let info = Arc::new(worker::info(ends, None, endpoint, conn.fd()));
-    let refused = match h1::head(post, &mut conn, endpoint, &deadline, Wait::First, &mut None).await {
+    let mut info = Arc::new(worker::info(ends, None, endpoint, conn.fd()));
+    let refused = match h1::head(post, &mut conn, (endpoint, &mut info), &deadline, (Wait::First, since), &mut None).await {
         Some(Parsed::Request(head)) => front::told(&conn.ahead()[..head.head], Reason::PlainHttp),
         // Whatever is wrong with it besides.
         Some(Parsed::Refused(refused)) if !refused.method.is_empty() => {

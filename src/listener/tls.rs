@@ -74,6 +74,11 @@ impl Tls {
         self.0.load().config.clone()
     }
 
+    /// By whom clients are judged now.
+    pub(super) fn clients(&self) -> Option<ClientAuth> {
+        self.0.load().model.client_auth.clone()
+    }
+
     pub(super) fn serving(&self) -> Arc<Serving> {
         self.0.load_full()
     }
@@ -139,12 +144,12 @@ impl Serving {
         Err(io::Error::other(UnknownName(name)))
     }
 
-    /// What is known of the client after a handshake. rustls takes a certificate out of a ticket as it was; here it is
-    /// judged again, as it may have expired since.
+    /// What is known of the client after a handshake, where `again`, of its certificate anew: rustls takes one out of a ticket
+    /// as it was, and it may have expired since; and a handshake may have been another configuration's.
     ///
     /// # Errors
     /// It is not good any more, or there should be one.
-    pub(super) fn client(&self, session: &ServerConnection, resumed: bool) -> Result<Verified, rustls::Error> {
+    pub(super) fn client(&self, session: &ServerConnection, again: bool) -> Result<Verified, rustls::Error> {
         let Some((mode, verifier)) = &self.clients else { return Ok(Verified::NotAsked) };
         let Some((first, rest)) = session.peer_certificates().and_then(<[_]>::split_first) else {
             return match mode {
@@ -152,7 +157,7 @@ impl Serving {
                 ClientAuthMode::Required => Err(rustls::Error::NoCertificatesPresented),
             };
         };
-        if resumed {
+        if again {
             verifier.verify_client_cert(first, rest, UnixTime::now())?;
         }
         Ok(Verified::Success(Box::new(shown(first))))

@@ -35,7 +35,7 @@ use super::{
     refusals,
 };
 use crate::{
-    config::model::Alpn,
+    config::model::{Alpn, ListenerLimits},
     policy::proxy_protocol::Agreed,
     proxy::{ConnInfo, Current, Kit, TlsInfo, Unserved},
     runtime::{
@@ -246,16 +246,16 @@ fn start(post: &Arc<Post>, accepted: Accepted) {
             return;
         }
     };
-    let post = post.clone();
+    let (post, since) = (post.clone(), Instant::now());
     let ends = Ends::of(&endpoint, &socket, client);
     if endpoint.tls.is_some() {
         tokio::spawn(secure(post, endpoint, socket, ends, open));
     } else if endpoint.model.proxy_protocol.is_some() {
         tokio::spawn(announced(post, endpoint, socket, ends, open));
     } else {
-        let conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint)));
+        let conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint.model.limits)));
         let info = Arc::new(info(ends, None, &endpoint, conn.fd()));
-        tokio::spawn(h1::serve(post, conn, info, endpoint, open));
+        tokio::spawn(h1::serve(post, conn, info, endpoint, (open, since)));
     }
 }
 
@@ -281,17 +281,18 @@ async fn announced_ends(
 /// What requests know of their connection.
 pub(super) fn info(ends: Ends, tls: Option<TlsInfo>, endpoint: &Endpoint, fd: RawFd) -> ConnInfo {
     let Ends { peer, hidden, counted: _, client, local, agreed } = ends;
-    ConnInfo::new(client, tls, &endpoint.model, fd).at(local).from(peer, hidden).agreed_on(agreed)
+    ConnInfo::new(client, tls, endpoint.model.clone(), fd).at(local).from(peer, hidden).agreed_on(agreed)
 }
 
-fn pacing(post: &Post, endpoint: &Endpoint) -> Option<Pacing> {
-    Pacing::new(post.kit.deadlines(), endpoint.model.limits.min_body_rate)
+pub(super) fn pacing(post: &Post, limits: &ListenerLimits) -> Option<Pacing> {
+    Pacing::new(post.kit.deadlines(), limits.min_body_rate)
 }
 
-/// Plain text behind a PROXY header, which may take as long as a head.
+/// Plain text behind a PROXY header: both, the header and the head of the first request, may take as long as a head.
 async fn announced(post: Arc<Post>, endpoint: Arc<Endpoint>, mut socket: Socket, ends: Ends, open: Open) {
     let deadline = post.kit.deadlines().guard_of(endpoint.place().owner(), How::Read);
-    deadline.arm(socket.as_raw_fd(), Wait::First, Instant::now(), endpoint.model.limits.header_timeout);
+    let since = Instant::now();
+    deadline.arm(socket.as_raw_fd(), Wait::First, since, endpoint.model.limits.header_timeout);
     let (ends, ahead, open) = match Box::pin(announced_ends(&mut socket, ends, &endpoint, &deadline, open)).await {
         Ok(announced) => announced,
         Err((client, cause)) => {
@@ -306,10 +307,10 @@ async fn announced(post: Arc<Post>, endpoint: Arc<Endpoint>, mut socket: Socket,
         }
     };
     drop(deadline);
-    let mut conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint)));
+    let mut conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint.model.limits)));
     *conn.ahead() = ahead;
     let info = Arc::new(info(ends, None, &endpoint, conn.fd()));
-    h1::serve(post, conn, info, endpoint, open).await;
+    h1::serve(post, conn, info, endpoint, (open, since)).await;
 }
 
 async fn secure(post: Arc<Post>, endpoint: Arc<Endpoint>, socket: Socket, ends: Ends, open: Open) {
@@ -319,7 +320,7 @@ async fn secure(post: Arc<Post>, endpoint: Arc<Endpoint>, socket: Socket, ends: 
             Box::pin(h2::serve(post, conn, info, endpoint)).await;
             drop(open);
         }
-        _ => h1::serve(post, conn, info, endpoint, open).await,
+        _ => h1::serve(post, conn, info, endpoint, (open, Instant::now())).await,
     }
 }
 
@@ -332,7 +333,8 @@ async fn handshake(
 ) -> Option<(Box<Conn>, Arc<ConnInfo>, Open)> {
     let tls = endpoint.tls.as_ref()?.serving();
     let deadline = post.kit.deadlines().guard(How::Both);
-    deadline.arm(socket.as_raw_fd(), Wait::Work, Instant::now(), endpoint.model.limits.handshake_timeout);
+    let since = Instant::now();
+    deadline.arm(socket.as_raw_fd(), Wait::Work, since, endpoint.model.limits.handshake_timeout);
     let (mut ends, ahead, open) = match announced_ends(&mut socket, ends, endpoint, &deadline, open).await {
         Ok(announced) => announced,
         Err((client, cause)) => {
@@ -346,7 +348,7 @@ async fn handshake(
         Ok(Some(first)) if plain::may_be_http(first) => {
             endpoint.metrics.handshake(Handshake::Failed);
             drop(deadline);
-            Box::pin(plain::refuse(post, endpoint, socket, ends)).await;
+            Box::pin(plain::refuse(post, endpoint, socket, ends, since)).await;
             return None;
         }
         // Nobody said a word: a look whether the port is open.
@@ -359,7 +361,11 @@ async fn handshake(
     let accepted = tls.accept(socket).await.and_then(|stream| {
         let session = stream.get_ref().1;
         let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
-        let verified = tls.client(session, resumed).map_err(std::io::Error::other)?;
+        // Who is asked for more since it began must have it.
+        let gone = || std::io::Error::other("the listener speaks no TLS any more");
+        let now = endpoint.newest_tls().ok_or_else(gone)?.serving();
+        let again = resumed || !Arc::ptr_eq(&now, &tls);
+        let verified = now.client(session, again).map_err(std::io::Error::other)?;
         Ok((stream, resumed, verified))
     });
     match accepted {
@@ -375,7 +381,7 @@ async fn handshake(
                 version: session.protocol_version(),
                 alpn: session.alpn_protocol().map(|name| if name == b"h2" { Alpn::Http2 } else { Alpn::Http1 }),
             };
-            let conn = Box::new(Conn::new(Transport::Tls(Box::new(stream)), pacing(post, endpoint)));
+            let conn = Box::new(Conn::new(Transport::Tls(Box::new(stream)), pacing(post, &endpoint.model.limits)));
             let info = self::info(ends, Some(info), endpoint, conn.fd());
             Some((conn, Arc::new(info.with_client(verified)), open))
         }

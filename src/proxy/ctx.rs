@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     config::model,
-    policy::{access::Access, forwarded::Scheme, proxy_protocol::Agreed},
+    policy::{forwarded::Scheme, proxy_protocol::Agreed},
     runtime::{
         backend::{BackendState, Picked},
         deadlines::{Deadline, Deadlines, Wait, abort_on_close, queued},
@@ -49,13 +49,10 @@ pub struct ConnInfo {
     agreed: Agreed,
     tls: Option<TlsInfo>,
     verified: Verified,
-    redirect_https: bool,
-    access: Option<Arc<Access>>,
+    listener: Arc<model::Listener>,
     logged: AtomicBool,
     afterwards: AtomicU8,
     fault: AtomicU8,
-    limits: model::ListenerLimits,
-    engine: Option<model::Engine>,
     blocked: Arc<AtomicBool>,
     fd: RawFd,
 }
@@ -74,7 +71,7 @@ pub enum Afterwards {
 
 impl ConnInfo {
     /// A connection from `client` (`None` for a unix socket), by the PROXY header where there was one, on the descriptor `fd`.
-    pub fn new(client: Option<SocketAddr>, tls: Option<TlsInfo>, listener: &model::Listener, fd: RawFd) -> Self {
+    pub fn new(client: Option<SocketAddr>, tls: Option<TlsInfo>, listener: Arc<model::Listener>, fd: RawFd) -> Self {
         Self {
             client,
             local: None,
@@ -83,16 +80,27 @@ impl ConnInfo {
             agreed: Agreed::default(),
             tls,
             verified: Verified::NotAsked,
-            redirect_https: listener.redirect_https,
-            access: listener.access.clone(),
+            listener,
             logged: AtomicBool::new(false),
             afterwards: AtomicU8::new(Afterwards::Drop as u8),
             fault: AtomicU8::new(NO_FAULT),
-            limits: listener.limits,
-            engine: listener.engine,
             blocked: Arc::default(),
             fd,
         }
+    }
+
+    /// Whether requests are judged by this configuration of the listener.
+    pub fn is_of(&self, listener: &Arc<model::Listener>) -> bool {
+        Arc::ptr_eq(&self.listener, listener)
+    }
+
+    /// The same connection, between requests (HTTP/1), with another configuration of its listener to judge them by.
+    #[must_use]
+    pub fn judged_by(&self, listener: &Arc<model::Listener>) -> Self {
+        let Self { client, local, connected, hidden, ref agreed, tls, ref verified, ref blocked, fd, .. } = *self;
+        let (agreed, verified, blocked) = (agreed.clone(), verified.clone(), blocked.clone());
+        let new = Self::new(client, tls, listener.clone(), fd);
+        Self { local, connected, hidden, agreed, verified, blocked, ..new }
     }
 
     /// With what is known of the client's certificate.
@@ -148,7 +156,7 @@ impl ConnInfo {
 
     /// Whether the listener serves this peer; behind a PROXY header that is the client it tells.
     pub(super) fn is_admitted(&self) -> bool {
-        self.access.as_ref().is_none_or(|access| access.allows(self.peer()))
+        self.listener.access.as_ref().is_none_or(|access| access.allows(self.peer()))
     }
 
     /// `None` on plain text.
@@ -161,17 +169,17 @@ impl ConnInfo {
     }
 
     pub(super) fn redirect_https(&self) -> bool {
-        self.redirect_https
+        self.listener.redirect_https
     }
 
     /// Who moves the bytes of plain requests, where the listener says.
     pub(super) fn engine(&self) -> Option<model::Engine> {
-        self.engine
+        self.listener.engine
     }
 
     /// What the listener allows.
     pub fn limits(&self) -> &model::ListenerLimits {
-        &self.limits
+        &self.listener.limits
     }
 
     /// As in logs; empty on plain text.

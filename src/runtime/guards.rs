@@ -1,6 +1,8 @@
 //! A route's guards with their counters. What counts goes on where a new configuration says the same of it: a reload or a
 //! change at run time forgives nobody.
 
+mod carried;
+
 use std::{
     fmt::Write as _,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -9,6 +11,7 @@ use std::{
 
 use http::HeaderValue;
 
+pub use self::carried::{Carried, key};
 use crate::{
     config::model::{self, ForwardAuth, Secret},
     policy::{
@@ -54,16 +57,14 @@ pub struct Guards {
 }
 
 impl Guards {
-    /// The guards of a route, going on from those it had; `None` where everything passes.
-    pub fn build(model: &model::Guards, previous: Option<&Self>, seed: &Arc<LimitSeed>) -> Option<Self> {
+    /// The guards of a route, going on from what is carried to it; `None` where everything passes.
+    pub fn build(model: &model::Guards, before: &mut Carried, seed: &Arc<LimitSeed>) -> Option<Self> {
         if model.is_empty() {
             return None;
         }
-        let rate = RateLimits::build(&model.rate_limits, previous.and_then(|before| before.rate.as_ref()), seed);
+        let rate = RateLimits::build(&model.rate_limits, before, seed);
         let concurrency = model.concurrency.as_ref();
-        let before = previous.and_then(|before| before.concurrency.as_ref());
         let concurrency = concurrency.map(|model| ConcurrencyLimit::build(model, before, seed));
-        let before = previous.and_then(|before| before.basic.as_ref());
         let basic = model.basic_auth.as_ref().map(|model| BasicAuth::build(model, before));
         let forward = model.forward_auth.clone();
         Some(Self { access: model.access.clone(), rate, concurrency, basic, forward })
@@ -131,20 +132,17 @@ pub struct Rated {
 }
 
 impl RateLimits {
-    fn build(models: &[model::RateLimit], previous: Option<&Self>, seed: &Arc<LimitSeed>) -> Option<Self> {
+    fn build(models: &[model::RateLimit], before: &mut Carried, seed: &Arc<LimitSeed>) -> Option<Self> {
         if models.is_empty() {
             return None;
         }
-        let mut before: Vec<Arc<RateLimit>> = previous.map(|before| before.limits.to_vec()).unwrap_or_default();
         let mut limits = Vec::with_capacity(models.len());
         for model::RateLimit { key, rate } in models {
-            // Times of arrival mean nothing at another rate, so such a limit begins anew. Two alike have each their own.
-            let same = before.iter().position(|old| old.key == *key && old.table.rate() == *rate);
             let fresh = || {
                 let (table, seed) = (RateTable::new(*rate), seed.clone());
                 Arc::new(RateLimit { key: key.clone(), table, seed, epoch: Instant::now() })
             };
-            limits.push(same.map_or_else(fresh, |at| before.swap_remove(at)));
+            limits.push(before.rate(key, *rate).unwrap_or_else(fresh));
         }
         let names: Box<[String]> = (0..limits.len()).map(|at| name(&limits, at)).collect();
         let items: Vec<String> =
@@ -237,10 +235,9 @@ pub struct ConcurrencyLimit {
 }
 
 impl ConcurrencyLimit {
-    fn build(model: &model::ConcurrencyLimit, previous: Option<&Self>, seed: &Arc<LimitSeed>) -> Self {
+    fn build(model: &model::ConcurrencyLimit, before: &mut Carried, seed: &Arc<LimitSeed>) -> Self {
         let model::ConcurrencyLimit { key, limit } = model;
-        let same = previous.filter(|before| before.key == *key);
-        let table = same.map(|before| before.table.clone()).unwrap_or_default();
+        let table = before.in_flight(key).unwrap_or_default();
         // Of the same seed always: builds that go on from one another share one.
         Self { key: key.clone(), limit: *limit, table, seed: seed.clone() }
     }
@@ -266,12 +263,10 @@ pub struct BasicAuth {
 }
 
 impl BasicAuth {
-    fn build(model: &model::BasicAuth, previous: Option<&Arc<Self>>) -> Arc<Self> {
+    fn build(model: &model::BasicAuth, before: &Carried) -> Arc<Self> {
         let challenge = format!("Basic realm=\"{}\", charset=\"UTF-8\"", model.realm);
         let challenge = HeaderValue::try_from(challenge).expect("a realm is visible ASCII");
-        // What was verified holds for the same file only: a password that was changed is asked for at once.
-        let same = previous.filter(|before| before.content == model.content);
-        let (users, verdicts) = match same {
+        let (users, verdicts) = match before.verified(&model.content) {
             Some(before) => (before.users.clone(), before.verdicts.clone()),
             None => (model.users.clone(), Arc::new(Mutex::new(Verdicts::new(&rand::random())))),
         };

@@ -6,7 +6,7 @@ use http::{HeaderValue, Method, Version, header};
 
 use super::{
     connections::Connections,
-    guards::{Guards, LimitSeed},
+    guards::{self, Carried, Guards, LimitSeed},
     peer::TlsProfile,
     upstream::Upstream,
 };
@@ -93,6 +93,8 @@ impl Member {
 pub struct Route {
     /// For logs.
     pub name: Name,
+    /// Under which its counters are found again.
+    pub key: String,
     /// What a request must pass first; `None` where everything passes.
     pub guards: Option<Guards>,
     /// What is done.
@@ -150,19 +152,21 @@ impl Snapshot {
             Arc::new(Member::build(upstream, backends, &model.process, previous, &connections, metrics))
         };
         let places: HashMap<&Name, usize> = model.upstreams.keys().enumerate().map(|(at, name)| (name, at)).collect();
-        let routes_before: HashMap<&Name, &Route> = previous
-            .iter()
-            .flat_map(|previous| previous.rules.routes.iter())
-            .filter(|route| route.guards.is_some())
-            .map(|route| (&route.name, route))
-            .collect();
-        let route = |route: &model::Route| {
-            let before = routes_before.get(&route.name).copied();
-            Route::build(route, &places, before, &limit_seed)
+        let mut carried: HashMap<&str, Carried> = HashMap::new();
+        for before in previous.iter().flat_map(|previous| previous.rules.routes.iter()) {
+            if let Some(guards) = &before.guards {
+                carried.entry(&before.key).or_default().add(guards);
+            }
+        }
+        let mut route = |route: &model::Route| {
+            let key = guards::key(route);
+            let mut nothing = Carried::default();
+            let before = carried.get_mut(key.as_str()).unwrap_or(&mut nothing);
+            Route::build(route, key, &places, before, &limit_seed)
         };
         let rules = Rules {
             router: Router::new(model.routes.iter().map(|route| &route.matches)),
-            routes: model.routes.iter().map(route).collect(),
+            routes: model.routes.iter().map(&mut route).collect(),
             trusted: TrustedProxies::new(&model.trusted_proxies),
             engine: model.engine,
             via: model.via.as_ref().and_then(|name| Via::new(name.as_str())),
@@ -285,8 +289,9 @@ pub fn choose(upstreams: &[(usize, Weight)], seed: u64) -> usize {
 impl Route {
     fn build(
         route: &model::Route,
+        key: String,
         places: &HashMap<&Name, usize>,
-        previous: Option<&Self>,
+        before: &mut Carried,
         seed: &Arc<LimitSeed>,
     ) -> Self {
         let action = match &route.action {
@@ -306,7 +311,8 @@ impl Route {
         };
         Self {
             name: route.name.clone(),
-            guards: Guards::build(&route.guards, previous.and_then(|before| before.guards.as_ref()), seed),
+            key,
+            guards: Guards::build(&route.guards, before, seed),
             action,
             request_headers: route.request_headers.clone(),
             response_headers: route.response_headers.clone(),

@@ -300,7 +300,7 @@ impl Running {
                     self.crew.listen(&listening);
                     self.tell("listener.added", "reload", address.to_string(), String::new());
                 }
-                Step::Changed(listener, tls) => listening.change(*listener, tls),
+                Step::Changed(listener, tls) => self.crew.change(&listening, *listener, tls),
                 Step::Kept => {}
             }
             held.push((address, listening));

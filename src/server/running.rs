@@ -200,6 +200,7 @@ impl Running {
         self.reload_wanted();
         if second {
             self.certificates.look();
+            self.held().listeners.iter().for_each(|(_, listening)| self.crew.look_at_files(listening));
         }
         if second && self.store.model().reload_on_change {
             self.look_at_file();

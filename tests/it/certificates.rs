@@ -117,6 +117,44 @@ async fn an_ocsp_response_is_sent_while_it_holds() {
     proxy.logged("out of date").await;
 }
 
+#[tokio::test]
+async fn no_ocsp_response_stands_in_the_way_of_a_certificate() {
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let (first, second) = (ca.issue(&["a.test"]), ca.issue(&["a.test"]));
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("main.ocsp");
+    // It starts with none at all.
+    let proxy = proxy_with(&first, &origin, &format!(", ocsp: {}", file.display())).await;
+    let sent = async || {
+        let (config, seen) = client_seeing_ocsp();
+        Client::tls(proxy.listen, "a.test", &config).await;
+        seen.ocsp.lock().expect("no panic").clone()
+    };
+    let stapled = async |value: f64| {
+        proxy.metric("rrlb_certificate_ocsp_stapled", &["main"], |stapled| stapled == value).await;
+    };
+    assert!(sent().await.is_empty());
+    stapled(0.0).await;
+    proxy.logged("no OCSP response can be read").await;
+    fs::write(&file, first.ocsp("20900101000000Z")).expect("write");
+    eventually("the response", async || sent().await == first.ocsp("20900101000000Z")).await;
+    stapled(1.0).await;
+    // A renewal, and the response is still the one of the certificate before.
+    replace(&second, proxy.config.dir(), "pem");
+    replace(&second, proxy.config.dir(), "key");
+    eventually("the new certificate", async || shown(&proxy).await == *second.der).await;
+    assert!(sent().await.is_empty(), "not that of another certificate");
+    stapled(0.0).await;
+    proxy.logged("is served without an OCSP response").await;
+    // A reload of the same serves on; so does whoever begins now.
+    proxy.reload().await;
+    proxy.metric("rrlb_config_generation", &[], |generation| generation == 2.0).await;
+    proxy.config.run(&["-t"]).await.ended_with(0);
+    fs::write(&file, second.ocsp("20900101000000Z")).expect("write");
+    eventually("its own response", async || sent().await == second.ocsp("20900101000000Z")).await;
+    stapled(1.0).await;
+}
+
 /// An OCSP responder that says what it is given; nothing is 500.
 async fn responder(says: &Arc<Mutex<Vec<u8>>>) -> Origin {
     let says = says.clone();

@@ -41,6 +41,8 @@ mod proxy_protocol_names;
 mod regressions;
 mod regressions_lifecycle;
 mod reload;
+mod reload_connections;
+mod reload_counters;
 mod responses;
 mod routes;
 mod safe_start;

@@ -2,12 +2,18 @@
 //! all are gone soon after the deadline, and most of their memory with them.
 
 use std::{
+    net::SocketAddr,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::Semaphore,
+    task::JoinSet,
+};
 
 use crate::support::{
     address, eventually,
@@ -165,4 +171,42 @@ async fn memory_is_not_held_in_huge_pages() {
         .expect("a number of KiB");
     // Where the system makes them unasked, one may be there before our first instruction.
     assert!(huge <= 4 << 10, "{huge} KiB");
+}
+
+/// A client that sends these bytes one by one and then `G` without an end; how long it was let.
+async fn let_for(to: SocketAddr, bytes: &[u8]) -> Duration {
+    let mut stream = TcpStream::connect(to).await.expect("connect");
+    let began = Instant::now();
+    let mut scratch = [0; 1024];
+    for byte in bytes.iter().chain(std::iter::repeat(&b'G')) {
+        if stream.write_all(&[*byte]).await.is_err() {
+            break;
+        }
+        match tokio::time::timeout(Duration::from_millis(20), stream.read(&mut scratch)).await {
+            Ok(Ok(0) | Err(_)) => break,
+            Ok(Ok(_)) | Err(_) => {}
+        }
+    }
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn what_comes_before_a_head_wins_it_no_time() {
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let (timeout, secure) = (Duration::from_millis(1500), address::unused());
+    let yaml = "
+        certificates: { main: <main> }
+        x-limits: &limits { header_timeout: 1500ms }
+        listeners:
+          - { address: <listen>, proxy_protocol: { from: 127.0.0.1 }, limits: *limits }
+          - { address: <secure>, proxy_protocol: { from: 127.0.0.1 }, tls: { certificates: [main] }, limits: *limits }";
+    let config = Config::before(&[&origin], yaml).put("secure", secure);
+    let main = ca.issue(&["a.test"]).write(config.dir(), "main");
+    let proxy = config.put("main", main).start().await;
+    // Takes most of the time by itself.
+    let header = b"PROXY TCP4 203.0.113.7 198.51.100.9 4242 443\r\n";
+    let (plain, plain_on_tls) = tokio::join!(let_for(proxy.listen, header), let_for(secure, header));
+    for (client, was_let) in [("plain text", plain), ("plain text on TLS", plain_on_tls)] {
+        assert!(was_let >= timeout && was_let < timeout + Duration::from_millis(700), "{client}: {was_let:?}");
+    }
 }

@@ -45,7 +45,7 @@ impl std::fmt::Debug for Certificate {
 pub struct Ocsp {
     /// The file; `None` where it was fetched.
     pub path: Option<PathBuf>,
-    /// The response as it is sent.
+    /// The response as it is sent; empty where the file holds none for this certificate: it is followed on.
     pub der: Arc<[u8]>,
     /// Until when it holds, in seconds since 1970; `None` where it does not say.
     pub next_update: Option<i64>,
@@ -54,7 +54,7 @@ pub struct Ocsp {
 impl Ocsp {
     /// Whether it still holds at `now`, in seconds since 1970.
     pub fn holds(&self, now: i64) -> bool {
-        self.next_update.is_none_or(|next| now < next)
+        !self.der.is_empty() && self.next_update.is_none_or(|next| now < next)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
 
 /// A route under its name.
 pub(super) fn route(route: &Route) -> (Cow<'_, str>, Part<'_>) {
-    let Route { name, matches, guards, engine, action, request_headers, response_headers } = route;
+    let Route { name, named: _, matches, guards, engine, action, request_headers, response_headers } = route;
     let mut out = vec![entry("name", text(name.as_str())), entry("match", route_match(matches))];
     guard::guards(guards, &mut out);
     out.extend(engine.map(|engine| entry("engine", bare(engine.as_str()))));

@@ -27,7 +27,9 @@ fn guards(route: &str, previous: Option<&Guards>) -> Guards {
         let rate = before.rate.as_ref().map(|limits| limits.limits[0].seed.clone());
         rate.or_else(|| Some(before.concurrency.as_ref()?.seed.clone()))
     });
-    Guards::build(&model(route).routes[0].guards, previous, &before.unwrap_or_default()).expect("guards")
+    let mut carried = Carried::default();
+    previous.into_iter().for_each(|previous| carried.add(previous));
+    Guards::build(&model(route).routes[0].guards, &mut carried, &before.unwrap_or_default()).expect("guards")
 }
 
 /// What `client` asks, without fields.
@@ -197,4 +199,23 @@ fn a_seed_is_adopted_before_its_first_use_and_not_after() {
     used.get();
     assert!(!used.adopt(seed));
     assert_ne!(*used.get(), seed);
+}
+
+#[test]
+fn a_route_without_a_name_is_found_again_by_what_it_matches() {
+    let key_of = |matches: &str| key(&named(&format!("match: {{ {matches} }}, upstream: app")));
+    let same = key_of("host: [a.test, \"*.b.test\"], path: /v1/, method: [GET, POST], header: { X-A: \"1\" }");
+    assert_eq!(same, "match path=/v1/ header=x-a:\"1\" host=*.b.test host=a.test method=GET method=POST");
+    assert_eq!(same, key_of("header: { X-A: \"1\" }, method: [POST, GET], host: [\"*.b.test\", a.test], path: /v1"));
+    assert_ne!(key_of("path: /v1"), key_of("path_exact: /v1"));
+    assert_eq!(key(&named("name: api, match: { path: /v1 }, upstream: app")), "api");
+}
+
+fn named(route: &str) -> model::Route {
+    let text = format!(
+        "listeners: [{{ address: 127.0.0.1:0 }}]\nupstreams: {{ app: {{ backends: [a:1] }} }}\nroutes: [{{ {route} }}]\n"
+    );
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/test.yaml");
+    let loaded = parse_with(&text, &file, &|_| None);
+    loaded.unwrap_or_else(|report| panic!("{}", report.render(crate::config::Format::Human))).model.routes.remove(0)
 }

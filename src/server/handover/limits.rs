@@ -1,6 +1,6 @@
 //! What rate limits have counted, for a successor: the seed of the keys' numbers and, of each limit, the keys that have
-//! used something of their burst with the time until it is whole again. A limit is the same under the same route name, key
-//! and rate. Bounded: of a limit the busiest keys, and of all limits as many as fit, in equal shares, so that a flood of
+//! used something of their burst with the time until it is whole again. A limit is the same under the same key of
+//! its route (the name, else the match), key and rate. Bounded: of a limit the busiest keys, and of all limits as many as fit, in equal shares, so that a flood of
 //! keys at one limit crowds out no other. Concurrency is not here: what is in flight stays with the process that has it.
 
 use std::{
@@ -32,7 +32,7 @@ const MOST_IN_ALL: usize = 200_000;
 #[derive(Deserialize, Serialize)]
 pub(super) struct HandedLimits {
     seed: [u8; 16],
-    /// By the name of the route.
+    /// By the key of the route.
     #[serde(default)]
     routes: BTreeMap<String, Vec<HandedLimit>>,
 }
@@ -67,7 +67,7 @@ impl HandedLimits {
         let mut routes: BTreeMap<String, Vec<HandedLimit>> = BTreeMap::new();
         for ((route, limit), most) in all.into_iter().zip(shares(&live)).filter(|(_, most)| *most > 0) {
             let handed = HandedLimit::of(limit, &limit.export(most, now));
-            routes.entry(route.name.to_string()).or_default().push(handed);
+            routes.entry(route.key.clone()).or_default().push(handed);
         }
         (!routes.is_empty()).then(|| Self { seed: snapshot.limit_seed().get().bytes(), routes })
     }
@@ -78,10 +78,11 @@ impl HandedLimits {
             // The numbers would mean other keys.
             return;
         }
+        // Two limits alike have each their own.
+        let mut all: BTreeMap<&str, Vec<&HandedLimit>> =
+            self.routes.iter().map(|(key, handed)| (key.as_str(), handed.iter().collect())).collect();
         for route in snapshot.routes() {
-            let Some(handed) = self.routes.get(route.name.as_str()) else { continue };
-            // Two limits alike have each their own.
-            let mut handed: Vec<&HandedLimit> = handed.iter().collect();
+            let Some(handed) = all.get_mut(route.key.as_str()) else { continue };
             for limit in limits(route) {
                 if let Some(at) = handed.iter().position(|handed| handed.is_of(limit)) {
                     limit.adopt(handed.remove(at).live(), now);
