@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::{RequestCtx, watch};
 use crate::policy::{
     fuzzing::fields,
-    limit_key::{LimitKey, Seed},
+    limit_key::{Asker, LimitKey, Seed, TwoKeys},
     rewrite::join_cookies,
 };
 
@@ -121,15 +121,18 @@ pub fn cookies(input: &[u8]) {
     let fields = fields(lines.next().unwrap_or_default());
     let seed = Seed::new([7; 16]);
     let key = LimitKey::Cookie(name.to_owned());
-    let of = |fields: &HeaderMap| key.of(None, fields, &seed);
+    let of = |fields: &HeaderMap| key.of(&Asker { client: None, host: None, fields }, &seed);
     let number = of(&fields);
 
-    // A field with that one value has the same number.
+    // A field with that one value has the same number; two values have none.
+    let values = cookies_of(&fields, name);
     let mut probe = HeaderMap::new();
-    if let Some(value) = first_cookie(&fields, name) {
-        probe.insert(PROBE, HeaderValue::from_bytes(&value).expect("a part of a field's value"));
+    if let Some(value) = values.first() {
+        probe.insert(PROBE, HeaderValue::from_bytes(value).expect("a part of a field's value"));
     }
-    assert_eq!(LimitKey::Header(PROBE).of(None, &probe, &seed), number);
+    let one = LimitKey::Header(PROBE).of(&Asker { client: None, host: None, fields: &probe }, &seed);
+    let several = values.iter().any(|value| Some(value) != values.first());
+    assert_eq!(number, if several { Err(TwoKeys) } else { one });
 
     // HTTP/2 may split the field, HTTP/1.1 does not.
     let mut joined = fields.clone();
@@ -144,19 +147,20 @@ pub fn cookies(input: &[u8]) {
     }
     assert_eq!(of(&split), number, "split");
 
-    // What comes after it, and what has another name, does not matter.
+    // What has another name does not matter.
     let mut more = fields.clone();
     more.append(header::COOKIE, HeaderValue::try_from(format!("{name}-2=1; ")).expect("a value"));
     assert_eq!(of(&more), number);
-    if !probe.is_empty() {
+    if values.iter().any(|value| value.as_slice() != b"another") {
         let again = HeaderValue::try_from(format!("{name}=another")).expect("a value");
         more.append(header::COOKIE, again);
-        assert_eq!(of(&more), number, "a second one counts");
+        assert_eq!(of(&more), Err(TwoKeys), "a second one counts");
     }
 }
 
-/// The cookie as RFC 6265 §5.2 would take it apart.
-fn first_cookie(fields: &HeaderMap, name: &str) -> Option<Vec<u8>> {
+/// The cookies of that name as RFC 6265 §5.2 would take them apart.
+fn cookies_of(fields: &HeaderMap, name: &str) -> Vec<Vec<u8>> {
+    let mut values = Vec::new();
     let lines: Vec<&[u8]> = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
     let text = lines.join(&b';');
     for pair in text.split(|byte| *byte == b';') {
@@ -164,8 +168,8 @@ fn first_cookie(fields: &HeaderMap, name: &str) -> Option<Vec<u8>> {
         if pair[..at].trim_ascii() == name.as_bytes() {
             let value = pair[at + 1..].trim_ascii();
             let quoted = value.len() > 1 && value.starts_with(b"\"") && value.ends_with(b"\"");
-            return Some(if quoted { value[1..value.len() - 1].to_vec() } else { value.to_vec() });
+            values.push(if quoted { value[1..value.len() - 1].to_vec() } else { value.to_vec() });
         }
     }
-    None
+    values
 }

@@ -135,6 +135,8 @@ fn kind(key: &LimitKey) -> String {
         LimitKey::ClientIp => "client_ip".to_owned(),
         LimitKey::Cookie(name) => format!("cookie:{name}"),
         LimitKey::Header(name) => format!("header:{name}"),
+        // As it was called when it was a field like any other.
+        LimitKey::Host => "header:host".to_owned(),
         LimitKey::Route => "route".to_owned(),
     }
 }
