@@ -13,8 +13,10 @@ use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
 
 mod guard;
+mod tls;
 
 pub use guard::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret, ServiceTls};
+pub use tls::{Certificate, CipherProfile, ClientAuth, ClientAuthMode, ListenerTls, Ocsp, RevocationLists};
 
 pub use super::engine::Engine;
 use crate::{
@@ -24,10 +26,6 @@ use crate::{
     },
     types::{AdminState, BackendAddress, ByteSize, ListenAddress, Name, Weight},
 };
-
-mod tls;
-
-pub use tls::{Certificate, CipherProfile, ClientAuth, ClientAuthMode, ListenerTls, Ocsp, RevocationLists};
 
 /// Everything one configuration file says.
 #[derive(Clone, Debug)]

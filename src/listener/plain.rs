@@ -26,14 +26,15 @@ pub(super) async fn refuse(post: &Post, endpoint: &Endpoint, socket: Socket, end
     let client = ends.address();
     let mut conn = Conn::new(Transport::Plain(socket), None);
     let mut info = Arc::new(worker::info(ends, None, endpoint, conn.fd()));
-    let refused = match h1::head(post, &mut conn, (endpoint, &mut info), &deadline, (Wait::First, since), &mut None).await {
-        Some(Parsed::Request(head)) => front::told(&conn.ahead()[..head.head], Reason::PlainHttp),
-        Some(Parsed::Refused(refused)) if !refused.method.is_empty() => *refused,
-        Some(Parsed::Refused(refused)) if refused.reason == Reason::HeaderTimeout => {
-            return post.refusals.count(endpoint, client, Refusal::TlsTimeout, None);
-        }
-        _ => return post.refusals.count(endpoint, client, Refusal::TlsMalformed, None),
-    };
+    let refused =
+        match h1::head(post, &mut conn, (endpoint, &mut info), &deadline, (Wait::First, since), &mut None).await {
+            Some(Parsed::Request(head)) => front::told(&conn.ahead()[..head.head], Reason::PlainHttp),
+            Some(Parsed::Refused(refused)) if !refused.method.is_empty() => *refused,
+            Some(Parsed::Refused(refused)) if refused.reason == Reason::HeaderTimeout => {
+                return post.refusals.count(endpoint, client, Refusal::TlsTimeout, None);
+            }
+            _ => return post.refusals.count(endpoint, client, Refusal::TlsMalformed, None),
+        };
     post.refusals.count(endpoint, client, Refusal::PlainHttp, None);
     h1::refuse(post, &mut conn, &info, &deadline, refused, false).await;
 }
