@@ -152,7 +152,7 @@ fn or_say<T>(d: &mut Decoder<'_>, item: &Item<'_>, read: Result<T, Bad>) -> Opti
     read.map_err(|Bad { code, message, help }| d.error(item, code, message, help)).ok()
 }
 
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     i64::try_from(now).unwrap_or(i64::MAX)
 }
@@ -184,11 +184,12 @@ fn revocation_lists(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<RevocationLi
     let path = d.path(item)?;
     let content = said(d, item, d.files.read(&path, pem::LARGEST_LIST), MISSING_FILE)?;
     let lists = or_say(d, item, pem::lists(&content))?;
-    if let Some(end) = pem::lists_end(&lists).filter(|end| end.timestamp() < now()) {
-        let message = format!("the revocation list was to be replaced by {}: no client certificate passes", date(end));
+    let next_update = pem::lists_end(&lists).map(|end| end.timestamp());
+    let lists = RevocationLists { path, lists: lists.into(), next_update };
+    if let Some(message) = old_lists(&lists, now()) {
         d.warn_at(item.node.mark(), &item.path, "crl-out-of-date", message, "get the authority's present list");
     }
-    Some(RevocationLists { path, lists: lists.into() })
+    Some(lists)
 }
 
 /// All certificates of a PEM file, at least one; each is at least well-formed.
@@ -200,16 +201,27 @@ fn certificates_in(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path) -> Option<
 /// What the first certificate says; warns where it is not valid today.
 fn inspect(d: &mut Decoder<'_>, item: &Item<'_>, chain: &[CertificateDer<'_>]) -> Option<Leaf> {
     let leaf = or_say(d, item, pem::leaf(chain))?;
-    let now = now();
-    if leaf.not_after.timestamp() < now {
-        let message = format!("the certificate expired on {}", date(leaf.not_after));
-        d.warn_at(item.node.mark(), &item.path, "certificate-expired", message, "renew it");
-    }
-    if leaf.not_before.timestamp() > now {
-        let message = format!("the certificate is not valid before {}", date(leaf.not_before));
-        d.warn_at(item.node.mark(), &item.path, "certificate-not-yet-valid", message, "check the clock");
+    if let Some((code, message, help)) = out_of_time(&leaf, now()) {
+        d.warn_at(item.node.mark(), &item.path, code, message, help);
     }
     Some(leaf)
+}
+
+/// What there is to say of a certificate that is not valid at `now`: code, message and help.
+pub(super) fn out_of_time(leaf: &Leaf, now: i64) -> Option<(&'static str, String, &'static str)> {
+    if leaf.not_after.timestamp() < now {
+        let message = format!("the certificate expired on {}", date(leaf.not_after));
+        return Some(("certificate-expired", message, "renew it"));
+    }
+    let message = || format!("the certificate is not valid before {}", date(leaf.not_before));
+    (leaf.not_before.timestamp() > now).then(|| ("certificate-not-yet-valid", message(), "check the clock"))
+}
+
+/// What there is to say of revocation lists that are out of date at `now`.
+pub(super) fn old_lists(crl: &RevocationLists, now: i64) -> Option<String> {
+    let end = crl.next_update.filter(|end| *end < now)?;
+    let end = x509_parser::time::ASN1Time::from_timestamp(end).map_or_else(|_| end.to_string(), date);
+    Some(format!("the revocation list was to be replaced by {end}: no client certificate passes"))
 }
 
 /// The day, as `2027-01-31`.
@@ -226,12 +238,21 @@ fn private_key(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<(PrivateKeyDer<'s
     Some((key, path))
 }
 
-/// Warns where others than the owner may use a key, or than its group may read it (0640).
+/// Warns where others than the owner may use a key.
 fn warn_open_key(d: &mut Decoder<'_>, item: &Item<'_>, path: &Path) {
-    let mode = d.files.mode(path);
-    if mode & 0o037 != 0 {
-        let message = format!("others than the owner may use the key file (mode {mode:04o})");
+    if let Some(message) = open_key(d.files.mode(path)) {
         d.warn_at(item.node.mark(), &item.path, "open-key-file", message, "chmod 600");
+    }
+}
+
+/// What there is to say of a key file of this mode that others than its owner may use.
+pub(super) fn open_key(mode: u32) -> Option<String> {
+    match mode {
+        0o640 | 0o440 => {
+            Some(format!("the key file's group may read it (mode {mode:04o}): let nobody be in it but rrlb"))
+        }
+        _ if mode & 0o077 != 0 => Some(format!("others than the owner may use the key file (mode {mode:04o})")),
+        _ => None,
     }
 }
 

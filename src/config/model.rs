@@ -7,8 +7,12 @@ use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
 
 mod guard;
+mod listener;
+mod tls;
 
 pub use guard::{BasicAuth, ConcurrencyLimit, ForwardAuth, Guards, RateLimit, Secret, ServiceTls};
+pub use listener::{Listener, ListenerLimits, ProxyProtocol};
+pub use tls::{Certificate, CipherProfile, ClientAuth, ClientAuthMode, ListenerTls, Ocsp, RevocationLists};
 
 pub use super::engine::Engine;
 use crate::{
@@ -18,12 +22,6 @@ use crate::{
     },
     types::{AdminState, BackendAddress, Name, Weight},
 };
-
-mod listener;
-mod tls;
-
-pub use listener::{Listener, ListenerLimits, ProxyProtocol};
-pub use tls::{Certificate, CipherProfile, ClientAuth, ClientAuthMode, ListenerTls, Ocsp, RevocationLists};
 
 /// Everything one configuration file says.
 #[derive(Clone, Debug)]

@@ -8,6 +8,8 @@ use std::{
 };
 
 use super::{
+    certificate::{self, now},
+    files::{Files as _, System},
     model::{Certificate, ClientAuth, Ocsp, RevocationLists, TrustStore},
     pem::{self, Bad},
 };
@@ -41,16 +43,19 @@ impl RenewalError {
 /// A file cannot be read, or they do not fit together.
 pub fn renew_certificate(old: &Certificate) -> Result<(Certificate, Vec<String>), RenewalError> {
     let mut remarks = Vec::new();
+    let now = now();
     let Certificate { name, cert_path, key_path, ocsp, ocsp_fetch, .. } = old;
     let chain = pem::chain(&pem::read(cert_path).map_err(RenewalError::io(cert_path))?);
     let chain = chain.map_err(RenewalError::bad(cert_path))?;
     let leaf = pem::leaf(&chain).map_err(RenewalError::bad(cert_path))?;
+    remarks.extend(certificate::out_of_time(&leaf, now).map(|(_, message, _)| message));
+    remarks.extend(certificate::open_key(System.mode(key_path)));
     let key_der = pem::private_key(&pem::read(key_path).map_err(RenewalError::io(key_path))?);
     let key_der = key_der.map_err(RenewalError::bad(key_path))?;
     let key = pem::pair(name.as_str(), chain, &key_der).map_err(RenewalError::bad(key_path))?;
     // What was fetched is filled in by who keeps it.
     let ocsp = ocsp.as_ref().and_then(|Ocsp { path, .. }| path.as_ref()).map(|path| {
-        let read = || {
+        let read = || -> Result<Ocsp, RenewalError> {
             let der = pem::read(path).map_err(RenewalError::io(path))?;
             let next_update = pem::ocsp(&der, &leaf).map_err(RenewalError::bad(path))?;
             Ok(Ocsp { path: Some(path.clone()), der: der.into(), next_update })
@@ -78,22 +83,24 @@ pub fn renew_certificate(old: &Certificate) -> Result<(Certificate, Vec<String>)
     Ok((certificate, remarks))
 }
 
-/// The authorities and lists for clients as their files are now.
+/// The authorities and lists for clients as their files are now, and what is odd about them.
 ///
 /// # Errors
 /// A file cannot be read, or is not what it was.
-pub fn renew_client_auth(old: &ClientAuth) -> Result<ClientAuth, RenewalError> {
+pub fn renew_client_auth(old: &ClientAuth) -> Result<(ClientAuth, Option<String>), RenewalError> {
     let ClientAuth { mode, ca, crl } = old;
     let authorities = pem::chain(&pem::read(&ca.path).map_err(RenewalError::io(&ca.path))?);
     let authorities = authorities.map_err(RenewalError::bad(&ca.path))?;
     let crl = crl.as_ref().map(|RevocationLists { path, .. }| {
         let lists = pem::lists(&pem::read_lists(path).map_err(RenewalError::io(path))?);
         let lists = lists.map_err(RenewalError::bad(path))?;
-        Ok(RevocationLists { path: path.clone(), lists: lists.into() })
+        let next_update = pem::lists_end(&lists).map(|end| end.timestamp());
+        Ok(RevocationLists { path: path.clone(), lists: lists.into(), next_update })
     });
     let crl = crl.transpose()?;
     pem::client_authorities(&authorities, crl.as_ref().map_or(&[], |crl| &crl.lists))
         .map_err(RenewalError::bad(&ca.path))?;
     let ca = TrustStore { path: ca.path.clone(), certificates: authorities.into() };
-    Ok(ClientAuth { mode: *mode, ca, crl })
+    let remark = crl.as_ref().and_then(|crl| certificate::old_lists(crl, now()));
+    Ok((ClientAuth { mode: *mode, ca, crl }, remark))
 }

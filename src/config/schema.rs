@@ -121,7 +121,11 @@ const KEYS: &[(&str, Kind, &str)] = &[
     ("listeners[].proxy_protocol.required", Boolean, "They must send one, and nobody else is served."),
     ("listeners[].limits", TABLE, "Deadlines and sizes."),
     ("listeners[].limits.handshake_timeout", Duration, "The whole TLS handshake, with the PROXY header before it."),
-    ("listeners[].limits.header_timeout", Duration, "A request's whole head, not each read; of a first one without TLS with the PROXY header before it."),
+    (
+        "listeners[].limits.header_timeout",
+        Duration,
+        "A request's whole head, not each read; of a first one without TLS with the PROXY header before it.",
+    ),
     ("listeners[].limits.idle_timeout", Duration, "Between requests."),
     ("listeners[].limits.max_header_size", Size, "Request line and fields, 1KiB to 1MiB."),
     ("listeners[].allow", NETWORKS, "Whose connections are served; the longest prefix decides, 403 to all others."),

@@ -152,6 +152,7 @@ impl Certificates {
             known.clients.retain(|watched| client_files(&watched.current) != client_files(clients));
             let (ca, crl) = client_files(clients);
             let files = [Some(ca), crl].into_iter().flatten().cloned().collect();
+            self.tell_next_update(clients);
             known.clients.push(Watched::new(clients.clone(), files));
         }
         Ok(tls)
@@ -192,13 +193,13 @@ impl Certificates {
         let mut fresh = Vec::new();
         let mut known = self.lock();
         let Known { certificates, clients, served, stapling, .. } = &mut *known;
-        for watched in certificates.values_mut() {
-            self.look_at_certificate(watched, stapling, now, &mut fresh);
-        }
         let served: Vec<Arc<Tls>> = {
             served.retain(|tls| tls.strong_count() > 0);
             served.iter().filter_map(Weak::upgrade).collect()
         };
+        for watched in certificates.values_mut() {
+            self.look_at_certificate(watched, (stapling, &served), now, &mut fresh);
+        }
         let used = |clients: &ClientAuth| {
             let by = |tls: &Arc<Tls>| {
                 tls.serving().model.client_auth.as_ref().map(client_files) == Some(client_files(clients))
@@ -206,6 +207,9 @@ impl Certificates {
             served.iter().any(by)
         };
         clients.retain(|watched| used(&watched.current));
+        let lists =
+            |file: &Path| clients.iter().any(|watched| client_files(&watched.current).1.is_some_and(|crl| crl == file));
+        self.metrics.retain_crls(lists);
         for watched in &mut *clients {
             self.look_at_clients(watched, &mut fresh);
         }
@@ -220,7 +224,7 @@ impl Certificates {
     fn look_at_certificate(
         &self,
         watched: &mut Watched<Arc<Certificate>>,
-        stapling: &Stapling,
+        (stapling, served): (&Stapling, &[Arc<Tls>]),
         now: i64,
         fresh: &mut Vec<String>,
     ) {
@@ -232,7 +236,17 @@ impl Certificates {
             match read {
                 Ok((certificate, _)) if same(&certificate, &watched.current) => {}
                 Ok((certificate, remarks)) => {
-                    remarks.iter().for_each(|remark| self.remark(name.as_str(), remark));
+                    remarks.iter().for_each(|remark| self.remark(&format!("certificate {name}"), remark));
+                    let lost: Vec<&str> = lost_names(&watched.current, &certificate).collect();
+                    let strict = served.iter().any(|tls| {
+                        let serving = tls.serving();
+                        serving.model.strict_sni && serving.model.certificates.iter().any(|used| used.name == name)
+                    });
+                    if strict && !lost.is_empty() {
+                        let remark =
+                            format!("it is not for {} any more, and `strict_sni` refuses them", lost.join(", "));
+                        self.remark(&format!("certificate {name}"), &remark);
+                    }
                     watched.current = certificate;
                     self.handle(&watched.current).not_after.set(watched.current.not_after);
                     fresh.push(name.to_string());
@@ -262,7 +276,7 @@ impl Certificates {
         let read = renew_client_auth(&watched.current);
         let changed = watched.settle();
         match read {
-            Ok(clients) => {
+            Ok((clients, remark)) => {
                 let before = std::mem::replace(&mut watched.current, clients);
                 let (ca, crl) = client_files(&watched.current);
                 let named = |file: &PathBuf| file.display().to_string();
@@ -272,9 +286,19 @@ impl Certificates {
                 let lists = |clients: &ClientAuth| clients.crl.as_ref().map(|crl| crl.lists.clone());
                 if lists(&watched.current) != lists(&before) {
                     fresh.extend(crl.map(named));
+                    if let (Some(remark), Some(crl)) = (remark, crl) {
+                        self.remark(&named(crl), &remark);
+                    }
+                    self.tell_next_update(&watched.current);
                 }
             }
             Err(error) => self.failed(&error.file().display().to_string(), &error.to_string(), changed),
+        }
+    }
+
+    fn tell_next_update(&self, clients: &ClientAuth) {
+        if let Some(crl) = &clients.crl {
+            self.metrics.crl(&crl.path).set(crl.next_update.unwrap_or(0));
         }
     }
 
@@ -406,6 +430,11 @@ pub fn same_clients(one: Option<&ClientAuth>, other: Option<&ClientAuth>) -> boo
         && one.ca.path == other.ca.path
         && one.ca.certificates == other.ca.certificates
         && lists(one) == lists(other)
+}
+
+/// Names of the one that the other is not for.
+fn lost_names<'a>(old: &'a Certificate, new: &'a Certificate) -> impl Iterator<Item = &'a str> {
+    old.names.iter().filter(|name| !new.names.contains(name)).map(String::as_str)
 }
 
 fn client_files(clients: &ClientAuth) -> (&PathBuf, Option<&PathBuf>) {

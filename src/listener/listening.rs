@@ -6,7 +6,7 @@
 use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -29,6 +29,8 @@ pub struct Listening {
     site: Arc<Site>,
     closed: watch::Sender<bool>,
     follow: Draining,
+    /// One change at a time; nobody who serves waits for it.
+    turn: Mutex<()>,
 }
 
 /// What a connection needs to know of its listener; lives on while there are any.
@@ -81,7 +83,7 @@ impl Listening {
         let site = Site::of(model.clone(), tls.clone());
         let place = Arc::new(Place::new(site.clone(), tls.as_deref()));
         let endpoint = Endpoint { model, tls, metrics, place };
-        Self { socket, endpoint: ArcSwap::from_pointee(endpoint), site, closed, follow }
+        Self { socket, endpoint: ArcSwap::from_pointee(endpoint), site, closed, follow, turn: Mutex::default() }
     }
 
     /// What connections that are accepted now get.
@@ -92,11 +94,13 @@ impl Listening {
     /// Connections that are accepted from now on get this, and requests on those that are open are judged by it. Returns
     /// where those are that were let in by other rules: they are to leave.
     pub(super) fn change(&self, model: model::Listener, tls: Option<Arc<Tls>>) -> Option<Arc<Place>> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.put(Arc::new(model), tls)
     }
 
     /// The same as [`Listening::change`] after files of client authentication were read anew.
     pub(super) fn look_at_files(&self) -> Option<Arc<Place>> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let endpoint = self.endpoint();
         let clients = endpoint.tls.as_deref().and_then(Tls::clients);
         if same_clients(clients.as_ref(), endpoint.place.clients.as_ref()) {
@@ -108,8 +112,8 @@ impl Listening {
     fn put(&self, model: Arc<model::Listener>, tls: Option<Arc<Tls>>) -> Option<Arc<Place>> {
         let before = self.endpoint();
         let clients = tls.as_deref().and_then(Tls::clients);
-        let alike = lets_in_alike(&before.model, &model)
-            && same_clients(clients.as_ref(), before.place.clients.as_ref());
+        let alike =
+            lets_in_alike(&before.model, &model) && same_clients(clients.as_ref(), before.place.clients.as_ref());
         let place = match alike {
             true => before.place.clone(),
             false => Arc::new(Place::new(self.site.clone(), tls.as_deref())),

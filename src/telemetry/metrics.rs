@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -62,6 +63,8 @@ struct Named {
     backends: BTreeMap<(Name, Name), Arc<BackendMetrics>>,
     discoveries: BTreeMap<Name, Arc<DiscoveryMetrics>>,
     certificates: BTreeMap<Name, Arc<CertificateMetrics>>,
+    /// When each file of revocation lists is out of date, in seconds since 1970.
+    crls: BTreeMap<PathBuf, Arc<Gauge>>,
     /// [`Metrics::answers`] of upstreams that are forgotten.
     forgotten: (u64, u64),
 }
@@ -122,6 +125,16 @@ impl Metrics {
             *handle = Arc::new(CertificateMetrics { ocsp, ..CertificateMetrics::default() });
         }
         Arc::clone(handle)
+    }
+
+    /// When a file of revocation lists is out of date, made where there is no such handle yet.
+    pub fn crl(&self, file: &Path) -> Arc<Gauge> {
+        Arc::clone(self.write().crls.entry(file.to_owned()).or_default())
+    }
+
+    /// As [`Metrics::retain`], for files of revocation lists.
+    pub fn retain_crls(&self, crl: impl Fn(&Path) -> bool) {
+        self.write().crls.retain(|file, _| crl(file));
     }
 
     /// As [`Metrics::retain`], for certificates.

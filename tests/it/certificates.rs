@@ -155,6 +155,31 @@ async fn no_ocsp_response_stands_in_the_way_of_a_certificate() {
     stapled(1.0).await;
 }
 
+#[tokio::test]
+async fn what_a_start_would_warn_of_is_said_of_a_renewal_too() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let yaml = "
+        certificates: { main: <main> }
+        listeners: [{ address: <listen>, tls: { certificates: [main], strict_sni: true } }]";
+    let config = Config::before(&[&origin], yaml);
+    let main = ca.issue(&["a.test", "b.test"]).write(config.dir(), "main");
+    let proxy = config.put("main", main).start().await;
+    let key = proxy.config.dir().join("main.key");
+    let renew = |leaf: &Leaf| {
+        replace(leaf, proxy.config.dir(), "key");
+        replace(leaf, proxy.config.dir(), "pem");
+    };
+    renew(&ca.expired(&["a.test", "b.test"]));
+    proxy.logged("certificate main: the certificate expired on").await;
+    renew(&ca.issue(&["a.test"]));
+    proxy.logged("certificate main: it is not for b.test any more, and `strict_sni` refuses them").await;
+    renew(&ca.issue(&["a.test"]));
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o666)).expect("it is ours");
+    proxy.logged("others than the owner may use the key file (mode 0666)").await;
+}
+
 /// An OCSP responder that says what it is given; nothing is 500.
 async fn responder(says: &Arc<Mutex<Vec<u8>>>) -> Origin {
     let says = says.clone();

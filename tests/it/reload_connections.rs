@@ -51,9 +51,8 @@ async fn who_is_denied_now_is_denied_on_open_connections_too() {
 #[tokio::test]
 async fn new_limits_hold_for_requests_on_open_connections() {
     let origin = Origin::echo("a").await;
-    let yaml = |limits: &str| {
-        listening(&origin, &format!("[{{ address: <listen>, h2c: true, limits: {{ {limits} }} }}]"))
-    };
+    let yaml =
+        |limits: &str| listening(&origin, &format!("[{{ address: <listen>, h2c: true, limits: {{ {limits} }} }}]"));
     let proxy = Config::new(&yaml("max_body_size: 1KiB")).start().await;
     let mut clients = [proxy.client().await, proxy.client().await, proxy.client().await];
     for client in &mut clients {

@@ -143,6 +143,10 @@ async fn a_revoked_certificate_is_refused_and_so_is_everyone_by_an_old_list() {
     fs::write(&list, clients.revoke(&[], 2025)).expect("write");
     proxy.metric("rrlb_certificate_reloads_total", &["ok"], |reloads| reloads == 2.0).await;
     assert!(!is_served(&proxy, &bad.client(&ca, &[], BOTH)).await, "the list is out of date");
+    proxy.logged("no client certificate passes").await;
+    let in_2026 = 1_767_225_600.0;
+    let name = "rrlb_crl_next_update_timestamp_seconds";
+    proxy.metric(name, &["clients.crl"], |at| at > 0.0 && at < in_2026).await;
 }
 
 #[tokio::test]

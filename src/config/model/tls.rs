@@ -123,4 +123,6 @@ pub struct RevocationLists {
     pub path: PathBuf,
     /// At least one.
     pub lists: Arc<[CertificateRevocationListDer<'static>]>,
+    /// When the first of them is out of date, in seconds since 1970; `None` where none says.
+    pub next_update: Option<i64>,
 }

@@ -88,7 +88,7 @@ fn client_auth(clients: Option<&ClientAuth>) -> Part<'_> {
         entry("mode", bare(mode.as_str())),
         entry("ca", Part::File(path.to_string_lossy(), Content::Certificates(certificates))),
     ];
-    out.extend(crl.as_ref().map(|RevocationLists { path, lists }| {
+    out.extend(crl.as_ref().map(|RevocationLists { path, lists, next_update: _ }| {
         entry("crl", Part::File(path.to_string_lossy(), Content::Revocations(lists)))
     }));
     Part::Map(out)

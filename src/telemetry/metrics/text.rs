@@ -240,6 +240,16 @@ fn certificates(out: &mut Exposition, metrics: &Metrics, named: &Named) {
     for (certificate, numbers) in named.certificates.iter().filter(|(_, numbers)| numbers.ocsp) {
         out.sample(name, &[("certificate", certificate.as_str())], numbers.stapled.value());
     }
+    let name = "rrlb_crl_next_update_timestamp_seconds";
+    out.family(
+        name,
+        Kind::Gauge,
+        "When a file of revocation lists is out of date, in seconds since 1970, 0 where it does not say: no client certificate passes then.",
+    );
+    for (file, at) in &named.crls {
+        let file = file.to_string_lossy();
+        out.sample(name, &[("file", &*file)], at.value());
+    }
     let name = "rrlb_certificate_reloads_total";
     out.family(name, Kind::Counter, "Changed files of certificates, taken or of no use.");
     out.sample(name, &[("result", "ok")], metrics.certificate_reloads.value());
