@@ -56,9 +56,9 @@ pub fn framing(input: &[u8]) {
         one_end(input, border);
     }
     let line = input.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-    let extension = [b";", &line[..line.len().min(200)]].concat();
+    let extension = [&b";"[..], &line[..line.len().min(200)]].concat();
     let mut border = Border::CHUNKED;
-    border.advance(&[b"1", &extension[..], b"\r\n"].concat());
+    border.advance(&[&b"1"[..], &extension, b"\r\n"].concat());
     assert_eq!(border != Border::Malformed, is_extension(&extension), "{}", extension.escape_ascii());
 }
 

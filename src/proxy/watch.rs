@@ -244,8 +244,7 @@ pub(super) fn answered(status: StatusCode, version: Version, ctx: &mut RequestCt
         Some(timeouts) if version != Version::HTTP_2 => {
             wait_for(ctx, Waiting::Read, Some(timeouts.read));
             if let (Some(deadline), Some(info)) = (&ctx.deadline, ctx.info()) {
-                let now = Instant::now();
-                deadline.pause_while(info.blocked().clone(), now, until(ctx, now, None));
+                deadline.pause_while(info.blocked().clone(), ctx.total_due);
             }
         }
         // Of an HTTP/2 client it cannot be told whether it is the one who is slow, but for how long it may be.

@@ -35,7 +35,10 @@ use super::{
     patience::Patience,
     session::failed,
     turn::Turn,
+<<<<<<< ours
     websocket::{Served, WebSocket},
+=======
+>>>>>>> theirs
     wire::{Wire, gone},
 };
 use crate::{
@@ -183,8 +186,7 @@ impl<W: Wire> Lane<'_, W> {
         let next = self.asked.again && self.wire.is_at_border();
         match ctx.info().map_or(Afterwards::Drop, ConnInfo::afterwards) {
             Afterwards::Drop if error.is_none() && next => Afterwards::NextRequest,
-            // It is we who end it, and there may be more of the client's (see `finish::last`).
-            Afterwards::Drop if error.is_none() && self.wire.is_at_border() => Afterwards::Linger,
+            Afterwards::Drop if error.is_none() && self.wire.is_at_border() => Afterwards::Linger, // see `finish::last`
             Afterwards::Drop => Afterwards::Drop,
             Afterwards::NextRequest if next => Afterwards::NextRequest,
             Afterwards::Linger | Afterwards::NextRequest => Afterwards::Linger,
@@ -252,8 +254,7 @@ impl<W: Wire> Lane<'_, W> {
     fn poll(&mut self, cx: &mut Context<'_>, up: &mut Up, ctx: &mut RequestCtx) -> Poll<Result<()>> {
         self.turn = Turn::begin();
         if watch::is_over(ctx) {
-            let failure = up.attempt.break_off();
-            return Poll::Ready(Err(self.broken(cx, &mut up.attempt, failure)));
+            return Poll::Ready(Err(self.broken(cx, &mut up.attempt, None)));
         }
         loop {
             let moved = self.poll_up(cx, up, ctx)?;
@@ -264,12 +265,10 @@ impl<W: Wire> Lane<'_, W> {
                 Down::Moved | Down::Stands => {}
             }
         }
-        let gone = self.poll_gone(cx, &mut up.attempt);
-        if self.out.leaving && gone.is_none() && watch::poll_over(ctx, cx) {
-            let failure = up.attempt.break_off();
-            return Poll::Ready(Err(failed(&up.attempt, failure)));
+        if self.out.leaving && watch::poll_over(ctx, cx) {
+            cx.waker().wake_by_ref();
         }
-        gone.map_or(Poll::Pending, |gone| Poll::Ready(Err(gone)))
+        self.poll_gone(cx, &mut up.attempt).map_or(Poll::Pending, |gone| Poll::Ready(Err(gone)))
     }
 
     /// Looks whether the client has left. Nothing else is read of it once its request is here.
@@ -379,16 +378,17 @@ impl<W: Wire> Lane<'_, W> {
                     }
                     (self.out.ended, self.out.leaving) = (true, true);
                 }
-                Err(failure) => return Err(self.broken(cx, attempt, failure)),
+                Err(failure) => return Err(self.broken(cx, attempt, Some(failure))),
             }
         }
     }
 
-    /// The answer has broken off.
+    /// The answer has broken off, by a deadline of ours where no failure is known.
     #[cold]
-    fn broken(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt<Line>, failure: Failure) -> Box<Error> {
+    fn broken(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt<Line>, known: Option<Failure>) -> Box<Error> {
         // What the client can have of the answer must not wait for a rest that never comes.
         let _ = self.poll_leave(cx, Some(attempt));
+        let failure = known.unwrap_or_else(|| attempt.break_off());
         failed(attempt, failure)
     }
 
@@ -495,4 +495,25 @@ impl<W: Wire> Lane<'_, W> {
         self.out.trailing = head.body == Body::Bordered(Border::CHUNKED);
         Ok(())
     }
+<<<<<<< ours
+=======
+
+    /// Writes an answer of our own. Returns whether it left.
+    async fn respond(&mut self, head: &ResponseHeader, body: &[u8]) -> bool {
+        // What is left of interim answers goes before it.
+        self.out = Out::default();
+        let sent =
+            heads::ours(head, body, self.asked.is_head_only(), self.kit, self.asked.again, &mut self.desk.answer);
+        match poll_fn(|cx| self.poll_leave(cx, None)).await {
+            Ok(()) => {
+                (self.asked.answered, self.asked.sent) = (Some(head.status), sent);
+                true
+            }
+            Err(error) => {
+                log::debug!("answering {}: {error}", head.status);
+                false
+            }
+        }
+    }
+>>>>>>> theirs
 }
