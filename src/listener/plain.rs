@@ -26,17 +26,18 @@ pub(super) async fn refuse(post: &Post, endpoint: &Endpoint, socket: Socket, end
     let client = ends.address();
     let mut conn = Conn::new(Transport::Plain(socket), None);
     let mut info = Arc::new(worker::info(ends, None, endpoint, conn.fd()));
-    let refused = match h1::head(post, &mut conn, (endpoint, &mut info), &deadline, (Wait::First, since), &mut None).await {
-        Some(Parsed::Request(head)) => front::told(&conn.ahead()[..head.head], Reason::PlainHttp),
-        // Whatever is wrong with it besides.
-        Some(Parsed::Refused(refused)) if !refused.method.is_empty() => {
-            Refused { reason: Reason::PlainHttp, ..*refused }
-        }
-        Some(Parsed::Refused(refused)) if refused.reason == Reason::HeaderTimeout => {
-            return endpoint.refused(client, Refusal::TlsTimeout, None);
-        }
-        _ => return endpoint.refused(client, Refusal::TlsMalformed, None),
-    };
+    let refused =
+        match h1::head(post, &mut conn, (endpoint, &mut info), &deadline, (Wait::First, since), &mut None).await {
+            Some(Parsed::Request(head)) => front::told(&conn.ahead()[..head.head], Reason::PlainHttp),
+            // Whatever is wrong with it besides.
+            Some(Parsed::Refused(refused)) if !refused.method.is_empty() => {
+                Refused { reason: Reason::PlainHttp, ..*refused }
+            }
+            Some(Parsed::Refused(refused)) if refused.reason == Reason::HeaderTimeout => {
+                return endpoint.refused(client, Refusal::TlsTimeout, None);
+            }
+            _ => return endpoint.refused(client, Refusal::TlsMalformed, None),
+        };
     endpoint.refused(client, Refusal::PlainHttp, None);
     h1::refuse(post, &mut conn, &info, &deadline, refused, false).await;
 }

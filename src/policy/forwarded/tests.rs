@@ -117,7 +117,9 @@ fn forwarding_fields_are_known_by_name() {
         assert!(is_client_cert_field(name), "{name}");
     }
     assert!(!is_client_cert_field("xaclientacertaverify") && !is_client_cert_field("x-client-cert-verif"));
-    for name in ["proxy", "Proxy", "x_forwarded_for", "x-forwarded_for", "x_request-id", "content_length", "transfer_encoding"] {
+    for name in
+        ["proxy", "Proxy", "x_forwarded_for", "x-forwarded_for", "x_request-id", "content_length", "transfer_encoding"]
+    {
         assert!(is_forged_field(name), "{name}");
     }
     for name in ["x-forwarded-for", "x-original-url", "x-request-id", "content-length", "transfer-encoding", "proxy_"] {

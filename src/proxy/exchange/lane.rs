@@ -35,10 +35,7 @@ use super::{
     patience::Patience,
     session::failed,
     turn::Turn,
-<<<<<<< ours
     websocket::{Served, WebSocket},
-=======
->>>>>>> theirs
     wire::{Wire, gone},
 };
 use crate::{
@@ -495,25 +492,4 @@ impl<W: Wire> Lane<'_, W> {
         self.out.trailing = head.body == Body::Bordered(Border::CHUNKED);
         Ok(())
     }
-<<<<<<< ours
-=======
-
-    /// Writes an answer of our own. Returns whether it left.
-    async fn respond(&mut self, head: &ResponseHeader, body: &[u8]) -> bool {
-        // What is left of interim answers goes before it.
-        self.out = Out::default();
-        let sent =
-            heads::ours(head, body, self.asked.is_head_only(), self.kit, self.asked.again, &mut self.desk.answer);
-        match poll_fn(|cx| self.poll_leave(cx, None)).await {
-            Ok(()) => {
-                (self.asked.answered, self.asked.sent) = (Some(head.status), sent);
-                true
-            }
-            Err(error) => {
-                log::debug!("answering {}: {error}", head.status);
-                false
-            }
-        }
-    }
->>>>>>> theirs
 }
