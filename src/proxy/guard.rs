@@ -135,9 +135,10 @@ fn at_first(request: &Client<'_, impl Fields>, ctx: &mut RequestCtx, guards: &Gu
     if guards.access.as_ref().is_some_and(|access| !access.allows(ctx.client)) {
         return Err(Refusal { reason: Reason::Denied, field: None });
     }
+    let asker = asker(request, ctx);
     let admitted = ctx.admitted.insert(Box::default());
     if let Some(limits) = &guards.rate {
-        let rated = limits.decide(&asker(request, ctx), Instant::now())?;
+        let rated = limits.decide(&asker, Instant::now())?;
         admitted.rate = rated.field;
         if let Some(seconds) = rated.retry_after {
             let retry_after = (header::RETRY_AFTER, HeaderValue::from(seconds));

@@ -42,21 +42,6 @@ pub struct Read<'a> {
     pub last: bool,
 }
 
-/// What the front has read of a request.
-#[derive(Debug)]
-pub struct Read<'a> {
-    /// The head, and what has come of the body.
-    pub bytes: &'a [u8],
-    /// Bytes of the head.
-    pub head: usize,
-    /// Bytes of the body that have not come yet, of a body with a length; 0 of any other.
-    pub left: u64,
-    /// Whether all of it is here.
-    pub whole: bool,
-    /// The connection's last.
-    pub last: bool,
-}
-
 /// Where a request goes that is one for the lane.
 #[derive(Debug)]
 pub struct Way {
