@@ -201,6 +201,12 @@ impl Place {
         Self { gone: AtomicBool::new(false), closed, follow, site, clients: tls.and_then(Tls::clients) }
     }
 
+    /// Its connections, whatever the configuration they began with.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn census(&self) -> &Arc<Census> {
+        &self.site.census
+    }
+
     pub(super) fn refusals(&self) -> &Refusals {
         &self.site.refusals
     }

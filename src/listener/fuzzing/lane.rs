@@ -232,7 +232,7 @@ async fn play(stage: &Stage, manner: Manner, stream: &[u8], record: &Shared) {
         let backend = snapshot.member(0).upstream.backends()[0].clone();
         let (target, key) = backend.connection().expect("an address");
         let line = Either::Left(Either::Right(ours));
-        kit.pool().put(key, line, Instant::now(), Duration::from_secs(3600), || backend.anchor(target));
+        kit.pool().put(key, line, Instant::now(), Duration::from_secs(3600), || Some(backend.anchor(target)));
         attend(theirs, manner, dice.below(1 << 16), record);
     }
     let accepting = tokio::spawn({
@@ -248,9 +248,9 @@ async fn play(stage: &Stage, manner: Manner, stream: &[u8], record: &Shared) {
     let endpoint = Arc::new(Endpoint::alone(stage.model.listeners[0].clone(), stage.metrics.listener(&"l".into())));
     let post = Arc::new(Post::alone(kit.clone(), Current::alone(snapshot, &kit)));
     let conn = Box::new(Conn::new(Transport::Plain(Socket::Unix(near)), None));
-    let info = Arc::new(ConnInfo::new(None, None, &endpoint.model, conn.fd()));
+    let info = Arc::new(ConnInfo::new(None, None, endpoint.model.clone(), conn.fd()));
     let open = Open::alone(&kit, &endpoint);
-    let serving = tokio::spawn(h1::serve(post, conn, info, endpoint, open));
+    let serving = tokio::spawn(h1::serve(post, conn, info, endpoint, (open, Instant::now())));
     {
         let (mut reader, mut writer) = far.split();
         let reads = async {

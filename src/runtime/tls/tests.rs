@@ -193,7 +193,7 @@ async fn a_certificate_for_another_name_is_refused_in_rustls_words() {
 async fn tickets_are_no_noise_on_an_idle_connection_and_bytes_are() {
     let backend = Backend::start().await;
     let home = home();
-    let anchor = || home.backends()[0].anchor(home.backends()[0].target().expect("an address"));
+    let anchor = || Some(home.backends()[0].anchor(home.backends()[0].target().expect("an address")));
     let (pool, client, now) = (Pool::new(8), client(&backend.tls), Instant::now());
     for (said, kept) in [(None, true), (Some(&b"HTTP/1.1 200 OK\r\n\r\n"[..]), false), (Some(b""), false)] {
         let (ours, mut theirs) = backend.connected(&client).await;
@@ -225,7 +225,7 @@ async fn a_connection_that_still_has_something_to_write_is_not_kept() {
         written.expect("open");
     }
     let (pool, now, home) = (Pool::new(8), Instant::now(), home());
-    let anchor = || home.backends()[0].anchor(home.backends()[0].target().expect("an address"));
+    let anchor = || Some(home.backends()[0].anchor(home.backends()[0].target().expect("an address")));
     pool.put(1, Either::Right(Box::new(ours)), now, PATIENCE, anchor);
     assert!(pool.take(1, now).is_none());
 }

@@ -62,8 +62,8 @@ fn workers_are_summed_up() {
     let metrics = configured();
     let upstream = metrics.upstream(&"app".into());
     for worker in 0..5 {
-        let request = upstream.begin(worker);
-        request.finished(worker, 204, Duration::from_millis(3));
+        let _request = upstream.begin(worker);
+        upstream.finished(worker, 204, Duration::from_millis(3));
     }
     let _open = upstream.begin(1);
     upstream.finished(0, 0, Duration::from_secs(100));
