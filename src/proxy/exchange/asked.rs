@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use http::{Method, StatusCode, Version, header, uri::PathAndQuery};
+use http::{Method, StatusCode, Version, header, request::Parts, uri::PathAndQuery};
 
 use super::super::{admit, ctx::ConnInfo, current::Current, downstream::Downstream, edit::Client, guard};
 use crate::{
     config::model::Engine,
     policy::{
-        fields::{Fields as _, Index, Raw},
+        fields::{Fields, Index, Raw},
         forwarded::is_client_cert_field,
         framing::Border,
     },
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// As much of a request's body is kept for another attempt; as much as Pingora keeps.
-const RETAINED: usize = 64 * 1024;
+pub(super) const RETAINED: usize = 64 * 1024;
 
 /// Where a request goes that is one for the lane.
 #[derive(Debug)]
@@ -45,22 +45,49 @@ impl Way {
         if fields.each().any(|(name, _)| is_pingoras(name)) {
             return None;
         }
-        let client = client(&method, target, &fields);
-        let (route, target) = admit::decide(current, &client, target).ok()??;
-        let found = current.route(route);
-        if found.engine != Engine::Lane || !found.guards.as_ref().is_none_or(guard::by_head) {
+        let (route, target, upstream) = lead(current, &client(&method, target, &fields), target, seed)?;
+        Some(Self { method, route, target, upstream })
+    }
+
+    /// The same of a request over HTTP/2.
+    pub fn of_stream(current: &Arc<Current>, info: &ConnInfo, request: &Parts, seed: u64) -> Option<Self> {
+        if !info.is_admitted() || info.redirect_https() {
             return None;
         }
-        let Action::Proxy { upstreams, .. } = &found.action else { return None };
-        let upstream = choose(upstreams, seed);
-        let to = &current.member(upstream).upstream;
-        (to.exchange().is_some_and(Opener::is_http1_only) && !to.grpc_web).then_some(Self {
-            method,
-            route,
-            target,
-            upstream,
-        })
+        let method = &request.method;
+        if matches!(*method, Method::CONNECT | Method::TRACE) {
+            return None;
+        }
+        if !admit::is_served(request, info) || request.headers.contains_key(header::UPGRADE) {
+            return None;
+        }
+        let counts = *method == Method::OPTIONS && request.headers.contains_key(header::MAX_FORWARDS);
+        if counts || request.headers.keys().any(|name| is_client_cert_field(name.as_str().as_bytes())) {
+            return None;
+        }
+        let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let (route, target, upstream) = lead(current, &Client::of_stream(request), target, seed)?;
+        Some(Self { method: method.clone(), route, target, upstream })
     }
+}
+
+/// Where a request is led by its head, if it is led through the lane: the route, what the backend is asked for where that is not
+/// the target as it came, and the upstream.
+fn lead(
+    current: &Arc<Current>,
+    client: &Client<'_, impl Fields>,
+    target: &str,
+    seed: u64,
+) -> Option<(usize, Option<PathAndQuery>, usize)> {
+    let (route, target) = admit::decide(current, client, target).ok()??;
+    let found = current.route(route);
+    if found.engine != Engine::Lane || !found.guards.as_ref().is_none_or(guard::by_head) {
+        return None;
+    }
+    let Action::Proxy { upstreams, .. } = &found.action else { return None };
+    let upstream = choose(upstreams, seed);
+    let to = &current.member(upstream).upstream;
+    (to.exchange().is_some_and(Opener::is_http1_only) && !to.grpc_web).then_some((route, target, upstream))
 }
 
 /// Method and target of a request in HTTP/1.1 whose target is a path; `None` of any other.

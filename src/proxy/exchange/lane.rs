@@ -6,7 +6,7 @@ use std::{
     io,
     pin::pin,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::{Buf as _, BufMut as _, Bytes};
@@ -20,7 +20,7 @@ use super::{
         admit::{self, JUDGED_WRITE_TIMEOUT, READ_TIMEOUT, WRITE_TIMEOUT},
         ctx::{Afterwards, ConnInfo, RequestCtx, RequestStart},
         downstream::Downstream as _,
-        finish, guard,
+        finish,
         kit::Kit,
         reject, retry, select, watch,
     },
@@ -176,17 +176,12 @@ impl<W: Wire> Lane<'_, W> {
 
     /// Asks the route's guards. Returns the answer to a request that is refused.
     fn refusal(&mut self, ctx: &mut RequestCtx) -> Option<Result<(ResponseHeader, Bytes)>> {
-        let current = ctx.current()?.clone();
-        let guards = current.route(ctx.route?).guards.as_ref()?;
-        let admitted = guard::admit_by_head(self.asked.request().fields, ctx, guards);
-        ctx.asked = Instant::now();
-        let guard::Refusal { reason, field } = admitted.err()?;
+        let refusal = admit::refused_by_guards(self.asked.request().fields, ctx)?;
         if !self.asked.is_done() {
             // What is left of the request is not read.
             self.asked.no_next_request();
         }
-        let refusal = admit::refusal(ctx, reason, field);
-        Some(refusal.and_then(|(head, body)| Ok((admit::as_ours(ctx, head)?, body))))
+        Some(refusal)
     }
 
     /// The request is over.
