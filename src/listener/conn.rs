@@ -49,7 +49,6 @@ pub(super) struct Conn {
     out: BytesMut,
     border: Border,
     closed: bool,
-    digest: Option<Arc<ProxyDigest>>,
     h2: bool,
     keeper: Option<Keeper>,
     pacing: Option<Pacing>,
@@ -113,7 +112,6 @@ impl Conn {
             out: BytesMut::new(),
             border: Border::END,
             closed: false,
-            digest: None,
             h2: false,
             keeper: None,
             pacing,
@@ -179,9 +177,8 @@ impl Conn {
     }
 
     /// Gives the stream to an HTTP/2 session, for good.
-    pub(super) fn begin_h2(&mut self, digest: Arc<ProxyDigest>) {
+    pub(super) fn begin_h2(&mut self) {
         self.border = Border::Unbounded;
-        self.digest = Some(digest);
         self.h2 = true;
     }
 

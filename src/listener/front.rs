@@ -11,7 +11,7 @@ use crate::{
     policy::{
         fields::{Index, Raw},
         framing::{Border, is_token},
-        headers::{is_websocket, valid_host},
+        headers::{is_websocket, same_host, valid_host},
         path::is_uri_path,
     },
     types::Reason,
@@ -290,15 +290,14 @@ fn valid_target(method: &str, target: &str, host: Option<&[u8]>) -> bool {
         return method == Method::OPTIONS.as_str();
     }
     let Ok(uri) = target.parse::<http::Uri>() else { return false };
-    let default = match uri.scheme_str() {
-        Some("http") => ":80",
-        Some("https") => ":443",
+    let https = match uri.scheme_str() {
+        Some("http") => false,
+        Some("https") => true,
         _ => return false,
     };
-    let named = |host: &'_ [u8]| host.strip_suffix(default.as_bytes()).unwrap_or(host).to_ascii_lowercase();
     let Some(authority) = uri.authority().map(|authority| authority.as_str()) else { return false };
     match host {
-        Some(host) => named(authority.as_bytes()) == named(host),
+        Some(host) => same_host(https, authority.as_bytes(), host),
         None => !authority.contains(',') && valid_host(authority),
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP/2 on one connection, by ALPN or by prior knowledge. The frames are Pingora's; here is the loop that accepts
+//! HTTP/2 on one connection, by ALPN or by prior knowledge. The frames are the h2 crate's; here is the loop that accepts
 //! streams, ends idle connections, and says GOAWAY when the drain begins or the listener is taken away
 //! (RFC 9113 §6.8), or has other rules or limits, or when the guard says that it is enough.
 
@@ -10,39 +10,43 @@ pub(super) mod fuzzing;
 mod guard;
 mod pace;
 mod refusals;
+mod session;
 mod watch;
 
 use std::{
-    collections::HashMap,
+    future::poll_fn,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use http::{Method, StatusCode, header};
-use pingora_core::{
-    apps::HttpServerApp,
-    protocols::{
-        Digest,
-        http::{
-            ServerSession,
-            v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake},
-        },
-    },
+use bytes::Bytes;
+use h2::{
+    RecvStream,
+    server::{Builder, SendResponse},
 };
-use pingora_http::ResponseHeader;
+use http::{Method, Request, Response, StatusCode, header, request::Parts};
+use pingora_core::{apps::HttpServerApp, protocols::http::ServerSession};
 use tokio::sync::Notify;
 
 pub(super) use self::abuse::AbuseLog;
 use self::{
     guard::{Guard, Told, Word},
+    session::StreamSession,
     watch::{Patience, Verdict},
 };
 use super::{Draining, Endpoint, conn::Conn, worker::Post};
 use crate::{
-    proxy::{Cancel, ConnInfo, RequestStart, Unserved},
+    policy::headers::same_host,
+    proxy::{
+        Cancel, ConnInfo, RequestStart, Unserved, Upload,
+        exchange::{Way, serve_stream},
+        is_malformed, is_served,
+        tunnel::{self, Asks},
+        well_formed,
+    },
     runtime::deadlines::Deadlines,
     telemetry::metrics::H2Abuse,
     types::Reason,
@@ -85,45 +89,82 @@ pub(super) fn is_no_http1(bytes: &[u8]) -> bool {
 
 /// The same for a client that was idle: it has read its answers.
 const IDLE_GRACE: Duration = Duration::from_secs(2);
+/// How long a request that Pingora serves may take to see by itself that its client has reset it.
+const RESET_GRACE: Duration = Duration::from_millis(100);
 
 /// Streams under way: for the idle timeout, and to end each.
-#[derive(Default)]
 struct Active {
-    streams: AtomicUsize,
-    requests: Mutex<HashMap<u32, Arc<Cancel>>>,
+    streams: Mutex<Vec<(u32, Arc<Ends>)>>,
     idle: Notify,
+    told: Arc<Told>,
+    malformed: AtomicUsize,
+}
+
+/// How a request ends from outside.
+#[derive(Default)]
+struct Ends {
+    cancel: Arc<Cancel>,
+    /// Its client has reset it.
+    left: AtomicBool,
+    leaves: Notify,
 }
 
 impl Active {
+    fn new(told: Arc<Told>) -> Self {
+        Self { streams: Mutex::default(), idle: Notify::new(), told, malformed: AtomicUsize::new(0) }
+    }
+
+    /// A request was none.
+    fn malformed(&self) {
+        if self.malformed.fetch_add(1, Ordering::Relaxed) + 1 >= MALFORMED {
+            self.told.tell(Verdict::Ours(H2Abuse::Malformed));
+        }
+    }
+
     fn begin(self: &Arc<Self>, id: u32) -> Stream {
-        let cancel = Arc::<Cancel>::default();
-        self.streams.fetch_add(1, Ordering::Relaxed);
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).insert(id, cancel.clone());
-        Stream { active: self.clone(), id, cancel }
+        let ends = Arc::<Ends>::default();
+        self.streams().push((id, ends.clone()));
+        Stream { active: self.clone(), id, ends }
     }
 
     /// Ends those requests. Returns whether a client that is too slow with a request has no other under way.
     fn end(&self, slow: Vec<(u32, Reason)>, deadlines: &Deadlines) -> bool {
-        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let streams = self.streams();
         let mut alone = false;
         for (id, reason) in slow {
-            let ended = requests.get(&id).is_some_and(|cancel| cancel.end(reason, deadlines));
-            alone |= ended && reason == Reason::ClientTimeout && requests.len() == 1;
+            let found = streams.iter().find(|(stream, _)| *stream == id);
+            let ended = found.is_some_and(|(_, ends)| ends.cancel.end(reason, deadlines));
+            alone |= ended && reason == Reason::ClientTimeout && streams.len() == 1;
         }
         alone
+    }
+
+    /// Tells those requests that their client has reset them.
+    fn left(&self, left: &[u32]) {
+        for (_, ends) in self.streams().iter().filter(|(id, _)| left.contains(id)) {
+            ends.left.store(true, Ordering::Relaxed);
+            ends.leaves.notify_one();
+        }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Vec<(u32, Arc<Ends>)>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 struct Stream {
     active: Arc<Active>,
     id: u32,
-    cancel: Arc<Cancel>,
+    ends: Arc<Ends>,
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.active.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
-        if self.active.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
+        let mut streams = self.active.streams();
+        if let Some(at) = streams.iter().position(|(id, _)| *id == self.id) {
+            streams.swap_remove(at);
+        }
+        if streams.is_empty() {
             self.active.idle.notify_one();
         }
     }
@@ -131,8 +172,7 @@ impl Drop for Stream {
 
 /// Serves a connection until it ends.
 pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<ConnInfo>, endpoint: Arc<Endpoint>) {
-    let digest = info.clone().into_digest();
-    conn.begin_h2(digest.clone());
+    conn.begin_h2();
     let limits = endpoint.model.limits;
     let told = Arc::<Told>::default();
     let patience = Patience {
@@ -140,17 +180,15 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
         stall: limits.idle_timeout.min(STALL),
         rate: limits.min_body_rate.map(|rate| rate.0),
     };
-    let guard = Box::new(Guard::new(conn, patience, told.clone()));
-    let options = options(&endpoint);
-    let opened = tokio::time::timeout(limits.header_timeout, handshake(guard, Some(options))).await;
+    let guard = Guard::new(conn, patience, told.clone());
+    let opened = tokio::time::timeout(limits.header_timeout, options(&endpoint).handshake(guard)).await;
     let Ok(Ok(mut connection)) = opened else {
         log::debug!("{}: no HTTP/2 connection came about", endpoint.model.address);
         return;
     };
-    let digest = Arc::new(Digest { proxy_digest: Some(digest), ..Digest::default() });
-    let active = Arc::new(Active::default());
+    let active = Arc::new(Active::new(told.clone()));
     let (mut draining, mut closing) = (post.draining.clone(), endpoint.place().follow());
-    let (mut leaving, mut requests, mut malformed, mut unheard) = (false, 0, 0, 0);
+    let (mut leaving, mut requests, mut unheard) = (false, 0, 0);
     let mut grace = LEAVE_GRACE;
     loop {
         let accepted = tokio::select! {
@@ -165,14 +203,17 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
                         }
                         continue;
                     }
+                    Word::Left(left) => {
+                        active.left(&left);
+                        continue;
+                    }
                     Word::Refused(reasons) => {
                         for reason in reasons {
                             post.log_unserved(&info, Unserved::unseen(reason, "HTTP/2.0"));
                             // Resets have a budget of their own.
-                            malformed += usize::from(reason == Reason::HeaderTooLarge);
-                        }
-                        if malformed >= MALFORMED {
-                            told.tell(Verdict::Ours(H2Abuse::Malformed));
+                            if reason == Reason::HeaderTooLarge {
+                                active.malformed();
+                            }
                         }
                         continue;
                     }
@@ -180,9 +221,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
                 if let Verdict::Ours(kind) = verdict {
                     connection.abrupt_shutdown(code(kind).into());
                 }
-                let farewell = async {
-                    while let Ok(Some(_)) = HttpSession::from_h2_conn(&mut connection, digest.clone()).await {}
-                };
+                let farewell = async { while let Some(Ok(_)) = connection.accept().await {} };
                 let _ = tokio::time::timeout(FAREWELL, farewell).await;
                 break;
             }
@@ -191,7 +230,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
                 leaving = true;
                 continue;
             }
-            accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => accepted,
+            accepted = poll_fn(|cx| connection.poll_accept(cx)) => accepted,
             () = idle(&active, if leaving { grace } else { limits.idle_timeout }) => {
                 if leaving {
                     break;
@@ -202,7 +241,9 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
             }
         };
         match accepted {
-            Ok(Some(H2Accept::Session(session))) => {
+            Some(Ok((request, respond))) => {
+                let id = respond.stream_id().as_u32();
+                told.accepted(id);
                 requests += 1;
                 unheard += usize::from(leaving);
                 if unheard > STREAMS as usize {
@@ -217,22 +258,14 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
                     connection.graceful_shutdown();
                     leaving = true;
                 }
-                let stream = active.begin(told.accepted());
+                let stream = active.begin(id);
                 let (post, info, endpoint) = (post.clone(), info.clone(), endpoint.clone());
                 tokio::spawn(async move {
-                    request(&post, &info, &endpoint, session, &stream.cancel).await;
+                    self::request(&post, &info, &endpoint, request, respond, &stream).await;
                     drop(stream);
                 });
             }
-            Ok(Some(H2Accept::Rejected)) => {
-                told.rejected();
-                post.log_unserved(&info, Unserved::unseen(Reason::BadRequest, "HTTP/2.0"));
-                malformed += 1;
-                if malformed >= MALFORMED {
-                    told.tell(Verdict::Ours(H2Abuse::Malformed));
-                }
-            }
-            Ok(None) | Err(_) => break,
+            None | Some(Err(_)) => break,
         }
     }
     if let Some(Verdict::Ours(kind) | Verdict::Theirs(kind)) = told.known() {
@@ -268,43 +301,105 @@ async fn request(
     post: &Post,
     info: &Arc<ConnInfo>,
     endpoint: &Endpoint,
-    mut session: HttpSession,
-    cancel: &Arc<Cancel>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    stream: &Stream,
 ) {
-    let seed = post.kit.random();
-    let began = Instant::now();
-    // Cheap to keep, for a request that will not come to its own line in the log.
-    let (method, uri) = (session.req_header().method.clone(), session.req_header().uri.clone());
-    let unserved = |reason| Unserved {
-        reason,
-        method: method.to_string(),
-        target: uri.path_and_query().map_or_else(|| uri.to_string(), ToString::to_string),
-        host: uri.authority().map(ToString::to_string).unwrap_or_default(),
-        protocol: "HTTP/2.0",
-        began,
-    };
-    if method == Method::CONNECT {
-        // Pingora's own answer would not say why.
-        if let Some(head) = post.kit.refusal_head(Reason::MethodNotAllowed) {
-            let _ = session.write_response_header(head, true);
+    let ends = &*stream.ends;
+    let (seed, began) = (post.kit.random(), Instant::now());
+    let (mut head, body) = request.into_parts();
+    one_host(&mut head);
+    let mut upload = Upload::new(body);
+    if head.method == Method::CONNECT {
+        let refused = match tunnel::asks(&head) {
+            Asks::Nothing => Some(Reason::MethodNotAllowed),
+            Asks::Unknown => Some(Reason::ProtocolUnknown),
+            Asks::WebSocket => None,
+        };
+        if let Some(reason) = refused {
+            if let Some(refusal) = post.kit.refusal_head(reason) {
+                _ = respond.send_response(Response::from_parts(refusal.as_owned_parts(), ()), true);
+            }
+            return post.log_unserved(info, unserved(&head, began, reason));
         }
-        return post.log_unserved(info, unserved(Reason::MethodNotAllowed));
+        if is_served(&head, info) {
+            tunnel::into_upgrade(&mut head, u128::from(post.kit.random()) << 64 | u128::from(post.kit.random()));
+        }
     }
-    if let Err(reason) = empty(&mut session, endpoint.model.limits.header_timeout, cancel).await {
-        return post.log_unserved(info, unserved(reason));
+    if let Err(reason) = empty(&head, &mut upload, &mut respond, endpoint.model.limits.header_timeout, ends).await {
+        return post.log_unserved(info, unserved(&head, began, reason));
     }
-    let mut session = ServerSession::new_http2(session);
     let current = post.current();
-    let proxy = current.for_request(session.req_header(), seed);
-    let start =
-        RequestStart { info: info.clone(), current: current.clone(), seed, began, cancel: Some(cancel.clone()) };
-    session.req_header_mut().extensions_mut().insert(start);
+    let way = Way::of_stream(&current, info, &head, seed);
+    let cancel = Some(ends.cancel.clone());
+    let start = RequestStart { info: info.clone(), current, seed, began, cancel };
+    match way {
+        Some(way) => serve_stream(&post.kit, start, way, head, upload, respond).await,
+        None => {
+            if !well_formed(&head) {
+                stream.active.malformed();
+            }
+            // Large.
+            Box::pin(by_pingora(post, endpoint, start, head, upload, respond, ends)).await;
+        }
+    }
+}
+
+/// Serves a request that is not for the lane.
+async fn by_pingora(
+    post: &Post,
+    endpoint: &Endpoint,
+    start: RequestStart,
+    mut head: Parts,
+    upload: Upload,
+    respond: SendResponse<Bytes>,
+    ends: &Ends,
+) {
+    let (info, current, began) = (start.info.clone(), start.current.clone(), start.began);
+    // For a request that will not come to its own line in the log.
+    let mut known = Request::new(()).into_parts().0;
+    (known.method, known.uri) = (head.method.clone(), head.uri.clone());
+    let proxy = current.for_request(&head, start.seed);
+    head.extensions.insert(start);
+    let session = ServerSession::new_custom(Box::new(StreamSession::new(head.into(), upload, respond)));
     let served = proxy.process_new_http(session, endpoint.place().last(&post.draining));
+    let gone = async {
+        while !ends.left.load(Ordering::Relaxed) {
+            ends.leaves.notified().await;
+        }
+        // What waits for a backend on HTTP/2 to take something does not see it.
+        tokio::time::sleep(RESET_GRACE).await;
+    };
     tokio::select! {
         biased;
         _ = served => {}
         // The stream is reset: the request is dropped with what it waits for, and there is nothing left to answer with.
-        reason = cancel.cancelled() => post.log_unserved(info, unserved(reason)),
+        reason = ends.cancel.cancelled() => post.log_unserved(&info, unserved(&known, began, reason)),
+        () = gone => post.log_unserved(&info, unserved(&known, began, Reason::ClientAborted)),
+    }
+}
+
+/// A request that comes to no phase.
+fn unserved(head: &Parts, began: Instant, reason: Reason) -> Unserved {
+    Unserved {
+        reason,
+        method: head.method.to_string(),
+        target: head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string),
+        host: head.uri.authority().map(ToString::to_string).unwrap_or_default(),
+        protocol: "HTTP/2.0",
+        began,
+    }
+}
+
+/// Takes out a `Host` that says what `:authority` says, which is the one that counts (RFC 9113 §8.3.1); if they differ, or there
+/// are several, the request will be found malformed.
+fn one_host(head: &mut Parts) {
+    let Some(authority) = head.uri.authority() else { return };
+    let https = head.uri.scheme_str() == Some("https");
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let same = hosts.next().is_some_and(|host| same_host(https, host.as_bytes(), authority.as_str().as_bytes()));
+    if same && hosts.next().is_none() {
+        head.headers.remove(header::HOST);
     }
 }
 
@@ -313,56 +408,68 @@ async fn request(
 ///
 /// # Errors
 /// There is a body, or no end in time.
-async fn empty(session: &mut HttpSession, patience: Duration, cancel: &Cancel) -> Result<(), Reason> {
-    let length = session.req_header().headers.get(header::CONTENT_LENGTH);
+async fn empty(
+    head: &Parts,
+    upload: &mut Upload,
+    respond: &mut SendResponse<Bytes>,
+    patience: Duration,
+    ends: &Ends,
+) -> Result<(), Reason> {
+    if upload.is_done() {
+        return Ok(());
+    }
+    let length = head.headers.get(header::CONTENT_LENGTH);
     if length.and_then(|length| length.to_str().ok()?.parse().ok()) != Some(0_u64) {
         return Ok(());
     }
     let end = async {
         loop {
-            match session.read_body_bytes().await {
+            match poll_fn(|cx| upload.poll_data(cx)).await {
                 Ok(Some(part)) if part.is_empty() => {}
                 Ok(None) => return Ok(()),
                 Ok(Some(_)) => return Err(Reason::BadRequest),
-                Err(error) => {
-                    // What the h2 crate has found itself, and not been told.
-                    let found = error.to_string().contains("error detected");
-                    return Err(if found { Reason::BadRequest } else { Reason::ClientAborted });
-                }
+                Err(error) if is_malformed(&error) => return Err(Reason::BadRequest),
+                Err(_) => return Err(Reason::ClientAborted),
             }
         }
     };
     let ended = tokio::select! {
         ended = end => ended,
-        reason = cancel.cancelled() => Err(reason),
+        reason = ends.cancel.cancelled() => Err(reason),
         () = tokio::time::sleep(patience) => Err(Reason::ClientTimeout),
     };
-    if ended == Err(Reason::ClientTimeout)
-        && let Ok(answer) = ResponseHeader::build(StatusCode::REQUEST_TIMEOUT, Some(0))
-    {
-        // Dropping the session resets the stream.
-        let _ = session.write_response_header(Box::new(answer), true);
+    match ended {
+        // Dropping the stream resets it.
+        Err(Reason::ClientTimeout) => {
+            let mut answer = Response::new(());
+            *answer.status_mut() = StatusCode::REQUEST_TIMEOUT;
+            _ = respond.send_response(answer, true);
+        }
+        Err(Reason::BadRequest) => respond.send_reset(h2::Reason::PROTOCOL_ERROR),
+        _ => {}
     }
     ended
 }
 
 async fn idle(active: &Active, timeout: Duration) {
-    while active.streams.load(Ordering::Relaxed) > 0 {
+    while !active.streams().is_empty() {
         active.idle.notified().await;
     }
     tokio::time::sleep(timeout).await;
 }
 
-fn options(endpoint: &Endpoint) -> H2Options {
+fn options(endpoint: &Endpoint) -> Builder {
     // The h2 crate refuses a longer list with a bare 431 that nobody hears of; up to twice the limit we do it ourselves.
     let limit = u32::try_from(endpoint.model.limits.max_header_size.0.saturating_mul(2)).unwrap_or(u32::MAX);
-    let mut options = default_h2_options();
+    let mut options = Builder::new();
     options
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(limit)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buffer_size(SEND_BUFFER);
+        .max_send_buffer_size(SEND_BUFFER)
+        // Whether a route takes a WebSocket is known from its request.
+        .enable_connect_protocol();
     options
 }
 

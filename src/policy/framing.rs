@@ -103,6 +103,20 @@ const NOT_IN_TRAILERS: [u64; 9] = [
     fold(b"upgrade"),
 ];
 
+/// Whether trailers with these fields are well-formed enough to be believed in: not too many, and none of framing or routing.
+pub fn may_trail<'f>(fields: impl Iterator<Item = (&'f [u8], &'f [u8])>) -> bool {
+    /// Of a line, beside name and value.
+    const OVERHEAD: usize = 4;
+    let (mut lines, mut bytes) = (0, 0);
+    for (name, value) in fields {
+        (lines, bytes) = (lines + 1, bytes + name.len() + value.len() + OVERHEAD);
+        if NOT_IN_TRAILERS.contains(&fold(name)) {
+            return false;
+        }
+    }
+    lines <= usize::from(MOST_TRAILERS) && bytes <= usize::from(MOST_TRAILER_BYTES)
+}
+
 impl Border {
     /// Before the body of a chunked request.
     pub const CHUNKED: Self = Self::Chunked(Chunk::Size(0, 0), 0);

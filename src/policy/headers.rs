@@ -125,6 +125,15 @@ pub fn valid_host(text: &str) -> bool {
     !host.is_empty() && valid_port(port) && valid_name(host.as_bytes())
 }
 
+/// Whether two hosts with or without a port are the same for this scheme: case does not count, nor does the default port
+/// (RFC 9110 §4.2.3).
+pub fn same_host(https: bool, one: &[u8], other: &[u8]) -> bool {
+    let default: &[u8] = if https { b":443" } else { b":80" };
+    let named = |host: &'_ [u8]| host.strip_suffix(default).unwrap_or(host).len();
+    let (one, other) = (&one[..named(one)], &other[..named(other)]);
+    one.eq_ignore_ascii_case(other)
+}
+
 /// `*DIGIT`, up to 65535.
 fn valid_port(port: &str) -> bool {
     port.is_empty() || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
@@ -187,6 +196,14 @@ mod tests {
             let id = RequestId::new(random);
             prop_assert_eq!(id.as_str(), format!("{random:032x}"));
         }
+    }
+
+    #[test]
+    fn a_host_is_the_same_in_any_case_and_with_its_schemes_default_port() {
+        assert!(same_host(false, b"A.test", b"a.test:80") && same_host(true, b"a:443", b"a"));
+        assert!(same_host(false, b"a:80", b"a:80") && same_host(false, b"[::1]:80", b"[::1]"));
+        assert!(!same_host(true, b"a:80", b"a") && !same_host(false, b"a:443", b"a") && !same_host(false, b"a", b"b"));
+        assert!(!same_host(false, b"a:8080", b"a") && !same_host(false, b"a.", b"a"));
     }
 
     #[test]

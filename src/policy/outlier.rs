@@ -138,6 +138,7 @@ pub fn by_failure(failed: Failed) -> Verdict {
         | Reason::HttpsRedirect
         | Reason::Internal
         | Reason::MethodNotAllowed
+        | Reason::ProtocolUnknown
         | Reason::PlainHttp
         | Reason::NoBackend
         | Reason::NoRoute

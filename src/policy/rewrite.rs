@@ -58,6 +58,29 @@ pub trait Rewrite {
         self.ours(&mut Wire(out));
     }
 
+    /// The same as a map; a field that is none in HTTP/2 is left out.
+    fn collect(&self, fields: &impl Fields) -> HeaderMap {
+        let nominated = nominated(self, fields);
+        let mut map = HeaderMap::with_capacity(fields.count() + Self::OURS);
+        // One piece of memory for all values.
+        let length = fields.each().map(|(_, value)| value.len()).sum();
+        let mut text = BytesMut::with_capacity(length);
+        for (name, value) in fields.each() {
+            if self.passes(name)
+                && !names(&nominated, name)
+                && let Ok(name) = HeaderName::from_bytes(name)
+            {
+                let value = value.trim_ascii();
+                text.put_slice(if is_length(name.as_str().as_bytes()) { decimal(value) } else { value });
+                if let Ok(value) = HeaderValue::from_maybe_shared(text.split().freeze()) {
+                    _ = map.try_append(name, value);
+                }
+            }
+        }
+        self.ours(&mut Map { fields: &mut map, text });
+        map
+    }
+
     /// The same for fields in a map, in their place.
     fn apply(&self, fields: &mut HeaderMap) {
         let gone: Vec<HeaderName> = {

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, uri::PathAndQuery};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, request::Parts, uri::PathAndQuery};
 use pingora_core::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use super::{
-    ctx::{RequestCtx, RequestStart},
+    ctx::{ConnInfo, RequestCtx, RequestStart},
     downstream::Downstream as _,
     edit::{self, Client},
     exchange, grpc_web, guard,
@@ -22,7 +22,7 @@ use crate::{
     policy::{
         fields::Fields,
         forwarded::{ClientIdentity, is_client_cert_field},
-        headers::{RequestId, is_websocket, valid_host, valid_request_id},
+        headers::{RequestId, is_websocket, same_host, valid_host, valid_request_id},
         path::{Ambiguous, canonical, is_uri_path, split_target},
         route::{RequestView, without_port},
     },
@@ -109,7 +109,7 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
     if !well_formed(session.req_header()) {
         return refuse(session, ctx, Reason::BadRequest, None).await;
     }
-    if let Some(reason) = over_limit(session.req_header(), ctx) {
+    if let Some(reason) = ctx.info().and_then(|info| over_limit(session.req_header(), info)) {
         return refuse(session, ctx, reason, None).await;
     }
     if session.req_header().method == Method::TRACE {
@@ -200,7 +200,7 @@ fn total_due(current: &Snapshot, upstream: usize, ctx: &RequestCtx) -> Option<In
 
 /// What the front sees to for HTTP/1, of an HTTP/2 request: one host that is one, one length, an ASCII target, a scheme that
 /// can have come to us (RFC 9113 §8.3.1), and values without white space around them (§8.2.1).
-fn well_formed(request: &RequestHeader) -> bool {
+pub fn well_formed(request: &Parts) -> bool {
     if request.version != Version::HTTP_2 {
         return true;
     }
@@ -213,22 +213,37 @@ fn well_formed(request: &RequestHeader) -> bool {
     };
     let authority = request.uri.authority().map(http::uri::Authority::as_str);
     let host = match (authority, first) {
-        (Some(authority), Some(host)) => authority.eq_ignore_ascii_case(host) && good(authority),
+        (Some(authority), Some(host)) => {
+            let https = request.uri.scheme_str() == Some("https");
+            same_host(https, authority.as_bytes(), host.as_bytes()) && good(authority) && good(host)
+        }
         (Some(host), None) | (None, Some(host)) => good(host),
         (None, None) => false,
     };
     host && request.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_none()
-        && request.uri.path_and_query().is_none_or(|target| target.as_str().is_ascii() && is_uri_path(target.path()))
+        && request.uri.path_and_query().is_none_or(|target| is_target(&request.method, target))
         && matches!(request.uri.scheme_str(), None | Some("http" | "https"))
         && !request.headers.values().any(watch::padded)
 }
 
+/// Whether a request of HTTP/2 is one, and within its listener's limits.
+pub fn is_served(request: &Parts, info: &ConnInfo) -> bool {
+    well_formed(request) && over_limit(request, info).is_none()
+}
+
+/// Whether a target of HTTP/2 is a path, or `*` of OPTIONS (RFC 9113 §8.3.1).
+fn is_target(method: &Method, target: &PathAndQuery) -> bool {
+    let text = target.as_str();
+    let begins = text.starts_with('/') || (text == "*" && *method == Method::OPTIONS);
+    begins && text.bytes().all(|byte| byte.is_ascii_graphic()) && is_uri_path(target.path())
+}
+
 /// The listener's limits on a head of HTTP/2, as decoded; those of HTTP/1 the front has kept.
-fn over_limit(request: &RequestHeader, ctx: &RequestCtx) -> Option<Reason> {
+pub(super) fn over_limit(request: &Parts, info: &ConnInfo) -> Option<Reason> {
     if request.version != Version::HTTP_2 {
         return None;
     }
-    let limits = ctx.info()?.limits();
+    let limits = info.limits();
     let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target as u64 > limits.max_uri_length.0 {
         return Some(Reason::UriTooLong);
@@ -241,7 +256,7 @@ fn over_limit(request: &RequestHeader, ctx: &RequestCtx) -> Option<Reason> {
 }
 
 /// The size of a header list (RFC 9113 §6.5.2), without the pseudo-fields but target and authority.
-fn list_size(request: &RequestHeader) -> u64 {
+fn list_size(request: &Parts) -> u64 {
     const OVERHEAD: usize = 32;
     let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
     let authority = request.uri.authority().map_or(0, |authority| authority.as_str().len());
@@ -345,6 +360,20 @@ pub(super) fn refusal(
     Ok((head, body))
 }
 
+/// Asks those guards of the request's route that decide by its head. Returns the answer to a request that is refused.
+pub(super) fn refused_by_guards(
+    request: &Client<'_, impl Fields>,
+    ctx: &mut RequestCtx,
+) -> Option<Result<(ResponseHeader, Bytes)>> {
+    let current = ctx.current()?.clone();
+    let guards = current.route(ctx.route?).guards.as_ref()?;
+    let admitted = guard::admit_by_head(request, ctx, guards);
+    ctx.asked = Instant::now();
+    let guard::Refusal { reason, field } = admitted.err()?;
+    let refusal = refusal(ctx, reason, field);
+    Some(refusal.and_then(|(head, body)| Ok((as_ours(ctx, head)?, body))))
+}
+
 /// Sends an answer of our own.
 pub(super) async fn respond(
     session: &mut Session,
@@ -378,7 +407,7 @@ pub(super) fn as_ours(ctx: &RequestCtx, head: ResponseHeader) -> Result<Response
 }
 
 /// The host a request is for, as sent.
-pub(super) fn host(request: &RequestHeader) -> Option<&str> {
+pub(super) fn host(request: &Parts) -> Option<&str> {
     let authority = request.uri.authority().map(http::uri::Authority::as_str);
     authority.or_else(|| request.headers.get(header::HOST).and_then(|host| host.to_str().ok()))
 }

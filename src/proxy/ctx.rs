@@ -12,8 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use pingora_core::protocols::{http::bridge::grpc_web::GrpcWebCtx, raw_connect::ProxyDigest};
-use pingora_http::ResponseHeader;
+use pingora_core::protocols::http::bridge::grpc_web::GrpcWebCtx;
 use rustls::ProtocolVersion;
 use tokio::sync::Notify;
 
@@ -255,12 +254,6 @@ impl ConnInfo {
     pub fn abort(&self) {
         abort_on_close(self.fd);
     }
-
-    /// As Pingora carries it with an HTTP/2 connection.
-    pub fn into_digest(self: Arc<Self>) -> Arc<ProxyDigest> {
-        let unused = ResponseHeader::build(200, Some(0)).expect("200 is a status");
-        Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(self))))
-    }
 }
 
 /// What the listener gives each request on its way.
@@ -293,6 +286,11 @@ impl Cancel {
     /// Waits until the request is to end, and says why.
     pub async fn cancelled(&self) -> Reason {
         self.wake.notified().await;
+        self.reason()
+    }
+
+    /// Why the request is to end.
+    pub(super) fn reason(&self) -> Reason {
         self.reason.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(Reason::TotalTimeout)
     }
 

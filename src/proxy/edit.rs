@@ -2,7 +2,7 @@
 //! is gathered what it is decided by.
 
 use bytes::{BufMut, BytesMut};
-use http::{HeaderMap, Method, StatusCode, Version, header};
+use http::{HeaderMap, Method, StatusCode, Version, header, request::Parts};
 use pingora_core::{ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
@@ -13,6 +13,7 @@ use super::{
     ctx::{ConnInfo, RequestCtx},
     grpc_web, guard,
     id::Id,
+    tunnel,
 };
 use crate::{
     config::model::HostHeader,
@@ -53,7 +54,24 @@ impl<'a> Client<'a, HeaderMap> {
             None => request.raw_path(),
         };
         let host = admit::host(request);
-        Self { method: &request.method, target, version: request.version, host, authority, fields: &request.headers }
+        // As it came, whatever has been made of it.
+        let version = if tunnel::is_tunnel(request) { Version::HTTP_2 } else { request.version };
+        Self { method: &request.method, target, version, host, authority, fields: &request.headers }
+    }
+}
+
+impl<'a> Client<'a, HeaderMap> {
+    /// As HTTP/2 brings it, which has no other target than a path.
+    pub(super) fn of_stream(request: &'a Parts) -> Self {
+        let authority = request.uri.authority().map(http::uri::Authority::as_str);
+        Self {
+            method: &request.method,
+            target: request.uri.path_and_query().map_or("/", |target| target.as_str()).as_bytes(),
+            version: Version::HTTP_2,
+            host: admit::host(request),
+            authority,
+            fields: &request.headers,
+        }
     }
 }
 
@@ -143,6 +161,14 @@ pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &Req
     }
     // Before the operator's edits, though these have no say in it.
     grpc_web::upstream_request(upstream, &ctx.grpc_web)?;
+    if client.version == Version::HTTP_2 && upstream.version == Version::HTTP_2 {
+        // Pingora takes them out of requests of sessions that are not its own; between two that speak HTTP/2 they are true.
+        for name in [header::TE, header::TRAILER] {
+            if let Some(said) = client.fields.get(&name) {
+                upstream.insert_header(name, said.clone())?;
+            }
+        }
+    }
     edit_request(upstream, |fields| rewrite.apply(fields))?;
     if upstream.version != Version::HTTP_2 {
         origin_form(upstream);

@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use http::HeaderValue;
 use pingora_http::ResponseHeader;
 
 use super::{
@@ -163,6 +164,13 @@ impl Kit {
         out.put_slice(b"Date: ");
         self.date.write(SystemTime::now(), out);
         out.put_slice(b"\r\n");
+    }
+
+    /// The value of that field.
+    pub(super) fn date_value(&self) -> HeaderValue {
+        let mut text = BytesMut::with_capacity(32);
+        self.date.write(SystemTime::now(), &mut text);
+        HeaderValue::from_maybe_shared(text.freeze()).unwrap_or(const { HeaderValue::from_static("") })
     }
 
     /// For those who must show who they are.

@@ -21,10 +21,13 @@ mod profile;
 mod reject;
 mod retry;
 mod select;
+mod stream;
+pub mod tunnel;
 mod watch;
 
 use std::{any::Any, sync::Arc};
 
+pub use admit::{is_served, well_formed};
 use async_trait::async_trait;
 use bytes::Bytes;
 pub use client::{ClientCertificate, TlsInfo, Verified};
@@ -37,6 +40,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 pub use profile::Proxies;
 pub use reject::{PROXY_STATUS, proxy_status};
+pub use stream::{Upload, failed as stream_failed, is_malformed};
 
 use crate::{runtime::peer::TlsProfile, telemetry::metrics::ConnectionUse};
 

@@ -2,7 +2,7 @@
 //! client gets the reason's word and no more.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -34,6 +34,7 @@ pub(super) fn status(reason: Reason) -> Option<StatusCode> {
         Reason::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Reason::ClientTimeout | Reason::HeaderTimeout => StatusCode::REQUEST_TIMEOUT,
         Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        Reason::ProtocolUnknown => StatusCode::NOT_IMPLEMENTED,
         Reason::UriTooLong => StatusCode::URI_TOO_LONG,
         Reason::HeaderTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Reason::RateLimited | Reason::TooManyConcurrent => StatusCode::TOO_MANY_REQUESTS,
@@ -135,6 +136,9 @@ pub(super) async fn send(session: &mut Session, mut head: ResponseHeader, body: 
     session.write_response_header(Box::new(head), empty).await?;
     if !empty {
         session.write_response_body(Some(body), true).await?;
+    } else if session.req_header().version == Version::HTTP_2 {
+        // After a failure Pingora does not end the stream, and so would reset it: to HEAD, the answer would look broken.
+        session.as_mut().finish_body().await?;
     }
     Ok(())
 }

@@ -30,6 +30,7 @@ use super::{
     downstream::Downstream,
     judge,
     kit::Kit,
+    tunnel,
 };
 use crate::{
     policy::{fields::Fields as _, trailers},
@@ -189,6 +190,10 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
         if !session.is_upgrade_req() {
             return bad(ctx, "101 without a request to upgrade");
         }
+        let key = session.req_header().extensions.get::<tunnel::Key>();
+        if key.is_some_and(|key| !key.is_answered(answer.headers.get(header::SEC_WEBSOCKET_ACCEPT))) {
+            return bad(ctx, "101 that does not answer the key of a WebSocket");
+        }
         upgraded(ctx);
     } else if answer.status.is_informational() {
         interim(ctx)?;
@@ -344,8 +349,8 @@ pub(super) fn answer_body(ctx: &RequestCtx) {
 
 /// What had come of the answer was given to the client. Over the exchange it is known from then on that the backend is waited
 /// for, also where the client speaks HTTP/2.
-pub(super) fn answer_given(session: &Session, ctx: &RequestCtx) {
-    if ctx.waiting != Waiting::Read || session.req_header().version != Version::HTTP_2 {
+pub(super) fn answer_given(client: &impl Downstream, ctx: &RequestCtx) {
+    if ctx.waiting != Waiting::Read || client.version() != Version::HTTP_2 {
         return;
     }
     let Some(timeouts) = ctx.member().map(|member| member.upstream.timeouts) else { return };

@@ -79,6 +79,8 @@ reasons! {
     Ok "ok" None;
     /// HTTP in plain text where the listener speaks TLS.
     PlainHttp "plain_http" Some("http_request_error");
+    /// An extended CONNECT (RFC 8441) for another protocol than WebSocket.
+    ProtocolUnknown "protocol_unknown" Some("http_request_error");
     /// Requests came more often than a route's `rate_limit`.
     RateLimited "rate_limited" Some("http_request_denied");
     /// The backend was silent for too long within its answer, or both sides of an upgraded connection were.

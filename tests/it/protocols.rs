@@ -489,31 +489,6 @@ async fn connect_is_refused() {
     assert_eq!(lines.iter().filter(refused).count(), 2, "{lines:?}");
 }
 
-/// Extended CONNECT (RFC 8441) is not offered: Pingora's proxy has no upgrade for HTTP/2 sessions. A client that asks all the
-/// same breaks the protocol (§3), and loses its stream and nothing else.
-#[tokio::test]
-async fn extended_connect_is_not_offered_and_ends_its_stream_only() {
-    let origin = Origin::echo("a").await;
-    let config = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]");
-    let proxy = config.start().await;
-    let stream = tokio::net::TcpStream::connect(proxy.listen).await.expect("connect");
-    let (send, connection) = within("h2", h2::client::handshake(stream)).await.expect("h2");
-    let connection = tokio::spawn(connection);
-    let mut send = send.ready().await.expect("ready");
-    let (response, _) = send.send_request(request("GET", "/"), true).expect("a stream");
-    assert_eq!(within("answer", response).await.expect("an answer").status(), 200);
-    assert!(!send.is_extended_connect_protocol_enabled());
-    let mut extended = request("CONNECT", "/chat");
-    extended.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
-    let (response, _) = send.send_request(extended, false).expect("a stream");
-    let failed = within("the reset", response).await.expect_err("a reset");
-    assert_eq!((failed.is_reset(), failed.reason()), (true, Some(Reason::PROTOCOL_ERROR)), "{failed:?}");
-    let (response, _) = send.send_request(request("GET", "/again"), true).expect("a stream");
-    assert_eq!(within("answer", response).await.expect("an answer").status(), 200);
-    assert_eq!(origin.total(), 2);
-    connection.abort();
-}
-
 #[tokio::test]
 async fn a_websocket_ends_after_its_own_silence_and_not_before() {
     let origin = Origin::script("a", crate::streaming::websocket).await;

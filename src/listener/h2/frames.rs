@@ -63,13 +63,6 @@ pub(super) enum Found<'a> {
     End(Head, &'a [u8]),
 }
 
-/// What follows what was found; a stop counts where a frame has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Then {
-    GoOn,
-    Stop,
-}
-
 /// Where in the frames a stream is.
 #[derive(Debug)]
 pub(super) struct Frames {
@@ -111,14 +104,12 @@ impl Frames {
         }
     }
 
-    /// Tells `see` what is found in the next bytes, until it fails, or stops at the end of a frame. Returns how many
-    /// bytes were looked at.
+    /// Tells `see` what is found in the next bytes, until it fails.
     pub(super) fn feed<E>(
         &mut self,
-        all: &[u8],
-        mut see: impl FnMut(Found<'_>) -> Result<Then, E>,
-    ) -> Result<usize, E> {
-        let mut data = all;
+        mut data: &[u8],
+        mut see: impl FnMut(Found<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         loop {
             if self.have < HEAD {
                 let take = data.len().min(HEAD - self.have);
@@ -126,7 +117,7 @@ impl Frames {
                 self.have += take;
                 data = &data[take..];
                 if self.have < HEAD {
-                    return Ok(all.len());
+                    return Ok(());
                 }
                 self.begin(&mut see)?;
             }
@@ -135,26 +126,25 @@ impl Frames {
             self.left -= take;
             data = &data[take..];
             if self.left > 0 {
-                return Ok(all.len());
+                return Ok(());
             }
             self.have = 0;
-            if !std::mem::take(&mut self.preface) && see(Found::End(self.head, &self.bytes[..self.kept]))? == Then::Stop
-            {
-                return Ok(all.len() - data.len());
+            if !std::mem::take(&mut self.preface) {
+                see(Found::End(self.head, &self.bytes[..self.kept]))?;
             }
         }
     }
 
-    fn begin<E>(&mut self, see: &mut impl FnMut(Found<'_>) -> Result<Then, E>) -> Result<(), E> {
+    fn begin<E>(&mut self, see: &mut impl FnMut(Found<'_>) -> Result<(), E>) -> Result<(), E> {
         let mut head = [0; HEAD];
         head.copy_from_slice(&self.bytes[..HEAD]);
         self.head = Head::parse(&head);
         self.left = usize::try_from(self.head.length).unwrap_or(usize::MAX);
         self.kept = 0;
-        see(Found::Head(self.head)).map(|_| ())
+        see(Found::Head(self.head))
     }
 
-    fn keep<E>(&mut self, data: &[u8], see: &mut impl FnMut(Found<'_>) -> Result<Then, E>) -> Result<(), E> {
+    fn keep<E>(&mut self, data: &[u8], see: &mut impl FnMut(Found<'_>) -> Result<(), E>) -> Result<(), E> {
         match self.head.kind {
             _ if self.preface => {}
             SETTINGS => {
@@ -177,4 +167,10 @@ impl Frames {
         }
         Ok(())
     }
+}
+
+/// The number at a place of a payload; 0 where there is none.
+pub(super) fn number(payload: &[u8], at: usize) -> u32 {
+    let bytes = payload.get(at..at + 4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+    bytes.map_or(0, u32::from_be_bytes) & 0x7fff_ffff
 }

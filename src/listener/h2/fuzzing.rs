@@ -58,13 +58,11 @@ fn judged(input: &[u8], start: Instant, size: usize) -> Judgement {
     (verdict, seen)
 }
 
-/// As the guard does: one head of a request at a time.
-fn receive(watch: &mut Watch, mut bytes: &[u8], now: Instant) -> Result<(), Verdict> {
-    while !bytes.is_empty() {
-        let seen = watch.received(bytes, now)?;
-        let opened = watch.opened();
-        assert!(seen > 0 || opened.is_some(), "nothing of {} bytes was taken", bytes.len());
-        bytes = bytes.get(seen..).unwrap_or_default();
-    }
+/// As the guard does.
+fn receive(watch: &mut Watch, bytes: &[u8], now: Instant) -> Result<(), Verdict> {
+    watch.received(bytes, now)?;
+    // Of one read there are no more than frames fit into it.
+    assert!(watch.opened().len() <= bytes.len() / 9 + 1);
+    assert!(watch.left().len() <= bytes.len() / 13 + 1);
     Ok(())
 }

@@ -4,23 +4,12 @@
 use std::{
     io,
     pin::Pin,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
-use bytes::{Buf, Bytes, BytesMut};
-use pingora_core::{
-    listeners::ALPN,
-    protocols::{
-        GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
-        UniqueIDType, raw_connect::ProxyDigest,
-    },
-};
+use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Notify,
@@ -39,6 +28,8 @@ const LINGER_BYTES: usize = 1024 * 1024;
 /// What is told to who serves the connection.
 #[derive(Debug)]
 pub(super) enum Word {
+    /// The client has reset these streams.
+    Left(Vec<u32>),
     /// It ends.
     Over(Verdict),
     /// Requests were refused for this before anyone of us has seen them.
@@ -51,56 +42,57 @@ pub(super) enum Word {
 #[derive(Debug, Default)]
 pub(super) struct Told {
     verdict: OnceLock<Verdict>,
-    slow: Mutex<Vec<(u32, Reason)>>,
-    refused: Mutex<Vec<Reason>>,
-    opened: AtomicU32,
-    accepted: AtomicU32,
-    rejected: AtomicU32,
+    words: Mutex<Words>,
     wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Words {
+    left: Vec<u32>,
+    refused: Vec<Reason>,
+    slow: Vec<(u32, Reason)>,
+    refusals: Refusals,
 }
 
 impl Told {
     /// Waits for the next word.
     pub(super) async fn word(&self) -> Word {
         loop {
-            if let Some(verdict) = self.verdict.get() {
-                return Word::Over(*verdict);
-            }
-            let slow = std::mem::take(&mut *self.slow.lock().unwrap_or_else(PoisonError::into_inner));
-            if !slow.is_empty() {
-                return Word::Slow(slow);
-            }
-            let refused = std::mem::take(&mut *self.refused.lock().unwrap_or_else(PoisonError::into_inner));
-            if !refused.is_empty() {
-                return Word::Refused(refused);
+            if let Some(word) = self.next() {
+                return word;
             }
             self.wake.notified().await;
         }
     }
 
-    /// The stream whose request was accepted just now. The h2 crate keeps it for itself, so the guard lets it have one
-    /// request at a time.
-    pub(super) fn accepted(&self) -> u32 {
-        let stream = self.opened.load(Ordering::Relaxed);
-        self.accepted.store(stream, Ordering::Relaxed);
-        stream
+    fn next(&self) -> Option<Word> {
+        if let Some(verdict) = self.verdict.get() {
+            return Some(Word::Over(*verdict));
+        }
+        let mut words = self.words();
+        if !words.slow.is_empty() {
+            return Some(Word::Slow(std::mem::take(&mut words.slow)));
+        }
+        if !words.refused.is_empty() {
+            return Some(Word::Refused(std::mem::take(&mut words.refused)));
+        }
+        (!words.left.is_empty()).then(|| Word::Left(std::mem::take(&mut words.left)))
     }
 
-    /// The same of a request that Pingora has refused.
-    pub(super) fn rejected(&self) {
-        self.rejected.store(self.opened.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
-
-    fn refused(&self, reason: Reason) {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).push(reason);
-        self.wake.notify_one();
+    /// This stream has become a request.
+    pub(super) fn accepted(&self, stream: u32) {
+        self.words().refusals.settled(stream);
     }
 
     fn slow(&self, slow: Vec<(u32, Reason)>) {
         if !slow.is_empty() {
-            self.slow.lock().unwrap_or_else(PoisonError::into_inner).extend(slow);
+            self.words().slow.extend(slow);
             self.wake.notify_one();
         }
+    }
+
+    fn words(&self) -> MutexGuard<'_, Words> {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The verdict, where there is one.
@@ -128,11 +120,6 @@ pub(super) struct Guard {
     alarm: Option<Pin<Box<Sleep>>>,
     /// What may still be read and thrown away.
     linger: usize,
-    /// Read behind a request that must be accepted first.
-    ahead: BytesMut,
-    /// A request has been given on; the one who reads it is sent to accept it before it gets more.
-    opened: bool,
-    refusals: Refusals,
     /// What is being sent in place of a frame, and the frame's length.
     instead: Option<(Bytes, usize)>,
 }
@@ -141,21 +128,7 @@ impl Guard {
     pub(super) fn new(conn: Box<Conn>, patience: Patience, told: Arc<Told>) -> Self {
         let tick = (patience.header.min(patience.stall) / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
         let watch = Watch::new(patience, Instant::now());
-        let (linger, ahead) = (LINGER_BYTES, BytesMut::new());
-        let refusals = Refusals::default();
-        Self {
-            conn,
-            watch,
-            told,
-            over: false,
-            tick,
-            alarm: None,
-            linger,
-            ahead,
-            opened: false,
-            refusals,
-            instead: None,
-        }
+        Self { conn, watch, told, over: false, tick, alarm: None, linger: LINGER_BYTES, instead: None }
     }
 
     fn judge<T: Default>(&mut self, judged: Result<T, Verdict>) -> T {
@@ -167,46 +140,42 @@ impl Guard {
         })
     }
 
-    /// Looks at what is read; returns how much of it to give on.
-    fn receive(&mut self, bytes: &[u8]) -> usize {
-        self.learn();
+    /// Looks at what is read.
+    fn receive(&mut self, bytes: &[u8]) {
         let judged = self.watch.received(bytes, Instant::now());
-        let taken = self.judge(judged);
-        if let Some(stream) = self.watch.opened() {
-            self.told.opened.store(stream, Ordering::Relaxed);
-            self.opened = true;
-            self.refusals.opened(stream);
+        self.judge(judged);
+        {
+            let opened = self.watch.opened();
+            if opened.len() > 0 {
+                let mut words = self.told.words();
+                opened.for_each(|stream| words.refusals.opened(stream));
+            }
         }
-        taken
-    }
-
-    /// What has become of the stream that was opened last.
-    fn learn(&mut self) {
-        if !self.refusals.is_empty() {
-            self.refusals.accepted(self.told.accepted.load(Ordering::Relaxed));
-            self.refusals.rejected(self.told.rejected.load(Ordering::Relaxed));
+        let left = self.watch.left();
+        if left.len() > 0 {
+            self.told.words().left.extend(left);
+            self.told.wake.notify_one();
         }
     }
 
     /// Looks for refusals in what is to be sent. Returns how much of it to send now: up to the next one, or all of that
     /// one, if nothing else is sent in its place.
     fn refuse(&mut self, data: &[u8]) -> usize {
-        self.learn();
-        if self.refusals.is_empty() {
+        let mut words = self.told.words();
+        if words.refusals.is_empty() {
             return data.len();
         }
         let at = match self.watch.until_next() {
             Ok(at) => at,
             Err(more) => return more.min(data.len()),
         };
-        match self.refusals.find(data, at) {
+        match words.refusals.find(data, at) {
             None => data.len(),
             Some(refusal) if refusal.at > 0 => refusal.at,
             Some(refusal) => {
-                self.refusals.told(refusal.stream);
-                if refusal.unseen {
-                    self.told.refused(refusal.reason);
-                }
+                words.refusals.settled(refusal.stream);
+                words.refused.push(refusal.reason);
+                self.told.wake.notify_one();
                 let frame = &data[..refusal.length.min(data.len())];
                 self.instead = reasoned(frame, refusal).map(|bytes| (Bytes::from(bytes), frame.len()));
                 frame.len()
@@ -274,38 +243,17 @@ impl AsyncRead for Guard {
         if this.over {
             return Poll::Pending; // whoever was told drives the connection to its end
         }
-        if std::mem::take(&mut this.opened) {
-            // Who asks again has understood the request. It accepts it when there is nothing more to read for now.
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        if !this.ahead.is_empty() {
-            let ahead = std::mem::take(&mut this.ahead);
-            let taken = this.receive(&ahead[..ahead.len().min(buf.remaining())]);
-            if this.over {
-                return Poll::Pending;
-            }
-            buf.put_slice(&ahead[..taken]);
-            this.ahead = ahead;
-            this.ahead.advance(taken);
-            if this.ahead.is_empty() {
-                this.ahead = BytesMut::new();
-            }
-            return Poll::Ready(Ok(()));
-        }
         let before = buf.filled().len();
         let read = Pin::new(&mut *this.conn).poll_read(cx, buf);
         if read.is_pending() {
             this.look(cx);
             return Poll::Pending;
         }
-        let taken = this.receive(&buf.filled()[before..]);
+        this.receive(&buf.filled()[before..]);
         if this.over {
             buf.set_filled(before);
             return Poll::Pending;
         }
-        this.ahead.extend_from_slice(&buf.filled()[before + taken..]);
-        buf.set_filled(before + taken);
         read
     }
 }
@@ -346,42 +294,3 @@ impl AsyncWrite for Guard {
         Poll::Ready(Ok(()))
     }
 }
-
-#[async_trait]
-impl Shutdown for Guard {
-    async fn shutdown(&mut self) {
-        Shutdown::shutdown(&mut *self.conn).await;
-    }
-}
-
-impl UniqueID for Guard {
-    fn id(&self) -> UniqueIDType {
-        self.conn.id()
-    }
-}
-
-impl Ssl for Guard {
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        Some(ALPN::H2)
-    }
-}
-
-impl GetTimingDigest for Guard {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        Vec::new()
-    }
-}
-
-impl GetProxyDigest for Guard {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.conn.get_proxy_digest()
-    }
-}
-
-impl GetSocketDigest for Guard {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        None
-    }
-}
-
-impl Peek for Guard {}

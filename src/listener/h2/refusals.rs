@@ -1,20 +1,18 @@
 //! Requests over HTTP/2 that are refused before anyone of us sees them: the h2 crate answers some with a bare 431 and
-//! resets others, Pingora answers some with a bare 400. Here is found which streams those are, why, and what is added
-//! to such an answer, so that it says its reason as every other does. Pure: bytes come in.
+//! resets others. Here is found which streams those are, why, and what is added to such an answer, so that it says its reason
+//! as every other does. Pure: bytes come in.
 
 use super::frames::{HEADERS, Head, RST_STREAM};
 use crate::types::Reason;
 
 /// Streams that are remembered; those that nobody ever answers (after GOAWAY) are forgotten first.
-const MOST: usize = 64;
+const MOST: usize = 256;
 
 /// Streams that were opened and did not become requests, as far as is known.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     /// Not accepted yet.
     open: Vec<u32>,
-    /// Answered by Pingora when they were accepted.
-    answered: Vec<u32>,
 }
 
 /// A frame on its way to the client that refuses a request.
@@ -28,38 +26,25 @@ pub(super) struct Refusal {
     pub(super) reason: Reason,
     /// It is an answer, no reset.
     pub(super) answer: bool,
-    /// Nobody has counted it.
-    pub(super) unseen: bool,
 }
 
 impl Refusals {
     /// Whether there is nothing to look for.
     pub(super) fn is_empty(&self) -> bool {
-        self.open.is_empty() && self.answered.is_empty()
+        self.open.is_empty()
     }
 
     /// The client has opened a stream.
     pub(super) fn opened(&mut self, stream: u32) {
-        push(&mut self.open, stream);
-    }
-
-    /// It has become a request.
-    pub(super) fn accepted(&mut self, stream: u32) {
-        self.open.retain(|open| *open != stream);
-    }
-
-    /// Pingora has refused it; that was counted.
-    pub(super) fn rejected(&mut self, stream: u32) {
-        if self.open.contains(&stream) {
-            self.accepted(stream);
-            push(&mut self.answered, stream);
+        if self.open.len() >= MOST {
+            self.open.remove(0);
         }
+        self.open.push(stream);
     }
 
-    /// The stream's refusal is on its way.
-    pub(super) fn told(&mut self, stream: u32) {
-        self.accepted(stream);
-        self.answered.retain(|answered| *answered != stream);
+    /// It has become a request, or its refusal is on its way.
+    pub(super) fn settled(&mut self, stream: u32) {
+        self.open.retain(|open| *open != stream);
     }
 
     /// The first refusal in bytes for the client, the first frame of which begins at `at`.
@@ -67,18 +52,17 @@ impl Refusals {
         while let Some(head) = data.get(at..).and_then(Head::first) {
             let length = head.size();
             let payload = data.get(at..at + length).and_then(|frame| frame.get(9..)).unwrap_or_default();
-            let unseen = self.open.contains(&head.stream);
-            if (unseen || self.answered.contains(&head.stream)) && matches!(head.kind, HEADERS | RST_STREAM) {
+            if self.open.contains(&head.stream) && matches!(head.kind, HEADERS | RST_STREAM) {
                 const REFUSED_STREAM: &[u8] = &[0, 0, 0, 7];
                 let reason = match head.kind {
                     // The only answer of the h2 crate's own.
-                    HEADERS if unseen => Reason::HeaderTooLarge,
+                    HEADERS => Reason::HeaderTooLarge,
                     // Over the number of streams.
                     RST_STREAM if payload == REFUSED_STREAM => Reason::TooManyConcurrent,
                     _ => Reason::BadRequest,
                 };
                 let (stream, answer) = (head.stream, head.kind == HEADERS);
-                return Some(Refusal { at, length, stream, reason, answer, unseen });
+                return Some(Refusal { at, length, stream, reason, answer });
             }
             at += length;
         }
@@ -104,13 +88,6 @@ pub(super) fn with_field(frame: &[u8], name: &str, value: &[u8]) -> Option<Vec<u
     Some(out)
 }
 
-fn push(streams: &mut Vec<u32>, stream: u32) {
-    if streams.len() >= MOST {
-        streams.remove(0);
-    }
-    streams.push(stream);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,14 +99,12 @@ mod tests {
     #[test]
     fn what_refuses_a_stream_that_was_no_request_is_found() {
         let mut refusals = Refusals::default();
-        for stream in [1, 3, 5, 7, 9] {
+        for stream in [1, 5, 7, 9] {
             refusals.opened(stream);
         }
-        refusals.accepted(1);
-        refusals.rejected(3);
+        refusals.settled(1);
         let all = [
             frame(HEADERS, 1, &[0x88]),
-            frame(HEADERS, 3, &[0x8c]),
             frame(HEADERS, 5, &[0x48, 1, b'x']),
             frame(RST_STREAM, 7, &[0, 0, 0, 1]),
             frame(RST_STREAM, 9, &[0, 0, 0, 7]),
@@ -138,16 +113,12 @@ mod tests {
         let mut found = Vec::new();
         let mut at = 0;
         while let Some(refusal) = refusals.find(&all, at) {
-            refusals.told(refusal.stream);
-            found.push((refusal.stream, refusal.reason, refusal.answer, refusal.unseen));
+            refusals.settled(refusal.stream);
+            found.push((refusal.stream, refusal.reason, refusal.answer));
             at = refusal.at + refusal.length;
         }
-        let expected = [
-            (3, Reason::BadRequest, true, false),
-            (5, Reason::HeaderTooLarge, true, true),
-            (7, Reason::BadRequest, false, true),
-            (9, Reason::TooManyConcurrent, false, true),
-        ];
+        let expected =
+            [(5, Reason::HeaderTooLarge, true), (7, Reason::BadRequest, false), (9, Reason::TooManyConcurrent, false)];
         assert_eq!(found, expected);
         assert!(refusals.is_empty());
     }

@@ -5,13 +5,14 @@
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
+    vec::Drain,
 };
 
 use super::{
     budget::Budget,
     frames::{
         ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Found, Frames, GOAWAY, HEADERS, Head, PING, RST_STREAM,
-        SETTINGS, Then, WINDOW_UPDATE,
+        SETTINGS, WINDOW_UPDATE, number,
     },
     pace::Pace,
 };
@@ -104,9 +105,11 @@ struct Rules {
     stall: Duration,
     /// Our SETTINGS has been acknowledged.
     acknowledged: bool,
-    /// The stream that the header block under way opens, and the last that was opened.
-    opening: Option<u32>,
+    /// The last stream that was opened.
     newest: u32,
+    /// Streams that the client has opened, and reset, since these were asked for.
+    opened: Vec<u32>,
+    left: Vec<u32>,
     /// The first SETTINGS has come.
     settled: bool,
     /// A header block has begun and not ended.
@@ -131,8 +134,9 @@ impl Watch {
             rate: patience.rate,
             stall: patience.stall,
             acknowledged: false,
-            opening: None,
             newest: 0,
+            opened: Vec::new(),
+            left: Vec::new(),
             settled: false,
             in_block: false,
             begun: Some(now),
@@ -142,9 +146,8 @@ impl Watch {
         Self { patience, received, sent, rules, blocked: None, began: now }
     }
 
-    /// The client has sent this. Returns how much of it to go on with: no further than a header block that opens a
-    /// stream, see [`Watch::opened`].
-    pub(super) fn received(&mut self, bytes: &[u8], now: Instant) -> Result<usize, Verdict> {
+    /// The client has sent this.
+    pub(super) fn received(&mut self, bytes: &[u8], now: Instant) -> Result<(), Verdict> {
         let rules = &mut self.rules;
         let fed = self.received.feed(bytes, |found| rules.received(found, now));
         if rules.settled && !rules.in_block && !self.received.within() {
@@ -155,15 +158,20 @@ impl Watch {
         fed.map_err(Verdict::Ours)
     }
 
-    /// The stream that was opened last, if one was since this was asked.
-    pub(super) fn opened(&mut self) -> Option<u32> {
-        self.rules.opening.take_if(|_| !self.rules.in_block)
+    /// The streams that were opened since this was asked.
+    pub(super) fn opened(&mut self) -> Drain<'_, u32> {
+        self.rules.opened.drain(..)
+    }
+
+    /// The streams that the client has reset since this was asked.
+    pub(super) fn left(&mut self) -> Drain<'_, u32> {
+        self.rules.left.drain(..)
     }
 
     /// This is on its way to the client.
     pub(super) fn sent(&mut self, bytes: &[u8], now: Instant) -> Result<(), Verdict> {
         let rules = &mut self.rules;
-        self.sent.feed(bytes, |found| rules.sent(found, now).map(|()| Then::GoOn)).map(|_| ())
+        self.sent.feed(bytes, |found| rules.sent(found, now))
     }
 
     /// See [`Frames::until_next`], of what is on its way to the client.
@@ -201,7 +209,7 @@ impl Watch {
 }
 
 impl Rules {
-    fn received(&mut self, found: Found<'_>, now: Instant) -> Result<Then, H2Abuse> {
+    fn received(&mut self, found: Found<'_>, now: Instant) -> Result<(), H2Abuse> {
         match found {
             Found::Head(head) => {
                 if !std::mem::replace(&mut self.settled, true) && (head.kind != SETTINGS || head.has(ACK)) {
@@ -225,15 +233,14 @@ impl Rules {
                     self.begun = None;
                 }
                 match head.kind {
-                    HEADERS | CONTINUATION if !self.in_block && self.opening.is_some() => return Ok(Then::Stop),
                     DATA if head.has(END_STREAM) => self.ended(head.stream, now),
-                    RST_STREAM => drop(self.streams.remove(&head.stream)),
+                    RST_STREAM if self.streams.remove(&head.stream).is_some() => self.left.push(head.stream),
                     WINDOW_UPDATE => self.opened(head.stream, number(payload, 0), now)?,
                     _ => {}
                 }
             }
         }
-        Ok(Then::GoOn)
+        Ok(())
     }
 
     /// Each stream, after what changes for all.
@@ -292,7 +299,7 @@ impl Rules {
             HEADERS => {
                 if head.stream > self.newest {
                     self.newest = head.stream;
-                    self.opening = Some(head.stream);
+                    self.opened.push(head.stream);
                 } else if head.has(END_STREAM) {
                     self.ended(head.stream, now);
                 }
@@ -485,12 +492,6 @@ fn named(code: u32, text: &[u8]) -> Option<H2Abuse> {
         (ENHANCE_YOUR_CALM, b"too_many_resets") => Some(H2Abuse::Reset),
         _ => Some(H2Abuse::Protocol),
     }
-}
-
-/// The number at a place of a payload; 0 where there is none.
-fn number(payload: &[u8], at: usize) -> u32 {
-    let bytes = payload.get(at..at + 4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
-    bytes.map_or(0, u32::from_be_bytes) & 0x7fff_ffff
 }
 
 #[cfg(any(test, fuzzing))]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use http::{Method, StatusCode, Version, header, uri::PathAndQuery};
+use http::{Method, StatusCode, Version, header, request::Parts, uri::PathAndQuery};
 
 use super::super::{
     admit,
@@ -16,7 +16,7 @@ use super::super::{
 use crate::{
     config::model::Engine,
     policy::{
-        fields::{Fields as _, Index, Raw},
+        fields::{Fields, Index, Raw},
         forwarded::is_client_cert_field,
         framing::Border,
         headers::is_websocket,
@@ -71,29 +71,59 @@ impl Way {
         if pingoras || (upgrade && !is_handshake(&method, &fields)) {
             return None;
         }
-        let client = client(&method, target, &fields);
-        let (route, target) = admit::decide(current, &client, target).ok()??;
-        let found = current.route(route);
-        if current.engine(found, info.engine()) != Engine::Lane || !found.guards.as_ref().is_none_or(guard::by_head) {
+        let (route, target, upstream) =
+            lead(current, info, &client(&method, target, &fields), target, seed, upgrade)?;
+        Some(Self { method, route, target, upstream, upgrade })
+    }
+
+    /// The same of a request over HTTP/2.
+    pub fn of_stream(current: &Arc<Current>, info: &ConnInfo, request: &Parts, seed: u64) -> Option<Self> {
+        if !info.is_admitted() || info.redirect_https() {
             return None;
         }
-        let Action::Proxy { upstreams, .. } = &found.action else { return None };
-        let upstream = choose(upstreams, seed);
-        let to = &current.member(upstream).upstream;
-        // An upgrade is HTTP/1.1's alone (RFC 9113 §8.6), so for one nothing else is offered.
-        (to.exchange().is_some_and(|to| upgrade || to.is_http1_only()) && !to.grpc_web).then_some(Self {
-            method,
-            route,
-            target,
-            upstream,
-            upgrade,
-        })
+        let method = &request.method;
+        if matches!(*method, Method::CONNECT | Method::TRACE) {
+            return None;
+        }
+        if !admit::is_served(request, info) || request.headers.contains_key(header::UPGRADE) {
+            return None;
+        }
+        let counts = *method == Method::OPTIONS && request.headers.contains_key(header::MAX_FORWARDS);
+        if counts || request.headers.keys().any(|name| is_client_cert_field(name.as_str().as_bytes())) {
+            return None;
+        }
+        let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let (route, target, upstream) = lead(current, info, &Client::of_stream(request), target, seed, false)?;
+        Some(Self { method: method.clone(), route, target, upstream, upgrade: false })
     }
 
     /// Whether a WebSocket is asked for: what comes behind the head is no part of the request, and waits for the answer.
     pub fn is_upgrade(&self) -> bool {
         self.upgrade
     }
+}
+
+/// Where a request is led by its head, if it is led through the lane: the route, what the backend is asked for where that is not
+/// the target as it came, and the upstream. `upgrade`: it asks for a WebSocket.
+fn lead(
+    current: &Arc<Current>,
+    info: &ConnInfo,
+    client: &Client<'_, impl Fields>,
+    target: &str,
+    seed: u64,
+    upgrade: bool,
+) -> Option<(usize, Option<PathAndQuery>, usize)> {
+    let (route, target) = admit::decide(current, client, target).ok()??;
+    let found = current.route(route);
+    if current.engine(found, info.engine()) != Engine::Lane || !found.guards.as_ref().is_none_or(guard::by_head) {
+        return None;
+    }
+    let Action::Proxy { upstreams, .. } = &found.action else { return None };
+    let upstream = choose(upstreams, seed);
+    let to = &current.member(upstream).upstream;
+    // An upgrade is HTTP/1.1's alone (RFC 9113 §8.6), so for one nothing else is offered.
+    let ours = to.exchange().is_some_and(|to| upgrade || to.is_http1_only());
+    (ours && !to.grpc_web).then_some((route, target, upstream))
 }
 
 /// Method and target of a request in HTTP/1.1 whose target is a path; `None` of any other.

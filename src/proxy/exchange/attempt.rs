@@ -178,6 +178,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         !self.out.is_empty() && !self.deaf
     }
 
+    /// Bytes that wait to be written.
+    pub(super) fn waiting(&self) -> usize {
+        self.out.len()
+    }
+
     /// Nothing of the request comes any more.
     pub(super) fn complete(&mut self) {
         self.complete = true;

@@ -1,17 +1,21 @@
 //! Our own HTTP/1.1 client side: what goes to a backend over HTTP/1.1 without Pingora's upstream path. `attempt` is one
 //! request on one connection, `answer` reads heads. `session` serves a request that Pingora's front has read, `lane` one that
-//! ours has. `tunnel` carries a WebSocket after its handshake, `websocket` that of a client in the lane.
+//! ours has, `stream` one of an HTTP/2 client. `tunnel` carries a WebSocket after its handshake, `websocket` that of a client in
+//! the lane.
 
 mod answer;
 mod asked;
 mod attempt;
+mod call;
 mod connect;
+mod fields;
 mod heads;
 mod lane;
 mod memory;
 mod patience;
 mod pipe;
 mod session;
+mod stream;
 mod tunnel;
 mod turn;
 mod websocket;
@@ -22,5 +26,6 @@ pub use lane::serve as serve_plain;
 pub use memory::{Desk, Memory};
 pub use pipe::Pipe;
 pub(super) use session::serve;
+pub use stream::serve as serve_stream;
 pub use websocket::{Served, WebSocket};
 pub use wire::Wire;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+use http::{HeaderName, HeaderValue, Version, header};
 use pingora_core::{Error, ErrorType, OrErr, Result, protocols::http::HttpTask};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -19,9 +19,10 @@ use super::{
     answer::{Body, Head},
     attempt::{Attempt, Failure, Room, Step},
     connect,
+    fields::after_body,
 };
 use crate::{
-    policy::{fields::Fields as _, framing::Border, trailers},
+    policy::{fields::Fields as _, framing::Border},
     runtime::line::Line,
 };
 
@@ -193,7 +194,7 @@ async fn hand_on(
             Step::End => {
                 let trailers =
                     Some(attempt.trailers()).filter(|section| !section.is_empty() && takes_trailers(session));
-                let trailers = trailers.map(after_body).filter(|fields| !fields.is_empty());
+                let trailers = trailers.map(|section| after_body(section, ctx)).filter(|fields| !fields.is_empty());
                 tasks.push(trailers.map_or(HttpTask::Done, |fields| HttpTask::Trailer(Some(Box::new(fields)))));
                 break true;
             }
@@ -234,15 +235,6 @@ async fn hand_on(
 /// Whether fields after the body go on to the client: Pingora's HTTP/1 side writes none.
 fn takes_trailers(session: &Session) -> bool {
     session.req_header().version == Version::HTTP_2
-}
-
-/// Those that go on.
-fn after_body(section: &[u8]) -> HeaderMap {
-    let fields = trailers::fields(section)
-        .filter_map(|(name, value)| Some((HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?)));
-    let mut map = HeaderMap::new();
-    fields.for_each(|(name, value)| _ = map.append(name, value));
-    map
 }
 
 /// The answer's head as Pingora has it.

@@ -216,6 +216,11 @@ fn h2_request(dice: &mut Dice) -> (Request<()>, Vec<Bytes>, Expected) {
             let connect = Request::builder().method("CONNECT").uri("a.test:443").body(()).expect("a request");
             (connect, vec![], (405, "method_not_allowed"))
         }
+        7 => {
+            let mut connect = request("CONNECT", "/steady/hello");
+            connect.extensions_mut().insert(h2::ext::Protocol::from_static("connect-udp"));
+            (connect, vec![], (501, "protocol_unknown"))
+        }
         _ => {
             let (path, fields, expected) = *dice.pick(&PATHS);
             let mut request = request("GET", path);

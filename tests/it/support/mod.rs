@@ -3,6 +3,7 @@
 pub mod address;
 pub mod admin;
 pub mod frames;
+pub mod hpack;
 pub mod http1;
 pub mod http2;
 pub mod load;

@@ -29,12 +29,9 @@ fn paced(now: Instant) -> Watch {
 }
 
 /// Feeds all of it, as the guard does.
-fn feed(watch: &mut Watch, mut bytes: &[u8], now: Instant) {
-    while !bytes.is_empty() {
-        let taken = watch.received(bytes, now).expect("nothing wrong");
-        bytes = &bytes[taken..];
-        watch.opened();
-    }
+fn feed(watch: &mut Watch, bytes: &[u8], now: Instant) {
+    watch.received(bytes, now).expect("nothing wrong");
+    watch.opened();
 }
 
 /// Feeds the same frame until the verdict; how many were let through.
@@ -286,17 +283,21 @@ fn a_stalled_answer_is_named_and_all_stalled_are_a_stall() {
 }
 
 #[test]
-fn no_more_is_given_on_than_the_head_of_one_request() {
+fn who_opens_streams_and_resets_them_is_told() {
     let now = Instant::now();
-    let first = frame(HEADERS, END_HEADERS, 1, &[0x82]);
-    let trailers = frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82]);
-    let half = frame(HEADERS, END_STREAM, 3, &[0x82]);
-    let rest = frame(CONTINUATION, END_HEADERS, 3, &[0x82]);
-    let bytes = [&first[..], &trailers, &half, &rest, &frame(PING, 0, 0, &[0; 8])].concat();
+    let bytes = [
+        frame(HEADERS, END_HEADERS, 1, &[0x82]),
+        frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82]), // trailers
+        frame(HEADERS, END_STREAM, 3, &[0x82]),
+        frame(CONTINUATION, END_HEADERS, 3, &[0x82]),
+        frame(RST_STREAM, 0, 3, &[0; 4]),
+        frame(RST_STREAM, 0, 3, &[0; 4]),
+    ]
+    .concat();
     let mut watch = begun(now);
-    assert_eq!((watch.received(&bytes, now), watch.opened()), (Ok(first.len()), Some(1)));
-    let bytes = &bytes[first.len()..];
-    let second = trailers.len() + half.len() + rest.len();
-    assert_eq!((watch.received(bytes, now), watch.opened()), (Ok(second), Some(3)));
-    assert_eq!((watch.received(&bytes[second..], now), watch.opened()), (Ok(17), None));
+    watch.received(&bytes, now).expect("nothing wrong");
+    assert_eq!(watch.opened().collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(watch.left().collect::<Vec<_>>(), [3]);
+    assert_eq!(watch.opened().len(), 0);
+    assert_eq!(watch.left().len(), 0);
 }

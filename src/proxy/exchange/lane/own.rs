@@ -1,6 +1,6 @@
 //! Answers of our own.
 
-use std::{future::poll_fn, time::Instant};
+use std::future::poll_fn;
 
 use bytes::Bytes;
 use pingora_core::Result;
@@ -8,7 +8,7 @@ use pingora_http::ResponseHeader;
 
 use super::{
     super::{
-        super::{admit, guard},
+        super::admit,
         heads,
         wire::Wire,
     },
@@ -19,17 +19,12 @@ use crate::proxy::downstream::Downstream as _;
 impl<W: Wire> Lane<'_, W> {
     /// Asks the route's guards. Returns the answer to a request that is refused.
     pub(super) fn refusal(&mut self, ctx: &mut RequestCtx) -> Option<Result<(ResponseHeader, Bytes)>> {
-        let current = ctx.current()?.clone();
-        let guards = current.route(ctx.route?).guards.as_ref()?;
-        let admitted = guard::admit_by_head(&self.asked.request(), ctx, guards);
-        ctx.asked = Instant::now();
-        let guard::Refusal { reason, field } = admitted.err()?;
+        let refusal = admit::refused_by_guards(&self.asked.request(), ctx)?;
         if !self.asked.is_done() {
             // What is left of the request is not read.
             self.asked.no_next_request();
         }
-        let refusal = admit::refusal(ctx, reason, field);
-        Some(refusal.and_then(|(head, body)| Ok((admit::as_ours(ctx, head)?, body))))
+        Some(refusal)
     }
 
     /// Writes an answer of our own. Returns whether it left.
