@@ -15,7 +15,6 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use pingora_core::protocols::raw_connect::ProxyDigest;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub(super) use super::transport::{Socket, Transport};

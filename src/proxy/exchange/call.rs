@@ -33,11 +33,6 @@ impl Call {
         Self { head, upload, body, declared, truncated: false, sent: 0, answered: None }
     }
 
-    /// The fields of the head.
-    pub(super) fn fields(&self) -> &HeaderMap {
-        &self.head.headers
-    }
-
     /// As [`Downstream::has_body`].
     pub(super) fn is_with_body(&self) -> bool {
         self.body
