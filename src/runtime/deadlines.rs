@@ -537,17 +537,21 @@ mod tests {
     #[test]
     fn places_are_given_up_when_nobody_has_them() {
         let deadlines = Deadlines::new();
+        let places = || {
+            let held = deadlines.lock();
+            (held.entries.len(), held.free.len())
+        };
         let mut guards: Vec<_> = (0..100).map(|_| deadlines.guard(How::Both)).collect();
         let (first, kept) = (guards.remove(0), guards.remove(49));
         drop(guards);
         drop(first);
         deadlines.forget();
-        assert_eq!((deadlines.lock().entries.len(), deadlines.lock().free.len()), (51, 50));
+        assert_eq!(places(), (51, 50));
         let again: Vec<_> = (0..51).map(|_| deadlines.guard(How::Both)).collect();
-        assert_eq!((deadlines.lock().entries.len(), deadlines.lock().free.len()), (52, 0));
+        assert_eq!(places(), (52, 0));
         drop((kept, again));
         deadlines.forget();
-        assert_eq!((deadlines.lock().entries.len(), deadlines.lock().free.len()), (0, 0));
+        assert_eq!(places(), (0, 0));
     }
 
     #[test]
