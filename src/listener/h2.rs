@@ -39,6 +39,7 @@ use self::{
 };
 use super::{Draining, Endpoint, conn::Conn, worker::Post};
 use crate::{
+    config::model::ListenerLimits,
     policy::headers::same_host,
     proxy::{
         Cancel, ConnInfo, RequestStart, Unserved, Upload,
@@ -175,12 +176,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
     conn.begin_h2();
     let limits = endpoint.model.limits;
     let told = Arc::<Told>::default();
-    let patience = Patience {
-        header: limits.header_timeout,
-        stall: limits.idle_timeout.min(STALL),
-        rate: limits.min_body_rate.map(|rate| rate.0),
-    };
-    let guard = Guard::new(conn, patience, told.clone());
+    let guard = Guard::new(conn, patience(&limits), told.clone());
     let opened = tokio::time::timeout(limits.header_timeout, options(&endpoint).handshake(guard)).await;
     let Ok(Ok(mut connection)) = opened else {
         log::debug!("{}: no HTTP/2 connection came about", endpoint.model.address);
@@ -231,7 +227,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
                 continue;
             }
             accepted = poll_fn(|cx| connection.poll_accept(cx)) => accepted,
-            () = idle(&active, if leaving { grace } else { limits.idle_timeout }) => {
+            () = idle(&active, if leaving { grace } else { info.limits().idle_timeout }) => {
                 if leaving {
                     break;
                 }
@@ -251,9 +247,8 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
                     told.tell(Verdict::Ours(H2Abuse::GoawayIgnored));
                     continue;
                 }
-                let enough = requests >= endpoint.model.limits.requests_per_connection as usize;
-                // What the connection itself keeps to are the limits that it began with.
-                let others = endpoint.follow(&mut info) && *info.limits() != limits;
+                let others = endpoint.follow(&mut info) && fixed(info.limits()) != fixed(&limits);
+                let enough = requests >= info.limits().requests_per_connection as usize;
                 if (enough || others) && !leaving {
                     connection.graceful_shutdown();
                     leaving = true;
@@ -275,6 +270,19 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
         }
         post.abuse.ended(post.kit.metrics(), &endpoint.model.address, info.peer(), kind);
     }
+}
+
+fn patience(limits: &ListenerLimits) -> Patience {
+    Patience {
+        header: limits.header_timeout,
+        stall: limits.idle_timeout.min(STALL),
+        rate: limits.min_body_rate.map(|rate| rate.0),
+    }
+}
+
+/// What a connection keeps to from its beginning; where the configuration says otherwise now, it is exchanged for another one.
+fn fixed(limits: &ListenerLimits) -> (Patience, u64) {
+    (patience(limits), limits.max_header_size.0)
 }
 
 /// The error code of the GOAWAY.

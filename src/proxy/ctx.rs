@@ -320,37 +320,6 @@ impl Cancel {
     }
 }
 
-/// A request that never came to a phase, as far as it is known.
-#[derive(Debug)]
-pub struct Unserved {
-    /// Why.
-    pub reason: Reason,
-    /// As sent, perhaps empty.
-    pub method: String,
-    /// As sent, perhaps empty.
-    pub target: String,
-    /// As sent, perhaps empty.
-    pub host: String,
-    /// `HTTP/1.1` or `HTTP/2.0`.
-    pub protocol: &'static str,
-    /// When its head had come.
-    pub began: Instant,
-}
-
-impl Unserved {
-    /// A request of which nothing is known.
-    pub fn unseen(reason: Reason, protocol: &'static str) -> Self {
-        Self {
-            reason,
-            method: String::new(),
-            target: String::new(),
-            host: String::new(),
-            protocol,
-            began: Instant::now(),
-        }
-    }
-}
-
 /// What a deadline on the upstream connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {

@@ -6,12 +6,13 @@ use http::{Version, header};
 use pingora_core::Error;
 
 use super::{
-    ctx::{Afterwards, ConnInfo, RequestCtx, Unserved},
+    ctx::{Afterwards, ConnInfo, RequestCtx},
     current::{Current, Log},
     downstream::Downstream,
     judge,
     kit::Kit,
     reject, retry,
+    unserved::Unserved,
 };
 use crate::{
     config::model::LogFormat,

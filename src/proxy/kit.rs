@@ -13,13 +13,14 @@ use http::HeaderValue;
 use pingora_http::ResponseHeader;
 
 use super::{
-    ctx::{ConnInfo, RequestCtx, Unserved},
+    ctx::{ConnInfo, RequestCtx},
     current::Current,
     date::DateText,
     exchange::Memory,
     finish,
     guard::Asking,
     reject,
+    unserved::Unserved,
 };
 use crate::{
     runtime::{deadlines::Deadlines, line::Pool, lull::Lull},

@@ -23,6 +23,7 @@ mod retry;
 mod select;
 mod stream;
 pub mod tunnel;
+mod unserved;
 mod watch;
 
 use std::{any::Any, sync::Arc};
@@ -31,7 +32,7 @@ pub use admit::{is_served, well_formed};
 use async_trait::async_trait;
 use bytes::Bytes;
 pub use client::{ClientCertificate, TlsInfo, Verified};
-pub use ctx::{Afterwards, Cancel, ConnInfo, RequestCtx, RequestStart, Unserved};
+pub use ctx::{Afterwards, Cancel, ConnInfo, RequestCtx, RequestStart};
 pub use current::{Current, Log};
 use http::{HeaderMap, Version};
 pub use kit::Kit;
@@ -41,6 +42,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 pub use profile::Proxies;
 pub use reject::{PROXY_STATUS, proxy_status};
 pub use stream::{Upload, failed as stream_failed, is_malformed};
+pub use unserved::Unserved;
 
 use crate::{runtime::peer::TlsProfile, telemetry::metrics::ConnectionUse};
 

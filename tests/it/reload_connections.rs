@@ -62,15 +62,16 @@ async fn new_limits_hold_for_requests_on_open_connections() {
     assert_eq!(two.get("/").await.status, 200);
     let (held, _) = two.open(request("GET", "/hold"), true).await.expect("a stream");
     crate::support::wait_until("the request at the origin", || origin.count("/hold") == 1).await;
-    proxy.config.instead(&yaml("max_body_size: 10B, max_uri_length: 20B, requests_per_connection: 2")).write();
+    proxy.config.instead(&yaml("max_body_size: 10B, max_uri_length: 64B, requests_per_connection: 2")).write();
     proxy.reload().await;
     let [body, line, count] = &mut clients;
+    let long = format!("/{}", "x".repeat(64));
     assert_eq!(body.ask(post(11)).await.status(), 413);
-    assert_eq!(line.get("/0123456789012345678901234").await.status(), 414);
+    assert_eq!(line.get(&long).await.status(), 414);
     let last = count.get("/").await;
     assert_eq!((last.status(), last.field("connection")), (200, Some("close")), "its second request");
     // HTTP/2 agrees on some limits at the beginning, so such a connection is exchanged for one with the new ones.
-    assert_eq!(two.get("/0123456789012345678901234").await.status, 414);
+    assert_eq!(two.get(&long).await.status, 414);
     eventually("the connection to take no new request", async || two.try_get("/").await.is_err()).await;
     origin.release();
     assert_eq!(within("the stream", held).await.expect("an answer").status(), 200, "what was under way is finished");
@@ -160,6 +161,7 @@ async fn who_is_on_a_new_revocation_list_leaves() {
     tokio::task::yield_now().await;
     for _ in 0..3 {
         let answer = client.get("/").await;
-        assert_eq!((answer.status(), answer.field("connection")), (200, None));
+        assert_eq!(answer.status(), 200);
+        assert_ne!(answer.field("connection"), Some("close"));
     }
 }

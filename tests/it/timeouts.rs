@@ -243,6 +243,7 @@ async fn total_holds_for_an_answer_that_never_ends_however_its_client_reads() {
                 _ => break,
             }
         }
+        wait_until("the request at the backend", || origin.total() == 1).await;
         wait_until("the backend's connection to end", || origin.open() == 0).await;
         let took = begun.elapsed();
         assert!((TOTAL..LIMIT).contains(&took), "{path} {pace:?}: after {took:?}");

@@ -29,7 +29,7 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// How long things may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Patience {
     /// From a frame's (a header block's) first byte to its last.
     pub(super) header: Duration,

@@ -264,7 +264,7 @@ impl<'a> Asked<'a> {
                 while !rest.is_empty() && !border.reached() {
                     let (taken, is_data) = border.part(rest);
                     if is_data {
-                        super::attempt::chunk(rest.get(..taken).unwrap_or_default(), upload);
+                        super::chunks::chunk(rest.get(..taken).unwrap_or_default(), upload);
                         data += taken;
                     } else if taken == 0 {
                         break;

@@ -15,11 +15,14 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::Method;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-use super::answer::{self, Body, Head};
+use super::{
+    answer::{self, Body, Head},
+    chunks,
+};
 use crate::policy::{
     fields::{Index, Raw},
     framing::Border,
@@ -193,7 +196,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         if data.is_empty() || self.deaf {
             return;
         }
-        chunk(data, &mut self.out);
+        chunks::chunk(data, &mut self.out);
     }
 
     /// Gives bytes of the request as they are; written by [`Attempt::poll_flush`].
@@ -476,27 +479,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         self.answered |= matches!(read, Ok(1..));
         self.filled = self.ahead.len() == self.ahead.capacity();
         Poll::Ready(read)
-    }
-}
-
-/// Writes data as one chunk; none writes nothing.
-pub(super) fn chunk(data: &[u8], out: &mut BytesMut) {
-    if data.is_empty() {
-        return;
-    }
-    out.reserve(data.len() + 20);
-    hexadecimal(data.len(), out);
-    out.put_slice(b"\r\n");
-    out.put_slice(data);
-    out.put_slice(b"\r\n");
-}
-
-/// A size in front of a chunk.
-pub(super) fn hexadecimal(size: usize, out: &mut BytesMut) {
-    let digits = (usize::BITS - size.leading_zeros()).div_ceil(4).max(1);
-    for place in (0..digits).rev() {
-        let digit = (size >> (4 * place)) as u8 & 0xf;
-        out.put_u8(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
     }
 }
 

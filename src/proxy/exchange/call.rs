@@ -7,7 +7,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{
     super::{downstream::Downstream, edit::Client, stream::Upload},
     asked::RETAINED,
-    attempt::{Attempt, hexadecimal},
+    attempt::Attempt,
+    chunks::hexadecimal,
 };
 
 /// A part of a body that is not larger is copied beside others, so that they leave in one piece.

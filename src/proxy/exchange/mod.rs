@@ -7,6 +7,7 @@ mod answer;
 mod asked;
 mod attempt;
 mod call;
+mod chunks;
 mod connect;
 mod fields;
 mod heads;
