@@ -17,6 +17,7 @@ fn configured() -> Metrics {
     metrics.backend(&"app".into(), &"app-1".into());
     metrics.discovery(&"app".into());
     metrics.certificate(&"main".into(), true);
+    metrics.crl(std::path::Path::new("clients.crl"));
     metrics
 }
 
