@@ -53,7 +53,7 @@ pub enum Chunk {
 }
 
 /// A place in a chunk's extensions (RFC 9112 §7.1.1): `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )`, of which
-/// the first white space is not taken (see [`Chunk::step`]).
+/// the first white space is not taken (see `Chunk::step`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extension {
     /// In a quoted string, behind a backslash.

@@ -404,5 +404,5 @@ async fn give(stream: &mut UnixStream, index: usize, manner: Manner, dice: &mut 
             yield_now().await;
         }
     }
-    !answer.is_empty() && !(manner.closes && lock(record).answers.is_empty())
+    !(answer.is_empty() || (manner.closes && lock(record).answers.is_empty()))
 }
