@@ -71,8 +71,7 @@ impl Way {
         if pingoras || (upgrade && !is_handshake(&method, &fields)) {
             return None;
         }
-        let (route, target, upstream) =
-            lead(current, info, &client(&method, target, &fields), target, seed, upgrade)?;
+        let (route, target, upstream) = lead(current, info, &client(&method, target, &fields), target, seed, upgrade)?;
         Some(Self { method, route, target, upstream, upgrade })
     }
 

@@ -7,11 +7,7 @@ use pingora_core::Result;
 use pingora_http::ResponseHeader;
 
 use super::{
-    super::{
-        super::admit,
-        heads,
-        wire::Wire,
-    },
+    super::{super::admit, heads, wire::Wire},
     Lane, Out, RequestCtx,
 };
 use crate::proxy::downstream::Downstream as _;
