@@ -24,7 +24,8 @@ const TARGETS: [(&str, Target); 11] = [
     ("route", super::route),
 ];
 
-/// Changed inputs per target: as many as fit in this time, and no more than that many.
+/// Changed inputs per target: as many as fit in this time, and no more than that many. `RRLB_FUZZ_SECONDS` is for longer runs: so many
+/// seconds, and as many inputs as fit; `RRLB_FUZZ_TARGET` for one target alone; `RRLB_FUZZ_SEED` for other inputs.
 const PATIENCE: Duration = Duration::from_millis(1_500);
 const CHANGES: usize = 3_000;
 
@@ -77,23 +78,27 @@ fn every_target_is_built_by_cargo_fuzz_and_every_input_belongs_to_one() {
 
 #[test]
 fn what_is_near_to_known_inputs_is_held_too() {
+    let only = std::env::var("RRLB_FUZZ_TARGET").ok();
     std::thread::scope(|scope| {
-        let tasks = TARGETS.map(|(name, target)| (name, scope.spawn(move || changes(name, target))));
+        let targets = TARGETS.into_iter().filter(|(name, _)| only.as_deref().is_none_or(|only| only == *name));
+        let tasks: Vec<_> = targets.map(|(name, target)| (name, scope.spawn(move || changes(name, target)))).collect();
         for (name, task) in tasks {
             assert!(task.join().is_ok(), "{name}: see the input above");
         }
     });
 }
 
-/// Runs a target with changed inputs of its corpus, always the same ones in the same order.
+/// Runs a target with changed inputs of its corpus, always the same ones in the same order where nothing else is said.
 fn changes(name: &str, target: Target) {
     let corpus = inputs("corpus", name);
-    let mut random = SmallRng::seed_from_u64(9);
+    let number = |name| std::env::var(name).ok().and_then(|number| number.parse().ok());
+    let mut random = SmallRng::seed_from_u64(number("RRLB_FUZZ_SEED").unwrap_or(9));
     let began = Instant::now();
-    for _ in 0..CHANGES {
-        if began.elapsed() > PATIENCE {
-            break;
-        }
+    let seconds = number("RRLB_FUZZ_SECONDS");
+    let (patience, most) = seconds.map_or((PATIENCE, CHANGES), |seconds| (Duration::from_secs(seconds), usize::MAX));
+    let mut played = 0;
+    while played < most && began.elapsed() <= patience {
+        played += 1;
         let mut input = corpus[random.random_range(0..corpus.len())].1.clone();
         for _ in 0..random.random_range(1..5) {
             change(&mut input, &corpus, &mut random);
@@ -102,6 +107,7 @@ fn changes(name: &str, target: Target) {
             panic!("{name} fails with {:?}", input.escape_ascii().to_string());
         }
     }
+    println!("{name}: {played} inputs in {:?}", began.elapsed());
 }
 
 fn change(input: &mut Vec<u8>, corpus: &[(PathBuf, Vec<u8>)], random: &mut SmallRng) {

@@ -18,6 +18,7 @@ use crate::{
 mod judge;
 mod lane;
 mod strict;
+mod whose;
 
 /// Small ones, that inputs of a few kilobytes reach.
 const LIMITS: ListenerLimits = ListenerLimits {

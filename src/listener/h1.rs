@@ -303,8 +303,8 @@ pub(super) async fn refuse(
     foreign: bool,
 ) {
     let Refused { reason, method, target, host } = refused;
+    let answer = if foreign { h2::NO_PREFACE.into() } else { post.kit.refusal(reason, method == "HEAD") };
     let unserved = Unserved { reason, method, target, host, protocol: "HTTP/1.1", began: Instant::now() };
-    let answer = if foreign { h2::NO_PREFACE.into() } else { post.kit.refusal(reason) };
     post.log_unserved(info, unserved);
     // A client that took nothing of the answers before will not take this one either.
     deadline.set_how(How::Both);

@@ -118,9 +118,9 @@ impl Kit {
         mixed ^ (mixed >> 31)
     }
 
-    /// The whole answer to an HTTP/1 request that is refused before it is a request.
-    pub fn refusal(&self, reason: Reason) -> Bytes {
-        reject::raw_answer(reason)
+    /// The whole answer to an HTTP/1 request that is refused before it is a request; `to_head`: to one of HEAD.
+    pub fn refusal(&self, reason: Reason, to_head: bool) -> Bytes {
+        reject::raw_answer(reason, to_head)
     }
 
     /// The same to one of HTTP/2; `None` where nobody is to be answered.

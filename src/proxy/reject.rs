@@ -154,13 +154,17 @@ pub fn proxy_status(reason: Reason) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("rrlb; error={error}; details=\"{}\"", reason.as_str())).ok()
 }
 
-/// The whole answer to an HTTP/1 request that came to no phase.
-pub(super) fn raw_answer(reason: Reason) -> Bytes {
+/// The whole answer to an HTTP/1 request that came to no phase; `to_head`: to one of HEAD, which has no body (RFC 9110 §9.3.2).
+pub(super) fn raw_answer(reason: Reason, to_head: bool) -> Bytes {
     let status = status(reason).unwrap_or(StatusCode::BAD_REQUEST);
     let proxy_status = proxy_status(reason);
     let proxy_status = proxy_status.as_ref().and_then(|value| value.to_str().ok()).unwrap_or("rrlb");
     let allow = if reason == Reason::MethodNotAllowed { format!("Allow: {METHODS}\r\n") } else { String::new() };
-    raw(status, proxy_status, &allow)
+    let mut answer = raw(status, proxy_status, &allow);
+    if to_head {
+        answer.truncate(answer.len() - body(status).len());
+    }
+    answer
 }
 
 /// The whole answer to a client whose connection is one too many.

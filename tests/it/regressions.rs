@@ -52,6 +52,28 @@ async fn a_malformed_chunked_body_is_the_clients_fault_and_ends_the_connection()
 }
 
 #[tokio::test]
+async fn a_head_that_is_refused_is_answered_without_a_body() {
+    // The body stood behind the answer's head, where the client reads its next answer (RFC 9110 §9.3.2).
+    let origin = Origin::echo("a").await;
+    let proxy = Proxy::before(&[&origin]).await;
+    for (refused, status) in [
+        ("HEAD / HTTP/1.1\r\nHost: a b\r\n\r\n".to_owned(), 400),
+        ("HEAD / HTTP/1.1\r\n\r\n".to_owned(), 400),
+        ("HEAD / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(), 400),
+        (format!("HEAD /{} HTTP/1.1\r\nHost: a.test\r\n\r\n", "x".repeat(70_000)), 414),
+    ] {
+        let mut client = proxy.client().await;
+        client.send(&refused).await;
+        let head = client.response_head().await;
+        assert_eq!(head.status(), status, "{refused:.60}");
+        assert!(head.field("content-length").is_some_and(|length| length != "0"), "{refused:.60}");
+        let after = client.closed().await;
+        assert!(after.is_empty(), "{refused:.60}: {:?}", String::from_utf8_lossy(&after));
+    }
+    assert_eq!(proxy.get("/").await.status(), 200);
+}
+
+#[tokio::test]
 async fn any_number_of_stale_pooled_connections_fails_no_get() {
     // Each stale connection was counted as an attempt, so that a full pool of them was a 502.
     let origin = Origin::script("a", |mut peer| async move {

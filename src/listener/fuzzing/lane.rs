@@ -155,7 +155,8 @@ pub(super) struct Far {
 pub(super) struct Backend {
     pub(super) far: Far,
     pub(super) gave: Vec<u8>,
-    /// Of each request: where it begins in what was got, and where its answer begins in what was given.
+    /// Of each request: where it begins in what was got, and where its answer begins in what was given. A new connection is made for
+    /// one, so where the backend answers at once its first one is here though nothing of it may ever be read.
     pub(super) requests: Vec<(usize, usize)>,
     /// The backend has closed it.
     pub(super) closed: bool,
@@ -193,7 +194,7 @@ fn ours(stream: &[u8]) -> &[u8] {
     loop {
         let (request, length) = match next(stream, at) {
             Some(Read::Whole(request, length)) => (request, length),
-            Some(Read::Part(Some(request))) => (request, stream.len() - at),
+            Some(Read::Part(Some(request)) | Read::Broken(request, _)) => (request, stream.len() - at),
             _ => return stream,
         };
         let [method, target, version] = &request.start;
@@ -233,13 +234,13 @@ async fn play(stage: &Stage, manner: Manner, stream: &[u8], record: &Shared) {
         let (target, key) = backend.connection().expect("an address");
         let line = Either::Left(Either::Right(ours));
         kit.pool().put(key, line, Instant::now(), Duration::from_secs(3600), || Some(backend.anchor(target)));
-        attend(theirs, manner, dice.below(1 << 16), record);
+        attend(theirs, manner, dice.below(1 << 16), false, record);
     }
     let accepting = tokio::spawn({
         let (record, mut dice) = (record.clone(), Dice(manner.seed + 1));
         async move {
             while let Ok((theirs, _)) = listener.accept().await {
-                attend(theirs, manner, dice.below(1 << 16), &record);
+                attend(theirs, manner, dice.below(1 << 16), true, &record);
             }
         }
     });
@@ -328,22 +329,28 @@ async fn still(record: &Shared) {
     }
 }
 
-/// A backend takes a connection.
-fn attend(stream: UnixStream, manner: Manner, seed: usize, record: &Shared) {
+/// A backend takes a connection; `fresh`: made for a request.
+fn attend(stream: UnixStream, manner: Manner, seed: usize, fresh: bool, record: &Shared) {
     let mut all = lock(record);
     let (index, over) = (all.backends.len(), all.over);
     all.backends.push(Backend { closed: over, ..Backend::default() });
     all.moved += 1;
     if !over {
-        let serving = serve(stream, index, manner, Dice(seed as u32), record.clone());
+        let begun = fresh && manner.when == When::AtOnce;
+        if begun {
+            all.backends[index].requests.push((0, 0));
+            all.order.push(index);
+        }
+        let serving = serve(stream, index, manner, Dice(seed as u32), begun, record.clone());
         all.tasks.push(tokio::spawn(serving));
     }
 }
 
-async fn serve(mut stream: UnixStream, index: usize, manner: Manner, mut dice: Dice, record: Shared) {
+/// `begun`: its first request is in the record already.
+async fn serve(mut stream: UnixStream, index: usize, manner: Manner, mut dice: Dice, mut begun: bool, record: Shared) {
     let mut answered = manner.when == When::AtOnce;
     let mut open = !answered || give(&mut stream, index, manner, &mut dice, &record).await;
-    let (mut at, mut begun) = (0, false);
+    let mut at = 0;
     let mut buffer = [0; 4096];
     while open {
         let read = stream.read(&mut buffer).await.unwrap_or(0);
@@ -374,7 +381,7 @@ async fn serve(mut stream: UnixStream, index: usize, manner: Manner, mut dice: D
             let (due, whole) = match next {
                 Read::Whole(_, length) => (true, Some(length)),
                 Read::Part(Some(_)) => (manner.when == When::Head, None),
-                Read::Part(None) | Read::Bad(_) => (false, None),
+                Read::Part(None) | Read::Bad(_) | Read::Broken(..) => (false, None),
             };
             if due && !std::mem::replace(&mut answered, true) {
                 open = give(&mut stream, index, manner, &mut dice, &record).await;
@@ -391,9 +398,13 @@ async fn serve(mut stream: UnixStream, index: usize, manner: Manner, mut dice: D
 /// Gives the next answer. Returns whether the connection stays open.
 async fn give(stream: &mut UnixStream, index: usize, manner: Manner, dice: &mut Dice, record: &Shared) -> bool {
     let Some(answer) = lock(record).answers.pop() else { return !manner.closes };
+    let to_head = lock(record).sent.windows(5).any(|word| word == b"HEAD ");
+    let end = end(&answer, false).min(if to_head { end(&answer, true) } else { usize::MAX });
     let mut rest = &answer[..];
     while !rest.is_empty() {
-        let (now, later) = rest.split_at(rest.len().min(1 + dice.below(manner.pieces.1)));
+        let piece = rest.len().min(1 + dice.below(manner.pieces.1));
+        let ends = answer.len() - rest.len() + piece >= end;
+        let (now, later) = rest.split_at(if ends { rest.len() } else { piece });
         if stream.write_all(now).await.is_err() {
             break;
         }
@@ -405,4 +416,11 @@ async fn give(stream: &mut UnixStream, index: usize, manner: Manner, dice: &mut 
         }
     }
     !(answer.is_empty() || (manner.closes && lock(record).answers.is_empty()))
+}
+
+/// Where an answer ends: what stands behind it is given together with its last byte. If it came once the next request is on its way,
+/// nobody could tell it from the answer to that.
+fn end(answer: &[u8], to_head: bool) -> usize {
+    let (at, read) = judge::last(answer, to_head);
+    if let Read::Whole(_, length) = read { at + length } else { usize::MAX }
 }

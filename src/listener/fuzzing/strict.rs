@@ -6,6 +6,8 @@
 pub(super) enum Read {
     /// No message, whatever comes.
     Bad(&'static str),
+    /// A message's head, with its data up to where the body is none.
+    Broken(Message, &'static str),
     /// The beginning of a message: its head, where that is whole, with the data so far.
     Part(Option<Message>),
     /// A message, and how many bytes it takes.
@@ -40,14 +42,14 @@ impl Message {
         self.fields.iter().filter(move |(field, _)| field == name).map(|(_, value)| &value[..])
     }
 
-    /// Whether there is such a field.
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.all(name).next().is_some()
-    }
-
     /// Of an answer; 0 of a request.
     pub(super) fn status(&self) -> u16 {
         std::str::from_utf8(&self.start[1]).ok().and_then(|status| status.parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether an answer says that it is the proxy's own.
+    pub(super) fn is_ours(&self) -> bool {
+        self.all("proxy-status").any(|said| said.starts_with(b"rrlb"))
     }
 
     /// The body's framing: its length, or whether it is in chunks.
@@ -174,18 +176,18 @@ fn message(
 fn chunks(bytes: &[u8], mut at: usize, mut message: Message) -> Read {
     loop {
         let size = match line(&bytes[at..]) {
-            Err(why) => return Read::Bad(why),
+            Err(why) => return Read::Broken(message, why),
             Ok(None) => return Read::Part(Some(message)),
             Ok(Some(line)) => line,
         };
         at += size.len() + 2;
         let digits = size.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
         let text = std::str::from_utf8(&size[..digits]).unwrap_or_default();
-        let Ok(length) = u64::from_str_radix(text, 16) else { return Read::Bad("a chunk without a size") };
+        let Ok(length) = u64::from_str_radix(text, 16) else { return Read::Broken(message, "a chunk without a size") };
         match size[digits..].first() {
             None => {}
             Some(b';') => message.more = true,
-            Some(_) => return Read::Bad("a chunk's size with something behind it"),
+            Some(_) => return Read::Broken(message, "a chunk's size with something behind it"),
         }
         if length == 0 {
             break;
@@ -200,12 +202,12 @@ fn chunks(bytes: &[u8], mut at: usize, mut message: Message) -> Read {
         match &bytes[at..] {
             [] | [b'\r'] => return Read::Part(Some(message)),
             [b'\r', b'\n', ..] => at += 2,
-            _ => return Read::Bad("a chunk that does not end where it says"),
+            _ => return Read::Broken(message, "a chunk that does not end where it says"),
         }
     }
     loop {
         match line(&bytes[at..]) {
-            Err(why) => return Read::Bad(why),
+            Err(why) => return Read::Broken(message, why),
             Ok(None) => return Read::Part(Some(message)),
             Ok(Some(line)) => {
                 at += line.len() + 2;
@@ -213,7 +215,7 @@ fn chunks(bytes: &[u8], mut at: usize, mut message: Message) -> Read {
                     return Read::Whole(message, at);
                 }
                 if let Err(why) = field(line) {
-                    return Read::Bad(why);
+                    return Read::Broken(message, why);
                 }
                 message.more = true;
             }
