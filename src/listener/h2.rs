@@ -317,7 +317,7 @@ async fn request(
     let (seed, began) = (post.kit.random(), Instant::now());
     let (mut head, body) = request.into_parts();
     one_host(&mut head);
-    let mut upload = Upload::new(body);
+    let mut upload = Upload::new(body, ends.cancel.clone());
     if head.method == Method::CONNECT {
         let refused = match tunnel::asks(&head) {
             Asks::Nothing => Some(Reason::MethodNotAllowed),
@@ -335,6 +335,9 @@ async fn request(
         }
     }
     if let Err(reason) = empty(&head, &mut upload, &mut respond, endpoint.model.limits.header_timeout, ends).await {
+        if reason == Reason::BadRequest {
+            stream.active.malformed();
+        }
         return post.log_unserved(info, unserved(&head, began, reason));
     }
     let current = post.current();
@@ -350,6 +353,10 @@ async fn request(
             // Large.
             Box::pin(by_pingora(post, endpoint, start, head, upload, respond, ends)).await;
         }
+    }
+    if ends.cancel.is_malformed() {
+        // By the fields behind its body.
+        stream.active.malformed();
     }
 }
 

@@ -280,6 +280,7 @@ pub struct Cancel {
     slow: AtomicBool,
     /// The client may rest as it likes; `proxy/watch.rs` bounds its silence.
     pub(super) at_leisure: AtomicBool,
+    malformed: AtomicBool,
 }
 
 impl Cancel {
@@ -287,6 +288,16 @@ impl Cancel {
     pub async fn cancelled(&self) -> Reason {
         self.wake.notified().await;
         self.reason()
+    }
+
+    /// The request has turned out to be none.
+    pub(super) fn set_malformed(&self) {
+        self.malformed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the request has turned out to be none.
+    pub fn is_malformed(&self) -> bool {
+        self.malformed.load(Ordering::Relaxed)
     }
 
     /// Why the request is to end.

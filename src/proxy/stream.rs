@@ -1,19 +1,24 @@
 //! The request of one HTTP/2 stream as it comes: its body, and the fields behind it, which are judged and go no further.
 
-use std::task::{Context, Poll, ready};
+use std::{
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
 use h2::RecvStream;
 use http::HeaderMap;
 use pingora_core::{Error, ErrorType, Result};
 
-use super::watch;
+use super::{ctx::Cancel, watch};
 use crate::policy::{fields::Fields as _, framing};
 
 /// A request's body.
 #[derive(Debug)]
 pub struct Upload {
     stream: RecvStream,
+    /// Is told where the request turns out to be malformed.
+    cancel: Arc<Cancel>,
     received: u64,
     /// Nothing more comes.
     done: bool,
@@ -22,10 +27,10 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// Of a request whose head has come.
-    pub fn new(stream: RecvStream) -> Self {
+    /// Of a request whose head has come, and which `cancel` ends.
+    pub fn new(stream: RecvStream, cancel: Arc<Cancel>) -> Self {
         let done = stream.is_end_stream();
-        Self { stream, received: 0, done, trailing: false }
+        Self { stream, cancel, received: 0, done, trailing: false }
     }
 
     /// Whether all of it has come, with what is behind it.
@@ -59,6 +64,7 @@ impl Upload {
         let trailers = ready!(self.stream.poll_trailers(cx)).map_err(failed)?;
         self.done = true;
         if trailers.is_some_and(|trailers| !may_trail(&trailers)) {
+            self.cancel.set_malformed();
             let error = Error::explain(ErrorType::InvalidHTTPHeader, "the request's trailers are malformed");
             return Poll::Ready(Err(error.into_down()));
         }

@@ -185,12 +185,17 @@ fn hold(session: &Session, body: &mut Option<Bytes>, end: bool, ctx: &mut Reques
 /// # Errors
 /// The backend switches protocols without having been asked, its framing is ambiguous, or it only says that it will answer.
 pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
+    let framed =
+        [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| answer.headers.contains_key(name));
     framing(answer, ctx)?;
     if answer.status == StatusCode::SWITCHING_PROTOCOLS {
         if !session.is_upgrade_req() {
             return bad(ctx, "101 without a request to upgrade");
         }
         let key = session.req_header().extensions.get::<tunnel::Key>();
+        if framed && key.is_some() {
+            return bad(ctx, "101 with a body's framing");
+        }
         if key.is_some_and(|key| !key.is_answered(answer.headers.get(header::SEC_WEBSOCKET_ACCEPT))) {
             return bad(ctx, "101 that does not answer the key of a WebSocket");
         }

@@ -282,3 +282,41 @@ async fn answers_of_every_framing_arrive_as_they_are() {
     assert_eq!(client.get("/length").await.text(), "abcde");
     assert_eq!(origin.connections(), 2);
 }
+
+#[tokio::test]
+async fn a_body_that_an_empty_frame_ends_has_one_last_chunk() {
+    // Pingora wrote two, and the second was the beginning of the connection's next request.
+    for engine in ENGINES {
+        let origin = Origin::echo("a").await;
+        let proxy = before(&origin, engine).await;
+        let client = Client2::prior(proxy.listen).await;
+        for parts in [&["abc", ""][..], &["abc", "", "de", ""], &[""], &["abc", "de"]] {
+            let body = parts.iter().map(|part| Bytes::from(*part)).collect();
+            let reply = client.send(request("POST", "/"), body, None).await;
+            assert_eq!(
+                (reply.status, reply.text()),
+                (200, if parts == [""] { "a".to_owned() } else { parts.concat() })
+            );
+        }
+        assert_eq!(proxy.client().await.get("/").await.status(), 200);
+        let methods: Vec<_> = origin.requests().iter().map(|request| request.method().to_owned()).collect();
+        assert_eq!(methods, ["POST", "POST", "POST", "POST", "GET"], "{engine}");
+        assert_eq!(proxy.scrape().await.sum("rrlb_retries_total", &[]), 0.0, "{engine}: the connection was used again");
+    }
+}
+
+#[tokio::test]
+async fn who_sends_malformed_trailers_again_and_again_has_to_go() {
+    let origin = Origin::echo("a").await;
+    let proxy = before(&origin, "engine: lane").await;
+    let client = Client2::prior(proxy.listen).await;
+    for _ in 0..100 {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("content-length", HeaderValue::from_static("1"));
+        let sent = client.try_send(request("POST", "/"), vec![Bytes::from("x")], Some(trailers)).await;
+        assert!(sent.is_err(), "{sent:?}");
+    }
+    client.ended().await;
+    proxy.metric("rrlb_h2_abuse_total", &["kind=\"malformed\""], |n| n == 1.0).await;
+    assert!(origin.total() < 40, "{}", origin.total());
+}

@@ -166,8 +166,12 @@ impl StreamSession {
         Ok(())
     }
 
+    /// The next part of the body, which is not empty: an empty last one Pingora would write as a last chunk, and then another.
     async fn read(&mut self) -> Result<Option<Bytes>> {
-        let data = poll_fn(|cx| self.upload.poll_data(cx)).await?;
+        let mut data = poll_fn(|cx| self.upload.poll_data(cx)).await?;
+        while data.as_ref().is_some_and(Bytes::is_empty) {
+            data = poll_fn(|cx| self.upload.poll_data(cx)).await?;
+        }
         if let Some(data) = &data {
             if let Some(kept) = &mut self.kept
                 && !self.truncated
