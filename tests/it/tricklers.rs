@@ -182,9 +182,8 @@ async fn let_for(to: SocketAddr, bytes: &[u8]) -> Duration {
         if stream.write_all(&[*byte]).await.is_err() {
             break;
         }
-        match tokio::time::timeout(Duration::from_millis(20), stream.read(&mut scratch)).await {
-            Ok(Ok(0) | Err(_)) => break,
-            Ok(Ok(_)) | Err(_) => {}
+        if let Ok(Ok(0) | Err(_)) = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut scratch)).await {
+            break;
         }
     }
     began.elapsed()
