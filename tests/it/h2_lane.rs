@@ -314,7 +314,7 @@ async fn who_sends_malformed_trailers_again_and_again_has_to_go() {
         let mut trailers = HeaderMap::new();
         trailers.insert("content-length", HeaderValue::from_static("1"));
         let sent = client.try_send(request("POST", "/"), vec![Bytes::from("x")], Some(trailers)).await;
-        assert!(sent.is_err(), "{sent:?}");
+        assert!(sent.as_ref().map_or(true, |reply| reply.status == 400), "{sent:?}");
     }
     client.ended().await;
     proxy.metric("rrlb_h2_abuse_total", &["kind=\"malformed\""], |n| n == 1.0).await;

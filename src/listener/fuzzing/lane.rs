@@ -52,6 +52,8 @@ struct Stage {
     socket: PathBuf,
     model: Model,
     metrics: Arc<Metrics>,
+    /// With what another engine takes long to make: it reads all roots of the system.
+    current: Current,
 }
 
 impl Stage {
@@ -66,8 +68,19 @@ impl Stage {
             socket.display()
         );
         let model = config::parse(&yaml, Path::new("/rrlb.yaml")).unwrap_or_else(|report| panic!("{report}")).model;
-        Self { runtime, socket, model, metrics: Arc::new(Metrics::new("0", 1)) }
+        let metrics = Arc::new(Metrics::new("0", 1));
+        let current = Current::alone(snapshot(&model, &metrics), &kit(&metrics));
+        Self { runtime, socket, model, metrics, current }
     }
+}
+
+fn kit(metrics: &Arc<Metrics>) -> Arc<Kit> {
+    Arc::new(Kit::new(0, Instant::now(), metrics.clone(), 8))
+}
+
+fn snapshot(model: &Model, metrics: &Arc<Metrics>) -> Arc<Snapshot> {
+    let members = |upstream: &Upstream| upstream.backends.clone();
+    Arc::new(Snapshot::build(model, members, None, metrics))
 }
 
 impl Drop for Stage {
@@ -224,9 +237,7 @@ pub(super) fn next(stream: &[u8], at: usize) -> Option<Read> {
 async fn play(stage: &Stage, manner: Manner, stream: &[u8], record: &Shared) {
     let _ = std::fs::remove_file(&stage.socket);
     let listener = UnixListener::bind(&stage.socket).expect("a socket");
-    let kit = Arc::new(Kit::new(0, Instant::now(), stage.metrics.clone(), 8));
-    let members = |upstream: &Upstream| upstream.backends.clone();
-    let snapshot = Arc::new(Snapshot::build(&stage.model, members, None, &stage.metrics));
+    let (kit, snapshot) = (kit(&stage.metrics), snapshot(&stage.model, &stage.metrics));
     let mut dice = Dice(manner.seed);
     for _ in 0..manner.pooled {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
@@ -247,7 +258,7 @@ async fn play(stage: &Stage, manner: Manner, stream: &[u8], record: &Shared) {
 
     let (near, mut far) = UnixStream::pair().expect("a pair");
     let endpoint = Arc::new(Endpoint::alone(stage.model.listeners[0].clone(), stage.metrics.listener(&"l".into())));
-    let post = Arc::new(Post::alone(kit.clone(), Current::alone(snapshot, &kit)));
+    let post = Arc::new(Post::alone(kit.clone(), stage.current.with(snapshot)));
     let conn = Box::new(Conn::new(Transport::Plain(Socket::Unix(near)), None));
     let info = Arc::new(ConnInfo::new(None, None, endpoint.model.clone(), conn.fd()));
     let open = Open::alone(&kit, &endpoint);
