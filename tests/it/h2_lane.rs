@@ -291,12 +291,19 @@ async fn a_body_that_an_empty_frame_ends_has_one_last_chunk() {
         let proxy = before(&origin, engine).await;
         let client = Client2::prior(proxy.listen).await;
         for parts in [&["abc", ""][..], &["abc", "", "de", ""], &[""], &["abc", "de"]] {
-            let body = parts.iter().map(|part| Bytes::from(*part)).collect();
-            let reply = client.send(request("POST", "/"), body, None).await;
-            assert_eq!(
-                (reply.status, reply.text()),
-                (200, if parts == [""] { "a".to_owned() } else { parts.concat() })
-            );
+            let (answer, mut stream) = client.open(request("POST", "/"), false).await.expect("a stream");
+            for (at, part) in parts.iter().enumerate() {
+                let last = at + 1 == parts.len();
+                match *part {
+                    "" => stream.send_data(Bytes::new(), last).expect("a frame"),
+                    part => push(&mut stream, Bytes::from(part), last).await.expect("room"),
+                }
+            }
+            let mut answer = within("an answer", answer).await.expect("an answer");
+            let body = collect(answer.body_mut()).await.expect("a body").0;
+            let expected = if parts == [""] { "a".to_owned() } else { parts.concat() };
+            let seen = (answer.status().as_u16(), String::from_utf8_lossy(&body).into_owned());
+            assert_eq!(seen, (200, expected), "{engine}: {parts:?}");
         }
         assert_eq!(proxy.client().await.get("/").await.status(), 200);
         let methods: Vec<_> = origin.requests().iter().map(|request| request.method().to_owned()).collect();
