@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
-    frames::{self, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, RST_STREAM, Raw, frame},
+    frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, block_of, frame},
     http2::{Client2, collect, push, request},
     origin::{Origin, Peer},
     proxy::{Config, Proxy},
@@ -52,23 +52,6 @@ async fn early_hints_reach_http2_clients_before_the_answer() {
     }
 }
 
-/// A header block of these fields as they are, after method, scheme and path.
-fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
-    let fields = fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat());
-    [0x82, 0x86, 0x84].into_iter().chain(fields).collect()
-}
-
-/// The stream's next answer or reset.
-async fn end(raw: &mut Raw, stream: u32) -> Frame {
-    loop {
-        let frame = within("an answer", raw.read.next()).await.expect("no end of the connection");
-        if frame.stream == stream && matches!(frame.kind, HEADERS | RST_STREAM) {
-            return frame;
-        }
-    }
-}
-
 #[tokio::test]
 async fn the_authority_and_a_host_may_name_one_host_in_two_ways() {
     for engine in ENGINES {
@@ -90,8 +73,8 @@ async fn the_authority_and_a_host_may_name_one_host_in_two_ways() {
                 .into_iter()
                 .filter_map(|(name, value)| Some((name, value?)))
                 .collect();
-            raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&fields))).await;
-            let answer = end(&mut raw, stream).await;
+            raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &block_of(&fields))).await;
+            let answer = raw.end(stream).await;
             let status = if sent.is_some() { 0x88 } else { 0x8c };
             assert_eq!((answer.kind, answer.payload[0]), (HEADERS, status), "{engine}: {fields:?}");
             assert_eq!(origin.total() - before, usize::from(sent.is_some()), "{engine}: {fields:?}");
@@ -224,7 +207,7 @@ async fn a_body_longer_than_declared_never_reaches_a_backend_whole() {
     raw.send(&frame(DATA, 0, 1, b"body")).await;
     wait_until("the backend to be asked", || origin.connections() == 1).await;
     raw.send(&frame(DATA, END_STREAM, 1, b"!")).await;
-    let ended = end(&mut raw, 1).await;
+    let ended = raw.end(1).await;
     assert_eq!((ended.kind, ended.number(0)), (RST_STREAM, 1), "PROTOCOL_ERROR");
     let line = proxy.access_log(1).await.remove(0);
     assert_eq!(line["reason"], "client_aborted", "{line}");

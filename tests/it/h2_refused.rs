@@ -3,34 +3,16 @@
 use bytes::Bytes;
 
 use crate::support::{
-    frames::{self, END_HEADERS, END_STREAM, Frame, HEADERS, RST_STREAM, Raw, frame},
+    frames::{self, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, block_of, frame},
     hpack::Blocks,
     http2::{Client2, Reply2, request},
     origin::Origin,
     proxy::{Config, Proxy},
-    within,
 };
 
 async fn before(origin: &Origin, limits: &str) -> Proxy {
     let yaml = "listeners: [{ address: <listen>, h2c: true, limits: { <limits> } }]";
     Config::before(&[origin], yaml).put("limits", limits).start().await
-}
-
-/// A header block of these fields as they are, after method, scheme and path.
-fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
-    let fields = fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat());
-    [0x82, 0x86, 0x84].into_iter().chain(fields).collect()
-}
-
-/// The stream's answer, or its reset.
-async fn end(raw: &mut Raw, stream: u32) -> Frame {
-    loop {
-        let frame = within("an answer", raw.read.next()).await.expect("no end of the connection");
-        if frame.stream == stream && matches!(frame.kind, HEADERS | RST_STREAM) {
-            return frame;
-        }
-    }
 }
 
 #[tokio::test]
@@ -48,8 +30,8 @@ async fn who_is_refused_before_any_phase_is_told_why() {
     let mut blocks = Blocks::default();
     for (number, fields) in (0..).zip(cases) {
         let stream = number * 2 + 1;
-        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(fields))).await;
-        let answer = end(&mut raw, stream).await;
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &block_of(fields))).await;
+        let answer = raw.end(stream).await;
         assert_eq!((answer.kind, answer.payload[0]), (HEADERS, 0x8c), "{fields:?}");
         let told = blocks.read(&answer.payload);
         let says = |name: &str, text: &str| told.iter().any(|field| field == &(name.to_owned(), text.to_owned()));
@@ -63,8 +45,8 @@ async fn who_is_refused_before_any_phase_is_told_why() {
     }
     // The next answer is the same connection's, and understood.
     let stream = 99;
-    raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&[(":authority", "a.test")]))).await;
-    assert_eq!(end(&mut raw, stream).await.payload[0], 0x88);
+    raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &block_of(&[(":authority", "a.test")]))).await;
+    assert_eq!(raw.end(stream).await.payload[0], 0x88);
     proxy.metric("rrlb_failures_total", &["reason=\"bad_request\""], |count| count == 5.0).await;
     assert_eq!(origin.total(), 1);
 }
@@ -83,8 +65,8 @@ async fn what_the_http2_layer_resets_by_itself_is_logged_and_counted() {
     ];
     for (number, fields) in (0..).zip(cases) {
         let stream = number * 2 + 1;
-        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(fields))).await;
-        assert_eq!(end(&mut raw, stream).await.kind, RST_STREAM, "{fields:?}");
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &block_of(fields))).await;
+        assert_eq!(raw.end(stream).await.kind, RST_STREAM, "{fields:?}");
     }
     for line in proxy.access_log(cases.len()).await {
         assert_eq!(line["reason"], "bad_request", "{line}");
@@ -101,7 +83,7 @@ async fn streams_over_their_number_are_logged_and_counted() {
     let streams = (0..101).map(|number| number * 2 + 1);
     let all: Vec<u8> = streams.flat_map(|stream| frames::get(stream, "/hold")).collect();
     raw.send(&all).await;
-    let refused = end(&mut raw, 201).await;
+    let refused = raw.end(201).await;
     assert_eq!((refused.kind, refused.number(0)), (RST_STREAM, 7));
     proxy.metric("rrlb_failures_total", &["reason=\"too_many_concurrent\""], |count| count == 1.0).await;
 }

@@ -52,6 +52,13 @@ pub fn block(method: &str, path: &str) -> Vec<u8> {
     [text(0x02, method), vec![0x86], text(0x04, path), text(0x01, "a.test")].concat()
 }
 
+/// A header block of these fields as they are, after the method GET, the scheme and the path.
+pub fn block_of(fields: &[(&str, &str)]) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
+    let fields = fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat());
+    [0x82, 0x86, 0x84].into_iter().chain(fields).collect()
+}
+
 /// The HEADERS of a GET.
 pub fn get(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &block("GET", path))
@@ -154,6 +161,16 @@ pub struct Raw {
 }
 
 impl Raw {
+    /// The stream's next answer, or its reset.
+    pub async fn end(&mut self, stream: u32) -> Frame {
+        loop {
+            let frame = within("an answer", self.read.next()).await.expect("no end of the connection");
+            if frame.stream == stream && matches!(frame.kind, HEADERS | RST_STREAM) {
+                return frame;
+            }
+        }
+    }
+
     /// Nothing is sent yet.
     pub async fn silent(to: SocketAddr) -> Self {
         let stream = within("connect", TcpStream::connect(to)).await.unwrap_or_else(|e| panic!("{to}: {e}"));
