@@ -185,8 +185,8 @@ fn hold(session: &Session, body: &mut Option<Bytes>, end: bool, ctx: &mut Reques
 /// # Errors
 /// The backend switches protocols without having been asked, its framing is ambiguous, or it only says that it will answer.
 pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
-    let framed =
-        [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| answer.headers.contains_key(name));
+    let framed = answer.status == StatusCode::SWITCHING_PROTOCOLS
+        && [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| answer.headers.contains_key(name));
     framing(answer, ctx)?;
     if answer.status == StatusCode::SWITCHING_PROTOCOLS {
         if !session.is_upgrade_req() {
