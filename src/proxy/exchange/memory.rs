@@ -96,9 +96,9 @@ impl Memory {
 
     /// A pipe, empty; `None` where there are enough.
     pub(super) fn pipe(&self) -> Option<Pipe> {
-        let spare = self.lock();
-        let few = Arc::strong_count(&spare.piped) <= MOST_PIPES;
-        few.then(|| Pipe::new(spare.piped.clone())).flatten()
+        let place = Some(self.lock().piped.clone());
+        // Counted with it.
+        place.filter(|place| Arc::strong_count(place) <= MOST_PIPES + 1).and_then(Pipe::new)
     }
 
     /// Memory for a head, empty.
