@@ -372,8 +372,7 @@ async fn by_pingora(
 ) {
     let (info, current, began) = (start.info.clone(), start.current.clone(), start.began);
     // For a request that will not come to its own line in the log.
-    let mut known = Request::new(()).into_parts().0;
-    (known.method, known.uri) = (head.method.clone(), head.uri.clone());
+    let known = head.clone();
     let proxy = current.for_request(&head, start.seed);
     head.extensions.insert(start);
     let session = ServerSession::new_custom(Box::new(StreamSession::new(head.into(), upload, respond)));
@@ -385,12 +384,15 @@ async fn by_pingora(
         // What waits for a backend on HTTP/2 to take something does not see it.
         tokio::time::sleep(RESET_GRACE).await;
     };
-    tokio::select! {
+    // The stream is reset: the request is dropped with what it waits for, and there is nothing left to answer with.
+    let reason = tokio::select! {
         biased;
-        _ = served => {}
-        // The stream is reset: the request is dropped with what it waits for, and there is nothing left to answer with.
-        reason = ends.cancel.cancelled() => post.log_unserved(&info, unserved(&known, began, reason)),
-        () = gone => post.log_unserved(&info, unserved(&known, began, Reason::ClientAborted)),
+        _ = served => return,
+        reason = ends.cancel.cancelled() => reason,
+        () = gone => Reason::ClientAborted,
+    };
+    if !post.kit.log_dropped(&known, &ends.cancel, reason) {
+        post.log_unserved(&info, unserved(&known, began, reason));
     }
 }
 

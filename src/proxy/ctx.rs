@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::RawFd,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::{Duration, Instant},
@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use super::{
     client::{TlsInfo, Verified},
     current::Current,
+    dropped::Remains,
     guard::Admitted,
     id::Id,
 };
@@ -281,6 +282,7 @@ pub struct Cancel {
     /// The client may rest as it likes; `proxy/watch.rs` bounds its silence.
     pub(super) at_leisure: AtomicBool,
     malformed: AtomicBool,
+    remains: Mutex<Remains>,
 }
 
 impl Cancel {
@@ -323,6 +325,11 @@ impl Cancel {
     /// See [`Cancel::end`].
     pub(super) fn is_slow(&self) -> bool {
         self.slow.load(Ordering::Relaxed)
+    }
+
+    /// What was known of the request, where it was dropped.
+    pub(super) fn remains(&self) -> MutexGuard<'_, Remains> {
+        self.remains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whose deadlines are this request's.
@@ -419,6 +426,7 @@ pub struct RequestCtx {
     /// How far the translation of gRPC-web is.
     pub(super) grpc_web: GrpcWebCtx,
     pub(super) reason: Option<Reason>,
+    pub(super) logged: bool,
 }
 
 impl RequestCtx {
@@ -463,6 +471,7 @@ impl RequestCtx {
             upgraded: false,
             grpc_web: GrpcWebCtx::Disabled,
             reason: None,
+            logged: false,
         }
     }
 

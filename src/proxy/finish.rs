@@ -81,7 +81,8 @@ pub(super) fn last(client: &impl Downstream, ctx: &RequestCtx) {
 }
 
 /// Logs and counts a request that came through the phases.
-fn served(kit: &Kit, client: &impl Downstream, ctx: &RequestCtx) {
+pub(super) fn served(kit: &Kit, client: &impl Downstream, ctx: &mut RequestCtx) {
+    ctx.logged = true;
     if let Some(info) = ctx.info() {
         info.set_logged();
     }

@@ -57,16 +57,14 @@ pub(super) fn ended(ctx: &mut RequestCtx, well: bool) {
     ctx.judged = true;
 }
 
-impl Drop for RequestCtx {
-    /// A request between two HTTP/2 sides that came too late is dropped as it is; see `watch`.
-    fn drop(&mut self) {
-        if self.judged || self.picked.is_none() || !watched(self) {
-            return;
-        }
-        if self.deadline.as_ref().is_some_and(|deadline| deadline.disarm()) {
-            let reason = late(self, self.waiting);
-            broken(self, reason, AttemptFailure::Other);
-        }
+/// The request is dropped as it is.
+pub(super) fn dropped(ctx: &mut RequestCtx) {
+    if ctx.judged || ctx.picked.is_none() || !watched(ctx) {
+        return;
+    }
+    if ctx.deadline.as_ref().is_some_and(|deadline| deadline.disarm()) {
+        let reason = late(ctx, ctx.waiting);
+        broken(ctx, reason, AttemptFailure::Other);
     }
 }
 

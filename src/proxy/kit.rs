@@ -9,13 +9,14 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::HeaderValue;
+use http::{HeaderValue, request::Parts};
 use pingora_http::ResponseHeader;
 
 use super::{
-    ctx::{ConnInfo, RequestCtx},
+    ctx::{Cancel, ConnInfo, RequestCtx},
     current::Current,
     date::DateText,
+    dropped,
     exchange::Memory,
     finish,
     guard::Asking,
@@ -137,6 +138,11 @@ impl Kit {
     /// Logs and counts a request that came to no phase.
     pub fn log_unserved(&self, current: &Current, info: &ConnInfo, unserved: Unserved) {
         finish::unserved(self, current, info, &unserved);
+    }
+
+    /// Logs and counts a request that was dropped as it was. Returns whether it had come to a phase, and to no end.
+    pub fn log_dropped(&self, head: &Parts, cancel: &Cancel, reason: Reason) -> bool {
+        dropped::log(self, head, cancel, reason)
     }
 
     /// Idle connections to backends.

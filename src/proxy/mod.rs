@@ -7,6 +7,7 @@ mod ctx;
 mod current;
 mod date;
 mod downstream;
+mod dropped;
 mod edit;
 pub mod exchange;
 mod finish;

@@ -7,10 +7,10 @@ use std::{
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use pingora_core::{Error, ErrorType, Result};
 
-use super::{ctx::Cancel, watch};
+use super::{ctx::Cancel, dropped::Side, watch};
 use crate::policy::{fields::Fields as _, framing};
 
 /// A request's body.
@@ -69,6 +69,11 @@ impl Upload {
             return Poll::Ready(Err(error.into_down()));
         }
         Poll::Ready(Ok(None))
+    }
+
+    /// The stream is over, and so much of the answer has left.
+    pub fn over(&self, answered: Option<StatusCode>, sent: u64) {
+        self.cancel.remains().side = Side { answered, sent, received: self.received };
     }
 
     /// So many bytes have been taken: the client may send as many again.

@@ -215,6 +215,40 @@ async fn an_answer_that_is_not_read_is_reset_and_the_other_streams_go_on() {
     meanwhile(&mut raw, Duration::from_secs(5), &ping, answered).await;
 }
 
+/// What Pingora serves is dropped as it is where the client stands in its way; the log has what was known of it.
+#[tokio::test]
+async fn a_request_that_is_dropped_is_logged_with_its_answer_and_its_backend() {
+    let origin = Origin::echo("a").await;
+    let yaml = "
+listeners: [{ address: <listen>, h2c: true }]
+engine: pingora
+upstreams: { a: { backends: [{ id: first, address: <a> }], timeouts: { total: 1s } } }
+routes: [{ upstream: a }]
+";
+    let proxy = Config::new(yaml.trim_start()).put("a", &origin.address).start().await;
+    let mut raw = Raw::begin(proxy.listen, &[]).await;
+    raw.send(&get(1, "/size/1000000")).await;
+    let mut body = 0;
+    loop {
+        let frame = within("the stream's end", raw.read.next()).await.expect("the connection to go on");
+        if is_reset(&frame, 1) {
+            break;
+        }
+        if frame.kind == DATA && frame.stream == 1 {
+            body += frame.payload.len();
+        }
+    }
+    assert_eq!(body, 65_535, "as much as the window lets through");
+    eventually("the request's line", async || proxy.access_log_so_far().len() == 1).await;
+    let line = &proxy.access_log_so_far()[0];
+    let known = ["reason", "upstream", "backend"].map(|name| line[name].as_str().unwrap_or_default());
+    assert_eq!(known, ["total_timeout", "a", "first"], "{line}");
+    assert_eq!((line["status"].as_u64(), line["attempts"].as_u64()), (Some(200), Some(1)), "{line}");
+    assert!(line["bytes"].as_u64() >= Some(65_535), "{line}");
+    proxy.metric("rrlb_requests_total", &["upstream=\"a\""], |n| n == 1.0).await;
+    assert_eq!(proxy.scrape().await.sum("rrlb_requests_in_flight", &[]), 0.0);
+}
+
 #[tokio::test]
 async fn a_window_of_the_connection_that_is_opened_too_slowly_ends_it() {
     let origin = Origin::echo("a").await;

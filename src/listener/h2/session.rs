@@ -209,6 +209,12 @@ impl StreamSession {
     }
 }
 
+impl Drop for StreamSession {
+    fn drop(&mut self) {
+        self.upload.over(self.written.as_ref().map(|head| head.status), self.sent as u64);
+    }
+}
+
 #[async_trait]
 impl Session for StreamSession {
     fn req_header(&self) -> &RequestHeader {
