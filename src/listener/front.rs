@@ -10,7 +10,7 @@ use crate::{
     config::model::ListenerLimits,
     policy::{
         fields::{Index, Raw},
-        framing::{Border, is_token},
+        framing::{self, Border, is_token},
         headers::{is_websocket, same_host, valid_host},
         path::is_uri_path,
     },
@@ -222,7 +222,7 @@ fn inspect(
                 nominations += nominated(field.value).ok_or(Reason::BadRequest)?;
             }
             14 if is(field, "content-length") => {
-                let value = decimal(field.value).ok_or(Reason::AmbiguousFraming)?;
+                let value = framing::length(field.value).ok_or(Reason::AmbiguousFraming)?;
                 if length.replace(value).is_some() {
                     return Err(Reason::AmbiguousFraming);
                 }
@@ -325,15 +325,6 @@ fn nominated(list: &[u8]) -> Option<usize> {
         names += 1;
     }
     Some(names)
-}
-
-/// A length of digits only (RFC 9110 §8.6); `None` for signs, blanks inside, lists, or more than any parser takes.
-fn decimal(value: &[u8]) -> Option<u64> {
-    let digits = value.trim_ascii();
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(digits).ok()?.parse().ok().filter(|length| i64::try_from(*length).is_ok())
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ use self::{
 use super::{Draining, Endpoint, conn::Conn, worker::Post};
 use crate::{
     config::model::ListenerLimits,
-    policy::headers::same_host,
+    policy::{framing, headers::same_host},
     proxy::{
         Cancel, ConnInfo, RequestStart, Unserved, Upload,
         exchange::{Way, serve_stream},
@@ -239,7 +239,9 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
         match accepted {
             Some(Ok((request, respond))) => {
                 let id = respond.stream_id().as_u32();
-                told.accepted(id);
+                if !told.accepted(id) {
+                    continue;
+                }
                 requests += 1;
                 unheard += usize::from(leaving);
                 if unheard > STREAMS as usize {
@@ -436,7 +438,7 @@ async fn empty(
         return Ok(());
     }
     let length = head.headers.get(header::CONTENT_LENGTH);
-    if length.and_then(|length| length.to_str().ok()?.parse().ok()) != Some(0_u64) {
+    if length.and_then(|length| framing::length(length.as_bytes())) != Some(0) {
         return Ok(());
     }
     let end = async {

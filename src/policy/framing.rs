@@ -14,6 +14,15 @@ pub enum Border {
     Unbounded,
 }
 
+/// A length of digits only (RFC 9110 §8.6); `None` for nothing, signs, blanks inside, lists, or more than any parser takes.
+pub fn length(value: &[u8]) -> Option<u64> {
+    let digits = value.trim_ascii();
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok().filter(|length| i64::try_from(*length).is_ok())
+}
+
 /// What bytes of a request are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {

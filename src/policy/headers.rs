@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use http::{HeaderName, HeaderValue, header};
 
-use super::fields::Fields;
+use super::{fields::Fields, route::LONGEST_HOST};
 
 /// The request's id, in both directions.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -122,7 +122,7 @@ pub fn valid_host(text: &str) -> bool {
         }
         None => text.split_once(':').unwrap_or((text, "")),
     };
-    !host.is_empty() && valid_port(port) && valid_name(host.as_bytes())
+    (1..=LONGEST_HOST).contains(&host.len()) && valid_port(port) && valid_name(host.as_bytes())
 }
 
 /// Whether two hosts with or without a port are the same for this scheme: case does not count, nor does the default port

@@ -150,7 +150,8 @@ impl Hash {
         Version::try_from(version).map_err(|_| LineError::OtherVersion)?;
         let known = [argon2::ARGON2D_IDENT, argon2::ARGON2I_IDENT, argon2::ARGON2ID_IDENT].contains(&hash.algorithm);
         // Before the crate multiplies it: more lanes than this it does not take either way.
-        if hash.params.get_decimal("p").is_some_and(|lanes| lanes > argon2::Params::MAX_P_COST) {
+        let mut lanes = hash.params.iter().filter(|(name, _)| name.as_str() == "p").map(|(_, value)| value.decimal());
+        if lanes.any(|lanes| lanes.is_ok_and(|lanes| lanes > argon2::Params::MAX_P_COST)) {
             return Err(LineError::Malformed);
         }
         let params = argon2::Params::try_from(&hash).map_err(|_| LineError::Malformed)?;

@@ -123,7 +123,7 @@ impl Canonical<'_> {
     }
 
     /// What else the path is to a backend that takes encoded slashes or backslashes for slashes, leaves out
-    /// `;parameters`, before or after it decodes, or decodes UTF-8 that is longer than needed. And where it then begins
+    /// `;parameters`, before or after it decodes, or all behind the first, or decodes UTF-8 that is longer than needed. And where it then begins
     /// with two slashes, or would without a prefix, what it is to one that takes what follows for an authority, as a
     /// reference in RFC 3986 §4.2 has it (`//authority/path`). Nearly always nothing.
     ///
@@ -154,9 +154,12 @@ impl Canonical<'_> {
             (true, false, false, slash),
             (false, true, false, backslash),
             (true, true, false, slash && backslash),
+            (false, false, true, overlong),
+            (true, false, true, overlong),
+            (false, true, true, overlong),
             (true, true, true, overlong),
         ] {
-            for parameters in [Parameters::Kept, Parameters::LeftOutFirst, Parameters::LeftOutLast] {
+            for parameters in Parameters::ALL {
                 if !differs || (parameters != Parameters::Kept && !parameter) {
                     continue;
                 }
@@ -311,6 +314,12 @@ enum Parameters {
     LeftOutFirst,
     /// After decoding: `%3B` begins one too, and any slash ends it.
     LeftOutLast,
+    /// The first one ends the path, as for Shiro.
+    End,
+}
+
+impl Parameters {
+    const ALL: [Self; 4] = [Self::Kept, Self::LeftOutFirst, Self::LeftOutLast, Self::End];
 }
 
 /// A path as a backend understands it, spelled as a key.
@@ -362,6 +371,7 @@ impl Reading {
                     Parameters::Kept => false,
                     Parameters::LeftOutFirst => !encoded,
                     Parameters::LeftOutLast => true,
+                    Parameters::End => break,
                 };
             if in_parameter {
                 continue;

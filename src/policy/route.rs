@@ -13,7 +13,7 @@ use super::{
 use crate::types::Weight;
 
 /// A longer host is no DNS name (RFC 1035 §2.3.4) and takes only routes that name no host.
-pub(super) const LONGEST_HOST: usize = 255;
+pub(super) const LONGEST_HOST: usize = 255; // also what `valid_host` lets pass
 
 /// The parts of a match; an empty part matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -15,13 +15,14 @@ use super::{
     exchange, grpc_web, guard,
     id::Id,
     kit::Kit,
-    reject, watch,
+    old_client, reject, watch,
 };
 use crate::{
     config::model::Engine,
     policy::{
         fields::Fields,
         forwarded::{ClientIdentity, is_client_cert_field},
+        framing::length,
         headers::{RequestId, is_websocket, same_host, valid_host, valid_request_id},
         path::{Ambiguous, canonical, is_uri_path, split_target},
         route::{RequestView, without_port},
@@ -65,8 +66,10 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
         session.set_close_on_response_before_downstream_finish(false);
     }
     if session.req_header().version == Version::HTTP_10 {
-        // HTTP/1.0 knows no interim answers (RFC 9110 §15.2).
+        // HTTP/1.0 knows no interim answers (RFC 9110 §15.2), nobody who asks for one (§10.1.1), and no chunks.
         session.set_ignore_info_resp(true);
+        session.req_header_mut().remove_header(&header::EXPECT);
+        session.downstream_modules_ctx = old_client::modules();
     }
     if session.get_keepalive().is_some()
         && let Some(info) = ctx.info()
@@ -220,7 +223,9 @@ pub fn well_formed(request: &Parts) -> bool {
         (Some(host), None) | (None, Some(host)) => good(host),
         (None, None) => false,
     };
-    host && request.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_none()
+    let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();
+    let counted = lengths.next().is_none_or(|first| length(first.as_bytes()).is_some()) && lengths.next().is_none();
+    host && counted
         && request.uri.path_and_query().is_none_or(|target| is_target(&request.method, target))
         && matches!(request.uri.scheme_str(), None | Some("http" | "https"))
         && !request.headers.values().any(watch::padded)
@@ -251,7 +256,7 @@ pub(super) fn over_limit(request: &Parts, info: &ConnInfo) -> Option<Reason> {
     if request.headers.len() > limits.max_headers as usize || list_size(request) > limits.max_header_size.0 {
         return Some(Reason::HeaderTooLarge);
     }
-    let declared = request.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok()?;
+    let declared = length(request.headers.get(header::CONTENT_LENGTH)?.as_bytes())?;
     limits.max_body_size.filter(|most| declared > most.0).map(|_| Reason::BodyTooLarge)
 }
 
@@ -385,8 +390,8 @@ pub(super) async fn respond(
     let request = &session.req_header().headers;
     let endless = request.contains_key(header::TRANSFER_ENCODING)
         && ctx.info().is_some_and(|info| info.limits().max_body_size.is_some());
-    if session.is_upgrade_req() || request.contains_key(header::EXPECT) || endless {
-        // What comes after a refused handshake has no border. Or: the client still waits to be asked for its body; it will not send
+    if session.is_upgrade_req() || request.contains_key(header::EXPECT) || endless || head.status == StatusCode::BAD_REQUEST {
+        // Who sends what is none is not to be trusted with more. Or: what comes after a refused handshake has no border. Or: the client still waits to be asked for its body; it will not send
         // one after a final answer. Or: to come to the next request, more would have to be read than a request may have.
         session.set_keepalive(None);
     }

@@ -416,6 +416,8 @@ pub struct RequestCtx {
     /// What Pingora waits for each read of the answer.
     pub(super) read_timeout: Duration,
     pub(super) answered: bool,
+    /// The answer is one that has no body (RFC 9110 §15.3.5, §15.4.5).
+    pub(super) bodiless: bool,
     /// Interim answers of the attempt.
     pub(super) interim: u8,
     /// The attempt was counted for or against its backend, or is not to be.
@@ -465,6 +467,7 @@ impl RequestCtx {
             retry: None,
             read_timeout: Duration::MAX,
             answered: false,
+            bodiless: false,
             interim: 0,
             judged: false,
             relayed: false,

@@ -2,7 +2,7 @@
 //! is gathered what it is decided by.
 
 use bytes::{BufMut, BytesMut};
-use http::{HeaderMap, Method, StatusCode, Version, header, request::Parts};
+use http::{HeaderMap, Method, StatusCode, Version, header, request::Parts, uri};
 use pingora_core::{ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
@@ -11,6 +11,7 @@ use super::{
     admit,
     client::Verified,
     ctx::{ConnInfo, RequestCtx},
+    downstream::Downstream as _,
     grpc_web, guard,
     id::Id,
     tunnel,
@@ -159,6 +160,11 @@ pub(super) fn request(session: &Session, upstream: &mut RequestHeader, ctx: &Req
         let uri = http::Uri::from_parts(parts).or_err(ErrorType::InvalidHTTPHeader, "a target of our own")?;
         upstream.set_uri(uri);
     }
+    if upstream.version == Version::HTTP_2 {
+        // Pingora hears nothing of its interim answers, and so asks for none: see `asks_for_body`.
+        upstream.remove_header(&header::EXPECT);
+        set_scheme(upstream, ctx);
+    }
     // Before the operator's edits, though these have no say in it.
     grpc_web::upstream_request(upstream, &ctx.grpc_web)?;
     if client.version == Version::HTTP_2 && upstream.version == Version::HTTP_2 {
@@ -228,6 +234,27 @@ fn host_header(ctx: &RequestCtx) -> Option<&[u8]> {
         HostHeader::Preserve => None,
         HostHeader::Sni => Some(ctx.picked.as_ref()?.backend().sni().as_bytes()),
     }
+}
+
+/// The scheme is that of the connection to the backend, as for clients of HTTP/1, whatever an HTTP/2 client says of its own.
+fn set_scheme(upstream: &mut RequestHeader, ctx: &RequestCtx) {
+    let tls = ctx.member().is_some_and(|member| member.upstream.tls.is_some());
+    let scheme = if tls { uri::Scheme::HTTPS } else { uri::Scheme::HTTP };
+    if upstream.uri.scheme().is_some_and(|said| *said != scheme) {
+        let mut parts = upstream.uri.clone().into_parts();
+        parts.scheme = Some(scheme);
+        if let Ok(uri) = http::Uri::from_parts(parts) {
+            upstream.set_uri(uri);
+        }
+    }
+}
+
+/// Whether the client waits to be asked for its body, and a backend that speaks `version` cannot ask through Pingora, which passes on no
+/// interim answer of HTTP/2: then we do.
+pub(super) fn asks_for_body(session: &Session, version: Version) -> bool {
+    let client = session.req_header();
+    let expects = client.headers.get(header::EXPECT).is_some_and(|said| said.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    version == Version::HTTP_2 && client.version != Version::HTTP_10 && expects && session.answered().is_none()
 }
 
 /// Sets the authority, where the target has one (HTTP/2), to what `Host` was set to.

@@ -5,12 +5,12 @@ use http::{HeaderMap, HeaderValue, Version, header};
 use pingora_core::{Result, protocols::http::bridge::grpc_web::GrpcWebCtx};
 use pingora_http::RequestHeader;
 
-/// The bridge knows the binary form only; the other is base64 of the same, and goes on as it came.
-const TEXT: &[u8] = b"application/grpc-web-text";
+/// The bridge knows the binary form only; the other, `-text`, is base64 of the same, and goes on as it came, as does any other type.
+const BINARY: &[u8] = b"application/grpc-web";
 
 /// Makes gRPC of the head of a gRPC-web call; others are left as they are.
 pub(super) fn request(request: &mut RequestHeader, state: &mut GrpcWebCtx) {
-    if !is_text(&request.headers) {
+    if is_binary(&request.headers) {
         state.init();
         state.request_header_filter(request);
     }
@@ -24,7 +24,8 @@ pub(super) fn upstream_request(upstream: &mut RequestHeader, state: &GrpcWebCtx)
     Ok(())
 }
 
-fn is_text(fields: &HeaderMap) -> bool {
+fn is_binary(fields: &HeaderMap) -> bool {
     let kind = fields.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-    kind.get(..TEXT.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(TEXT))
+    let (named, rest) = kind.split_at(kind.len().min(BINARY.len()));
+    named.eq_ignore_ascii_case(BINARY) && matches!(rest, [] | [b'+' | b';' | b' ', ..])
 }

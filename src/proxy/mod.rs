@@ -18,6 +18,7 @@ mod guard;
 mod id;
 mod judge;
 mod kit;
+mod old_client;
 mod profile;
 mod reject;
 mod retry;
@@ -123,6 +124,9 @@ impl ProxyHttp for App {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         edit::request(session, upstream, ctx)?;
+        if edit::asks_for_body(session, upstream.version) {
+            session.write_continue_response().await?;
+        }
         if let Some(picked) = ctx.picked.as_ref().filter(|_| !session.is_upgrade_req()) {
             picked.backend().set_chose_http2(upstream.version == Version::HTTP_2);
         }
@@ -162,11 +166,11 @@ impl ProxyHttp for App {
     fn response_body_filter(
         &self,
         _: &mut Session,
-        _: &mut Option<Bytes>,
+        part: &mut Option<Bytes>,
         end: bool,
         ctx: &mut RequestCtx,
     ) -> Result<Option<std::time::Duration>> {
-        watch::answer_part(end, ctx)?;
+        watch::answer_part(part.as_ref(), end, ctx)?;
         Ok(None)
     }
 

@@ -93,8 +93,8 @@ pub(super) fn after(client: &mut impl Downstream, ctx: &RequestCtx, reason: Reas
         return None;
     }
     let broken = ctx.info().is_some_and(|info| info.fault().is_some());
-    if client.is_upgrade() || !client.is_body_done() || broken {
-        // What is left of the request is not read; the next one could not be told from it.
+    if client.is_upgrade() || !client.is_body_done() || broken || status == StatusCode::BAD_REQUEST {
+        // What is left of the request is not read; the next one could not be told from it. Or its client is not to be trusted with more.
         client.no_next_request();
     }
     let answer = failure(ctx, status, reason).and_then(|(head, body)| Ok((with_rate(ctx, head)?, body)));

@@ -9,6 +9,7 @@ use super::{
     downstream::Downstream,
     judge,
     kit::Kit,
+    stream::is_malformed,
     watch::late,
 };
 use crate::{
@@ -220,6 +221,7 @@ fn exchange_reason(error: &Error, ctx: &RequestCtx, fired: bool) -> Reason {
         ErrorType::ReadTimedout => Reason::FirstByteTimeout,
         ErrorType::WriteTimedout => Reason::WriteTimeout,
         ErrorType::InvalidHTTPHeader | ErrorType::InvalidH2 if !ctx.answered => Reason::BadResponse,
+        _ if !ctx.answered && is_malformed(error) => Reason::BadResponse,
         // Of HTTP/2 the connection's end and not a bad message.
         ErrorType::H2Error if !ctx.answered => Reason::ResetBeforeHeaders,
         ErrorType::InternalError if error.esource() != &ErrorSource::Upstream => Reason::Internal,

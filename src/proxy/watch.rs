@@ -33,7 +33,7 @@ use super::{
     tunnel,
 };
 use crate::{
-    policy::{fields::Fields as _, trailers},
+    policy::{fields::Fields as _, framing, trailers},
     runtime::deadlines::{Deadline, How, Reader, Wait},
     types::Reason,
 };
@@ -68,8 +68,7 @@ pub(super) fn request_begins(kit: &Kit, client: &mut impl Downstream, version: V
         let call = shared && call.is_some_and(|kind| kind.starts_with(b"application/grpc"));
         start.at_leisure.store(call, Ordering::Relaxed);
         if !shared && body {
-            let length = fields.first(&header::CONTENT_LENGTH).and_then(|length| std::str::from_utf8(length).ok());
-            ctx.whole = length.and_then(|length| length.parse().ok());
+            ctx.whole = fields.first(&header::CONTENT_LENGTH).and_then(framing::length);
         }
     }
     if shared {
@@ -202,7 +201,12 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
         upgraded(ctx);
     } else if answer.status.is_informational() {
         interim(ctx)?;
+    } else if answer.status.is_success() && tunnel::is_tunnel(session.req_header()) {
+        // To the client it would say that the WebSocket is there (RFC 8441 §5, RFC 9110 §9.3.6).
+        ctx.reason = Some(Reason::UpgradeFailed);
+        return Err(Error::explain(ErrorType::InvalidHTTPHeader, "no WebSocket, but an answer to another request").into_up());
     } else {
+        ctx.bodiless = matches!(answer.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         answered(answer.status, session.req_header().version, ctx);
     }
     Ok(())
@@ -336,10 +340,13 @@ fn framed(answer: &ResponseHeader) -> Result<(), &'static str> {
 /// A part of the answer's body has come over Pingora; `end`: there are no more.
 ///
 /// # Errors
-/// It came too late.
-pub(super) fn answer_part(end: bool, ctx: &RequestCtx) -> Result<()> {
+/// It came too late, or where there can be none.
+pub(super) fn answer_part(part: Option<&Bytes>, end: bool, ctx: &mut RequestCtx) -> Result<()> {
     if is_over(ctx) {
         return Err(Error::explain(ErrorType::ConnectionClosed, "within the answer").into_up());
+    }
+    if ctx.bodiless && part.is_some_and(|part| !part.is_empty()) {
+        return bad(ctx, "a body where there can be none");
     }
     if !end {
         answer_body(ctx);

@@ -41,6 +41,20 @@ async fn content_length_with_transfer_encoding_is_refused() {
 }
 
 #[tokio::test]
+async fn a_target_or_a_host_of_two_meanings_is_refused() {
+    let get = |target: &str, host: &str| format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n{SMUGGLED}");
+    let cases = [
+        ("no digits", get("/%zz", "a.test")),
+        ("encoded NUL", get("/%00", "a.test")),
+        ("encoded line end", get("/a%0d%0ab", "a.test")),
+        ("above the root", get("/../x", "a.test")),
+        ("dots for some", get("/.;/x", "a.test")),
+        ("encoded host", get("/", "a%2etest")),
+    ];
+    refused(&cases, &[400]).await;
+}
+
+#[tokio::test]
 async fn differing_or_malformed_lengths_are_refused() {
     let cases = [
         ("differing", post("Content-Length: 5\r\nContent-Length: 6\r\n", "hello!")),

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::support::{
-    frames::{self, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, block_of, frame},
+    frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, block_of, frame},
     hpack::Blocks,
     http2::{Client2, Reply2, request},
     origin::Origin,
@@ -49,6 +49,32 @@ async fn who_is_refused_before_any_phase_is_told_why() {
     assert_eq!(raw.end(stream).await.payload[0], 0x88);
     proxy.metric("rrlb_failures_total", &["reason=\"bad_request\""], |count| count == 5.0).await;
     assert_eq!(origin.total(), 1);
+}
+
+/// The length decides where a backend on HTTP/1.1 sees the request end.
+#[tokio::test]
+async fn a_length_that_is_none_is_seen_by_no_backend() {
+    let wrong =
+        ["", "9223372036854775808", "9999999999999999999", "99999999999999999999", "+5", "5 ", "-0", "0x5", "5,5"];
+    for engine in ["lane", "exchange", "pingora"] {
+        let origin = Origin::echo("a").await;
+        let yaml = "listeners: [{ address: <listen>, h2c: true }]\nengine: <engine>";
+        let proxy = Config::before(&[&origin], yaml).put("engine", engine).start().await;
+        let mut raw = Raw::begin(proxy.listen, &[]).await;
+        for (number, length) in (0..).zip(wrong) {
+            let stream = number * 2 + 1;
+            let head = block_of(&[(":authority", "a.test"), ("content-length", length)]);
+            raw.send(&[frame(HEADERS, END_HEADERS, stream, &head), frame(DATA, END_STREAM, stream, b"")].concat())
+                .await;
+            let answer = raw.end(stream).await;
+            let refused = answer.kind == RST_STREAM || (answer.kind, answer.payload[0]) == (HEADERS, 0x8c);
+            assert!(refused, "{engine}: {length:?}: {answer:?}");
+        }
+        for line in proxy.access_log(wrong.len()).await {
+            assert_eq!(line["reason"], "bad_request", "{engine}: {line}");
+        }
+        assert_eq!(origin.connections(), 0, "{engine}");
+    }
 }
 
 #[tokio::test]

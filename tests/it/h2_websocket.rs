@@ -119,6 +119,19 @@ async fn extended_connect_is_offered_and_refusals_end_their_stream_only() {
     connection.abort();
 }
 
+/// To the client a 200 would say that its WebSocket is there.
+#[tokio::test]
+async fn an_answer_to_another_request_is_no_websocket() {
+    for engine in ["engine: lane", "engine: pingora"] {
+        let origin = Origin::echo("a").await;
+        let proxy = before(&origin, engine).await;
+        let client = Client2::prior(proxy.listen).await;
+        let (response, _stream) = open(&client).await;
+        assert_eq!(within("the answer", response).await.expect("an answer").status(), 502);
+        assert_eq!(proxy.access_log(1).await[0]["reason"], "upgrade_failed");
+    }
+}
+
 #[tokio::test]
 async fn a_backend_that_does_not_answer_the_key_is_no_websocket() {
     let origin = Origin::script("a", |mut peer| async move {

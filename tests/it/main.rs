@@ -20,6 +20,7 @@ mod eject;
 mod failures;
 mod framing;
 mod h2_abuse;
+mod h2_backends;
 mod h2_lane;
 mod h2_refused;
 mod h2_slow;

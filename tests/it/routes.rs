@@ -1,7 +1,8 @@
 //! Routes: first match wins, and what is done with the request.
 
 use crate::support::{
-    http1::Message,
+    http1::{Client, Message},
+    http2::{Client2, request},
     origin::Origin,
     proxy::{Config, Proxy},
 };
@@ -13,6 +14,31 @@ async fn ask(proxy: &Proxy, method: &str, host: &str, target: &str, fields: &str
 
 async fn body(proxy: &Proxy, host: &str, target: &str) -> String {
     ask(proxy, "GET", host, target, "").await.text()
+}
+
+/// No name is so long (RFC 1035 §2.3.4), and no pattern is compared with it.
+#[tokio::test]
+async fn a_host_longer_than_any_name_finds_no_route() {
+    let yaml = "
+        listeners: [{ address: <listen>, h2c: true }]
+        routes:
+          - { match: { host: \"*.api.test\" }, respond: { body: wild } }
+          - { respond: { body: other } }
+        ";
+    let proxy = Config::new(yaml).start().await;
+    for (length, body) in [(255, "wild"), (256, ""), (300, "")] {
+        let end = ".api.test";
+        let host = "x".repeat(length - end.len()) + end;
+        let expected = if body.is_empty() { 400 } else { 200 };
+        let mut client = Client::connect(proxy.listen).await;
+        let reply = client.ask(format!("GET / HTTP/1.1\r\nHost: {host}:80\r\n\r\n")).await;
+        assert_eq!(reply.status(), expected, "{length}");
+        let mut asked = request("GET", "/");
+        *asked.uri_mut() = format!("http://{host}/").parse().expect("a URI");
+        let reply = Client2::prior(proxy.listen).await.send(asked, vec![], None).await;
+        assert_eq!(reply.status, expected, "{length}");
+        assert!(expected == 400 || reply.text() == body, "{length}");
+    }
 }
 
 #[tokio::test]

@@ -79,9 +79,9 @@ impl Told {
         (!words.left.is_empty()).then(|| Word::Left(std::mem::take(&mut words.left)))
     }
 
-    /// This stream has become a request.
-    pub(super) fn accepted(&self, stream: u32) {
-        self.words().refusals.settled(stream);
+    /// This stream has become a request. Returns whether it is not one that was refused before.
+    pub(super) fn accepted(&self, stream: u32) -> bool {
+        self.words().refusals.accepted(stream)
     }
 
     fn slow(&self, slow: Vec<(u32, Reason)>) {
@@ -173,7 +173,7 @@ impl Guard {
             None => data.len(),
             Some(refusal) if refusal.at > 0 => refusal.at,
             Some(refusal) => {
-                words.refusals.settled(refusal.stream);
+                words.refusals.refused(refusal.stream);
                 words.refused.push(refusal.reason);
                 self.told.wake.notify_one();
                 let frame = &data[..refusal.length.min(data.len())];

@@ -13,6 +13,8 @@ const MOST: usize = 256;
 pub(super) struct Refusals {
     /// Not accepted yet.
     open: Vec<u32>,
+    /// Those of which a refusal was on its way before they were accepted: the h2 crate gives out a stream that it has reset.
+    refused: Vec<u32>,
 }
 
 /// A frame on its way to the client that refuses a request.
@@ -42,9 +44,20 @@ impl Refusals {
         self.open.push(stream);
     }
 
-    /// It has become a request, or its refusal is on its way.
-    pub(super) fn settled(&mut self, stream: u32) {
+    /// It has become a request. Returns whether it may be one: its refusal is not on its way, and told, already.
+    pub(super) fn accepted(&mut self, stream: u32) -> bool {
         self.open.retain(|open| *open != stream);
+        let refused = self.refused.iter().position(|refused| *refused == stream);
+        refused.map(|at| self.refused.remove(at)).is_none()
+    }
+
+    /// Its refusal is on its way.
+    pub(super) fn refused(&mut self, stream: u32) {
+        self.open.retain(|open| *open != stream);
+        if self.refused.len() >= MOST {
+            self.refused.remove(0);
+        }
+        self.refused.push(stream);
     }
 
     /// The first refusal in bytes for the client, the first frame of which begins at `at`.
@@ -102,7 +115,7 @@ mod tests {
         for stream in [1, 5, 7, 9] {
             refusals.opened(stream);
         }
-        refusals.settled(1);
+        assert!(refusals.accepted(1));
         let all = [
             frame(HEADERS, 1, &[0x88]),
             frame(HEADERS, 5, &[0x48, 1, b'x']),
@@ -113,7 +126,7 @@ mod tests {
         let mut found = Vec::new();
         let mut at = 0;
         while let Some(refusal) = refusals.find(&all, at) {
-            refusals.settled(refusal.stream);
+            refusals.refused(refusal.stream);
             found.push((refusal.stream, refusal.reason, refusal.answer));
             at = refusal.at + refusal.length;
         }
@@ -121,6 +134,8 @@ mod tests {
             [(5, Reason::HeaderTooLarge, true), (7, Reason::BadRequest, false), (9, Reason::TooManyConcurrent, false)];
         assert_eq!(found, expected);
         assert!(refusals.is_empty());
+        assert!(!refusals.accepted(7), "it was reset before it was accepted");
+        assert!(refusals.accepted(11));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::{
     attempt::Attempt,
     chunks::hexadecimal,
 };
+use crate::policy::framing;
 
 /// A part of a body that is not larger is copied beside others, so that they leave in one piece.
 const COPIED: usize = 4 * 1024;
@@ -30,7 +31,7 @@ impl Call {
     pub(super) fn new(head: Parts, upload: Upload) -> Self {
         let body = !upload.is_done();
         let length = head.headers.get(header::CONTENT_LENGTH).filter(|_| body);
-        let declared = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        let declared = length.and_then(|length| framing::length(length.as_bytes()));
         Self { head, upload, body, declared, truncated: false, sent: 0, answered: None }
     }
 

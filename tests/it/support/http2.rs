@@ -186,6 +186,8 @@ pub async fn collect(body: &mut RecvStream) -> Result<(Vec<u8>, Option<HeaderMap
 pub struct Seen2 {
     /// Path and query.
     pub path: String,
+    /// `:scheme`.
+    pub scheme: Option<String>,
     /// `:authority`.
     pub authority: Option<String>,
     /// Fields of the head.
@@ -282,6 +284,7 @@ async fn exchange(
     let (head, mut body) = request.into_parts();
     let mut seen = Seen2 {
         path: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+        scheme: head.uri.scheme_str().map(str::to_owned),
         authority: head.uri.authority().map(ToString::to_string),
         headers: head.headers,
         trailers: None,
