@@ -204,7 +204,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
                         continue;
                     }
                     Word::Refused(reasons) => {
-                        for reason in reasons {
+                        for (_, reason) in reasons {
                             post.log_unserved(&info, Unserved::unseen(reason, "HTTP/2.0"));
                             // Resets have a budget of their own.
                             if reason == Reason::HeaderTooLarge {

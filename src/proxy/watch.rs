@@ -279,6 +279,10 @@ pub(super) fn framing(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Resu
     if let Err(why) = framed(answer) {
         return bad(ctx, why);
     }
+    if answer.headers.get(header::TRANSFER_ENCODING).is_some_and(|coding| coding != "chunked") {
+        // The one coding there is, however a backend spells it; as the lane has it.
+        answer.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
     if answer.status == StatusCode::NOT_MODIFIED {
         // What it says of a body is about another answer's.
         answer.remove_header(&header::TRANSFER_ENCODING);

@@ -33,7 +33,7 @@ pub(super) enum Word {
     /// It ends.
     Over(Verdict),
     /// Requests were refused for this before anyone of us has seen them.
-    Refused(Vec<Reason>),
+    Refused(Vec<(u32, Reason)>),
     /// These streams are too slow.
     Slow(Vec<(u32, Reason)>),
 }
@@ -49,7 +49,7 @@ pub(super) struct Told {
 #[derive(Debug, Default)]
 struct Words {
     left: Vec<u32>,
-    refused: Vec<Reason>,
+    refused: Vec<(u32, Reason)>,
     slow: Vec<(u32, Reason)>,
     refusals: Refusals,
 }
@@ -79,9 +79,14 @@ impl Told {
         (!words.left.is_empty()).then(|| Word::Left(std::mem::take(&mut words.left)))
     }
 
-    /// This stream has become a request. Returns whether it is not one that was refused before.
+    /// This stream has become a request. Returns whether it is not one that was refused before, of which a [`Word`] was given.
     pub(super) fn accepted(&self, stream: u32) -> bool {
-        self.words().refusals.accepted(stream)
+        let mut words = self.words();
+        let fresh = words.refusals.accepted(stream);
+        // Its own line in the log says more than that of a request that nobody has seen.
+        let untold = words.refused.iter().position(|(refused, _)| *refused == stream);
+        let untold = untold.map(|at| words.refused.remove(at));
+        fresh || untold.is_some()
     }
 
     fn slow(&self, slow: Vec<(u32, Reason)>) {
@@ -174,7 +179,7 @@ impl Guard {
             Some(refusal) if refusal.at > 0 => refusal.at,
             Some(refusal) => {
                 words.refusals.refused(refusal.stream);
-                words.refused.push(refusal.reason);
+                words.refused.push((refusal.stream, refusal.reason));
                 self.told.wake.notify_one();
                 let frame = &data[..refusal.length.min(data.len())];
                 self.instead = reasoned(frame, refusal).map(|bytes| (Bytes::from(bytes), frame.len()));
