@@ -58,6 +58,9 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
+        // As Rust does before `main`, of which a fuzzer has another one: who writes to a peer that is gone is told, and not killed.
+        // SAFETY: no handler is set.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         // A turn looks for what has come each time.
         let runtime = Builder::new_current_thread().enable_all().event_interval(1).build().expect("a runtime");
         let name = format!("rrlb-lane-{}-{:?}", std::process::id(), std::thread::current().id());
