@@ -390,7 +390,11 @@ pub(super) async fn respond(
     let request = &session.req_header().headers;
     let endless = request.contains_key(header::TRANSFER_ENCODING)
         && ctx.info().is_some_and(|info| info.limits().max_body_size.is_some());
-    if session.is_upgrade_req() || request.contains_key(header::EXPECT) || endless || head.status == StatusCode::BAD_REQUEST {
+    if session.is_upgrade_req()
+        || request.contains_key(header::EXPECT)
+        || endless
+        || head.status == StatusCode::BAD_REQUEST
+    {
         // Who sends what is none is not to be trusted with more. Or: what comes after a refused handshake has no border. Or: the client still waits to be asked for its body; it will not send
         // one after a final answer. Or: to come to the next request, more would have to be read than a request may have.
         session.set_keepalive(None);

@@ -253,7 +253,8 @@ fn set_scheme(upstream: &mut RequestHeader, ctx: &RequestCtx) {
 /// interim answer of HTTP/2: then we do.
 pub(super) fn asks_for_body(session: &Session, version: Version) -> bool {
     let client = session.req_header();
-    let expects = client.headers.get(header::EXPECT).is_some_and(|said| said.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let expects =
+        client.headers.get(header::EXPECT).is_some_and(|said| said.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     version == Version::HTTP_2 && client.version != Version::HTTP_10 && expects && session.answered().is_none()
 }
 

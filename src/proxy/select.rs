@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     config::model::UpstreamProtocol,
-    policy::proxy_protocol::{Agreed, Said},
+    policy::proxy_protocol::{self, Agreed, Said},
     runtime::{
         backend::Picked,
         peer::{self, TlsProfile},
@@ -53,10 +53,7 @@ pub(super) fn peer(
         return fail(ctx, Reason::DnsFailure, "the backend has no address");
     };
     if let Some(version) = upstream.proxy_protocol {
-        let ends = ctx.info().and_then(ConnInfo::ends);
-        let said = ends.map_or(Said::Unknown, |(from, to)| Said::Client { from, to });
-        let none = Agreed::default();
-        peer::announce(&mut peer, version, said, ctx.info().map_or(&none, ConnInfo::agreed));
+        peer::announce(&mut peer, announced(ctx, version));
     }
     if ctx.fresh == Fresh::Needed {
         // No pooled connection is known by this key.
@@ -88,6 +85,14 @@ pub(super) fn peer(
     }
     ctx.read_timeout = peer.options.read_timeout.unwrap_or(Duration::MAX);
     Ok(peer)
+}
+
+/// The PROXY header that a connection for this request begins with.
+pub(super) fn announced(ctx: &RequestCtx, version: proxy_protocol::Version) -> Vec<u8> {
+    let ends = ctx.info().and_then(ConnInfo::ends);
+    let said = ends.map_or(Said::Unknown, |(from, to)| Said::Client { from, to });
+    let none = Agreed::default();
+    proxy_protocol::write(version, said, ctx.info().map_or(&none, ConnInfo::agreed))
 }
 
 /// Chooses the backend of the next attempt, and counts it.

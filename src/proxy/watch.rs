@@ -204,7 +204,9 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
     } else if answer.status.is_success() && tunnel::is_tunnel(session.req_header()) {
         // To the client it would say that the WebSocket is there (RFC 8441 §5, RFC 9110 §9.3.6).
         ctx.reason = Some(Reason::UpgradeFailed);
-        return Err(Error::explain(ErrorType::InvalidHTTPHeader, "no WebSocket, but an answer to another request").into_up());
+        return Err(
+            Error::explain(ErrorType::InvalidHTTPHeader, "no WebSocket, but an answer to another request").into_up()
+        );
     } else {
         ctx.bodiless = matches!(answer.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         answered(answer.status, session.req_header().version, ctx);

@@ -22,7 +22,7 @@ use pingora_core::{
     },
 };
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio_util::either::Either;
 
 use super::{connections::Connections, line::Socket};
@@ -160,19 +160,26 @@ pub fn for_probes(connector: Connector, version: Option<Version>) -> Arc<dyn Con
 impl Connect for Announcing {
     async fn connect(&self, to: &SocketAddr) -> Result<Stream> {
         let mut stream = self.connector.connect(to).await?;
-        // Less than the buffer of a fresh socket, so that it does not wait.
-        let sent = async {
-            stream.write_all(&self.header).await?;
-            stream.flush().await
-        };
-        sent.await.map_err(|error| {
-            let mut error =
-                Error::because(ErrorType::ConnectError, format!("cannot send a PROXY header to {to}"), error);
-            error.set_retry(true);
-            error
-        })?;
+        announce(&mut stream, &self.header, to).await?;
         Ok(stream)
     }
+}
+
+/// Sends a PROXY header on a new connection to `to`.
+///
+/// # Errors
+/// It cannot be sent; another backend may be tried.
+pub async fn announce(stream: &mut (impl AsyncWrite + Unpin), header: &[u8], to: &SocketAddr) -> Result<()> {
+    // Less than the buffer of a fresh socket, so that it does not wait.
+    let sent = async {
+        stream.write_all(header).await?;
+        stream.flush().await
+    };
+    sent.await.map_err(|error| {
+        let mut error = Error::because(ErrorType::ConnectError, format!("cannot send a PROXY header to {to}"), error);
+        error.set_retry(true);
+        error
+    })
 }
 
 /// Keeps the kinds an operator can act on; what Pingora calls its own or the socket's fault is a failed connection too.

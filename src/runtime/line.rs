@@ -23,7 +23,7 @@ use tokio_util::either::Either;
 
 use super::{
     backend::Anchor,
-    connect::Connector,
+    connect::{Connector, announce},
     tls::{Offer, TlsClient, chose_http2},
 };
 
@@ -70,12 +70,15 @@ impl Opener {
     }
 
     /// A connection to the backend at `to`, of that `name`; `None` where it has chosen HTTP/2, which is not spoken over
-    /// these. [`Offer::Http1`]: it must not be able to.
+    /// these. [`Offer::Http1`]: it must not be able to. `header`: its first bytes, before TLS.
     ///
     /// # Errors
     /// There is none within the time, the handshake failed. It may be tried elsewhere.
-    pub async fn open(&self, to: &SocketAddr, name: &str, offer: Offer) -> Result<Option<Line>> {
-        let socket = self.connector.dial(to).await?;
+    pub async fn open(&self, to: &SocketAddr, name: &str, offer: Offer, header: Option<&[u8]>) -> Result<Option<Line>> {
+        let mut socket = self.connector.dial(to).await?;
+        if let Some(header) = header {
+            announce(&mut socket, header, to).await?;
+        }
         let Some((client, patience)) = &self.tls else { return Ok(Some(Either::Left(socket))) };
         // Large, and not needed for plain text.
         let handshake = Box::pin(client.connect(socket, to, name, offer));

@@ -18,7 +18,6 @@ use pingora_core::{
 use super::connect::Announcing;
 use crate::{
     config::model::{self, Alpn, UpstreamProtocol},
-    policy::proxy_protocol::{self, Agreed, Said},
     types::{BackendAddress, HostPort},
 };
 
@@ -105,14 +104,18 @@ pub fn template(
 }
 
 /// Has a new connection for `peer` begin with a PROXY header, and a pooled one taken only if it began with the same.
-pub fn announce(peer: &mut HttpPeer, version: proxy_protocol::Version, said: Said, agreed: &Agreed) {
-    let header = proxy_protocol::write(version, said, agreed);
-    let mut hasher = DefaultHasher::new();
-    (peer.group_key, &header).hash(&mut hasher);
-    peer.group_key = hasher.finish();
+pub fn announce(peer: &mut HttpPeer, header: Vec<u8>) {
+    peer.group_key = announcing(peer.group_key, &header);
     if let Some(connector) = peer.options.custom_l4.take() {
         peer.options.custom_l4 = Some(Arc::new(Announcing::new(connector, header)));
     }
+}
+
+/// What a pool knows connections by that begin with `header`, and would know by `key` without one.
+pub fn announcing(key: u64, header: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (key, header).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The name in SNI, which the certificate is checked against. Never empty: Pingora checks nothing without a name.
@@ -166,6 +169,7 @@ mod tests {
     use pingora_core::upstreams::peer::Peer;
 
     use super::*;
+    use crate::policy::proxy_protocol::{self, Agreed, Said};
     use crate::runtime::{connect::Connector, upstream::fixtures};
 
     fn peer(upstream: &model::Upstream) -> HttpPeer {
@@ -237,7 +241,7 @@ mod tests {
         upstream.proxy_protocol = Some(proxy_protocol::Version::V2);
         let agreed = |said, agreed: &Agreed| {
             let mut peer = peer(&upstream);
-            announce(&mut peer, proxy_protocol::Version::V2, said, agreed);
+            announce(&mut peer, proxy_protocol::write(proxy_protocol::Version::V2, said, agreed));
             peer.reuse_hash()
         };
         let announced = |said| agreed(said, &Agreed::default());

@@ -283,14 +283,14 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// What its backends may choose from; `None` where it is not HTTP/1.1, or they are told something of the client before.
+/// What its backends may choose from; `None` where it is not HTTP/1.1, or what they are asked is translated.
 fn offer(model: &model::Upstream) -> Option<Offer> {
     let offer = match peer::alpn(model) {
         ALPN::H1 => Offer::Http1,
         ALPN::H2H1 => Offer::Either,
         _ => return None,
     };
-    (model.proxy_protocol.is_none() && !model.grpc_web).then_some(offer)
+    (!model.grpc_web).then_some(offer)
 }
 
 fn members(

@@ -41,8 +41,7 @@ async fn speaks(peer: Peer, answer: fn(u32) -> Vec<u8>) {
 /// HEADERS of an answer.
 fn says(stream: u32, flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
-    let block: Vec<u8> =
-        fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect();
+    let block: Vec<u8> = fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect();
     frame(HEADERS, END_HEADERS | flags, stream, &block)
 }
 
@@ -79,10 +78,9 @@ async fn a_body_where_there_can_be_none_is_nobodys() {
 
 #[tokio::test]
 async fn an_answer_without_a_length_ends_with_the_connection_of_an_http10_client() {
-    let (_origin, proxy) = before(|stream| {
-        [says(stream, 0, &[(":status", "200")]), frame(DATA, END_STREAM, stream, b"hello")].concat()
-    })
-    .await;
+    let (_origin, proxy) =
+        before(|stream| [says(stream, 0, &[(":status", "200")]), frame(DATA, END_STREAM, stream, b"hello")].concat())
+            .await;
     let mut client = Client::connect(proxy.listen).await;
     client.send("GET / HTTP/1.0\r\nHost: a.test\r\nConnection: keep-alive\r\n\r\n").await;
     let answer = String::from_utf8(client.closed().await).expect("text");

@@ -409,6 +409,29 @@ async fn a_backend_is_told_who_the_client_is() {
     }
 }
 
+/// Pingora takes an empty line for the last chunk; who is told of its clients is answered for by our own client side as others are.
+#[tokio::test]
+async fn the_answers_of_who_is_told_are_held_to_their_framing_too() {
+    let origin = Origin::script("a", |mut peer| async move {
+        let Some(_) = header(&mut peer.wire).await else { return };
+        while peer.request().await.is_some() {
+            let chunks = "6\r\nfirst \r\n\r\n6\r\nsecond\r\n0\r\n\r\n";
+            peer.send(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}")).await;
+        }
+    })
+    .await;
+    let yaml = format!(
+        "upstreams: {{ app: {{ backends: [\"{}\"], proxy_protocol: v2 }} }}\nlisteners: [{{ address: <listen> }}]\n",
+        origin.address
+    );
+    let proxy = Config::new(&yaml).start().await;
+    let mut client = proxy.client().await;
+    client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    let answer = String::from_utf8(client.closed().await).expect("text");
+    assert!(!answer.ends_with("0\r\n\r\n"), "{answer}");
+    assert_eq!(proxy.access_log(1).await[0]["reason"], "response_truncated");
+}
+
 #[tokio::test]
 async fn a_client_without_an_address_is_unknown_to_the_backend() {
     for (version, told_as) in [("v1", "v1 UNKNOWN"), ("v2", "v2 21 0")] {

@@ -7,11 +7,13 @@ use pingora_core::{Error, ErrorType, Result};
 use super::super::{
     ctx::{Fresh, RequestCtx},
     kit::Kit,
+    select,
 };
 use crate::{
     runtime::{
         deadlines::Deadline,
         line::{Line, descriptor},
+        peer::announcing,
         tls::Offer,
     },
     telemetry::metrics::ConnectionUse,
@@ -19,8 +21,10 @@ use crate::{
 
 /// Where a connection leads; a host name may mean another address by the time it is given back.
 pub(super) struct Place {
-    /// What the pool knows such connections by.
+    /// What the pool knows such connections by: what the backend's are known by, and to whom they belong where they began with that.
     key: u64,
+    /// What the backend's are known by.
+    home: u64,
     pub(super) reused: bool,
 }
 
@@ -35,7 +39,9 @@ pub(super) fn pooled(kit: &Kit, ctx: &mut RequestCtx) -> Option<(Line, Place)> {
         ctx.fresh = Fresh::Done;
         return None;
     }
-    let place = Place { key: ctx.picked.as_ref()?.backend().connection_key()?, reused: true };
+    let home = ctx.picked.as_ref()?.backend().connection_key()?;
+    let key = announced(ctx).map_or(home, |header| announcing(home, &header));
+    let place = Place { key, home, reused: true };
     // The first attempt begins with the request.
     let now = if ctx.attempts == 1 { ctx.asked } else { Instant::now() };
     kit.pool().take(place.key, now).map(|line| (line, place))
@@ -49,13 +55,20 @@ pub(super) async fn open(ctx: &RequestCtx) -> Result<Option<(Line, Place)>> {
     offering(ctx, Offer::Either).await
 }
 
+/// The PROXY header of the client, where the backends are sent one.
+fn announced(ctx: &RequestCtx) -> Option<Vec<u8>> {
+    Some(select::announced(ctx, ctx.member()?.upstream.proxy_protocol?))
+}
+
 async fn offering(ctx: &RequestCtx, offer: Offer) -> Result<Option<(Line, Place)>> {
     let opener = ctx.member().and_then(|member| member.upstream.exchange());
     let connection = ctx.picked.as_ref().and_then(|picked| Some((picked, picked.backend().connection()?)));
-    let (Some(opener), Some((picked, (target, key)))) = (opener, connection) else {
+    let (Some(opener), Some((picked, (target, home)))) = (opener, connection) else {
         return Err(Error::explain(ErrorType::ConnectError, "the backend has no address"));
     };
-    let opening = opener.open(&target, picked.backend().sni(), offer);
+    let header = announced(ctx);
+    let key = header.as_ref().map_or(home, |header| announcing(home, header));
+    let opening = opener.open(&target, picked.backend().sni(), offer, header.as_deref());
     let opened = match ctx.total_due {
         None => opening.await,
         Some(due) => tokio::time::timeout_at(due.into(), opening)
@@ -66,7 +79,7 @@ async fn offering(ctx: &RequestCtx, offer: Offer) -> Result<Option<(Line, Place)
     if line.is_none() && offer == Offer::Either {
         picked.backend().set_chose_http2(true);
     }
-    Ok(line.map(|line| (line, Place { key, reused: false })))
+    Ok(line.map(|line| (line, Place { key, home, reused: false })))
 }
 
 /// The same, with HTTP/1.1 alone on offer.
@@ -97,7 +110,7 @@ pub(super) fn release(kit: &Kit, ctx: &mut RequestCtx, again: Option<Line>, plac
     if let (Some(line), Some(member), Some(picked)) = (again.filter(|_| !late), ctx.member(), &ctx.picked) {
         let patience = member.upstream.timeouts.idle;
         // It leads nowhere any more where the name means another address by now.
-        let anchor = || picked.backend().connection().filter(|(_, key)| *key == place.key);
+        let anchor = || picked.backend().connection().filter(|(_, home)| *home == place.home);
         let anchor = || anchor().map(|(target, _)| picked.backend().anchor(target));
         kit.pool().put(place.key, line, Instant::now(), patience, anchor);
     }

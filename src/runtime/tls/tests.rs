@@ -171,7 +171,7 @@ async fn an_upstream_that_is_built_again_keeps_its_client() {
 async fn a_handshake_that_takes_too_long_ends_and_may_be_tried_elsewhere() {
     let backend = Backend::start().await;
     let target = SocketAddr::Inet(backend.address);
-    let late = opener(&backend.tls, Duration::from_millis(50)).open(&target, "app.test", Offer::Either).await;
+    let late = opener(&backend.tls, Duration::from_millis(50)).open(&target, "app.test", Offer::Either, None).await;
     let late = late.map(|line| line.is_some()).expect_err("nobody answers");
     assert_eq!(late.etype(), &ErrorType::TLSHandshakeTimedout);
     assert!(late.retry());
@@ -182,7 +182,7 @@ async fn a_certificate_for_another_name_is_refused_in_rustls_words() {
     let backend = Backend::start().await;
     let target = SocketAddr::Inet(backend.address);
     let opener = opener(&backend.tls, PATIENCE);
-    let (refused, _) = tokio::join!(opener.open(&target, "else.test", Offer::Either), backend.accept());
+    let (refused, _) = tokio::join!(opener.open(&target, "else.test", Offer::Either, None), backend.accept());
     let refused = refused.map(|line| line.is_some()).expect_err("another name");
     assert_eq!(refused.etype(), &ErrorType::TLSHandshakeFailure);
     assert!(refused.to_string().contains("not valid for name"), "{refused}");
