@@ -1,5 +1,6 @@
 //! How many connections there are, in all and of each client, against what the listener allows, over all workers. Counted
-//! as they are accepted; those of a load balancer that tells its clients (PROXY protocol) by client when it has told.
+//! as they are accepted; those of a load balancer that tells its clients (PROXY protocol) by client when it has told. Whatever
+//! listeners allow, clients never get all descriptors of the process: backends, files and the admin API need some.
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
@@ -16,7 +17,16 @@ use crate::{config::model::ListenerLimits, types::Refusal};
 /// Locks that workers rarely wait for; a power of two.
 const SHARDS: usize = 16;
 
-/// The connections of one listener. Cost: two atomic additions each; with `connections_per_ip` also a short lock and an
+/// Connections of all listeners, and how many there may be.
+static ALL: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Keeps a quarter of so many descriptors from clients.
+pub fn keep_descriptors(free: u64) {
+    MOST.store(usize::try_from(free - free / 4).unwrap_or(usize::MAX), Ordering::Relaxed);
+}
+
+/// The connections of one listener. Cost: four atomic additions each; with `connections_per_ip` also a short lock and an
 /// entry for each client that has any.
 #[derive(Debug, Default)]
 pub(super) struct Census {
@@ -48,9 +58,10 @@ impl Census {
     /// There are too many already. Those that came before `connections_per_ip` was set are not known to it.
     pub(super) fn admit(self: &Arc<Self>, client: Option<IpAddr>, limits: &ListenerLimits) -> Result<Counted, Refusal> {
         let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
+        let all = ALL.fetch_add(1, Ordering::Relaxed) + 1;
         // Dropped, it takes back what it counted.
         let counted = Counted { census: self.clone(), client: None };
-        if limits.connections.is_some_and(|most| open > to_usize(most)) {
+        if all > MOST.load(Ordering::Relaxed) || limits.connections.is_some_and(|most| open > to_usize(most)) {
             return Err(Refusal::Limit);
         }
         counted.of(client, limits)
@@ -94,6 +105,7 @@ impl Client {
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        ALL.fetch_sub(1, Ordering::Relaxed);
         self.census.open.fetch_sub(1, Ordering::Relaxed);
         let Some(client) = self.client else { return };
         let mut clients = self.census.shard(client);

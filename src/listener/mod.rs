@@ -26,6 +26,7 @@ mod transport;
 mod worker;
 
 pub use crew::{Crew, Draining};
+pub use limits::keep_descriptors;
 pub use listening::{Endpoint, Listening};
 pub use socket::{BindError, ListenSocket};
 pub use tls::Tls;

@@ -15,7 +15,7 @@ use std::{
 use nix::unistd::{Group, Uid, User, fchown, getuid, initgroups, setgid, setuid};
 
 use super::StartError;
-use crate::config::model::Process;
+use crate::{config::model::Process, listener::keep_descriptors};
 
 /// Accounts that the process changes to.
 #[derive(Clone, Debug)]
@@ -226,7 +226,7 @@ impl Drop for BoundFiles {
     }
 }
 
-/// Raises the limit of open descriptors as far as it may go, and checks that `needed` are there.
+/// Raises the limit of open descriptors as far as it may go, checks that `needed` are there, and keeps some from clients.
 ///
 /// # Errors
 /// There are fewer.
@@ -243,6 +243,7 @@ pub(super) fn raise_descriptor_limit(needed: u64) -> Result<(), StartError> {
     if limit.rlim_cur < needed {
         return Err(StartError::TooFewDescriptors { needed, limit: limit.rlim_cur });
     }
+    keep_descriptors(limit.rlim_cur - needed);
     Ok(())
 }
 
