@@ -197,16 +197,21 @@ impl Guard {
         Poll::Ready(Ok(stands_for))
     }
 
-    /// Looks at the clock now and then, while something waits for the client.
+    /// Looks at the clock now and then, while something waits for the client. The alarm stays until it rings for nothing: most
+    /// streams are short, and another one comes.
     fn look(&mut self, cx: &mut Context<'_>) {
         while !self.over {
-            if !self.watch.waits() {
-                self.alarm = None;
+            let waits = self.watch.waits();
+            if !waits && self.alarm.is_none() {
                 return;
             }
             let tick = self.tick;
             let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep(tick)));
             if alarm.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            if !waits {
+                self.alarm = None;
                 return;
             }
             let now = Instant::now();
@@ -219,10 +224,9 @@ impl Guard {
 
     /// After a write or a flush: whether the socket took it.
     fn note<T>(&mut self, cx: &mut Context<'_>, done: Poll<T>) -> Poll<T> {
-        if done.is_ready() {
-            self.watch.taken(true, Instant::now());
-        } else {
-            self.watch.taken(false, Instant::now());
+        // Nobody asks when it went on.
+        self.watch.stands(done.is_pending().then(Instant::now));
+        if done.is_pending() {
             self.look(cx);
         }
         done
