@@ -4,7 +4,10 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -12,15 +15,18 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::Notify,
     time::Sleep,
 };
 
 use super::{
     refusals::{Refusal, Refusals, with_field},
+    requests::Ring,
     watch::{Patience, Verdict, Watch},
 };
-use crate::{listener::conn::Conn, proxy, types::Reason};
+use crate::{listener::conn::Conn, proxy, telemetry::metrics::H2Abuse, types::Reason};
+
+/// Requests that are none, on one connection.
+const MALFORMED: usize = 32;
 
 /// What a client may still send after GOAWAY before the connection is closed under it, which may cost it the GOAWAY.
 const LINGER_BYTES: usize = 1024 * 1024;
@@ -43,7 +49,9 @@ pub(super) enum Word {
 pub(super) struct Told {
     verdict: OnceLock<Verdict>,
     words: Mutex<Words>,
-    wake: Notify,
+    malformed: AtomicUsize,
+    /// Rings with each word.
+    pub(super) ring: Arc<Ring>,
 }
 
 #[derive(Debug, Default)]
@@ -55,17 +63,8 @@ struct Words {
 }
 
 impl Told {
-    /// Waits for the next word.
-    pub(super) async fn word(&self) -> Word {
-        loop {
-            if let Some(word) = self.next() {
-                return word;
-            }
-            self.wake.notified().await;
-        }
-    }
-
-    fn next(&self) -> Option<Word> {
+    /// The next word, where there is one.
+    pub(super) fn next(&self) -> Option<Word> {
         if let Some(verdict) = self.verdict.get() {
             return Some(Word::Over(*verdict));
         }
@@ -87,7 +86,7 @@ impl Told {
     fn slow(&self, slow: Vec<(u32, Reason)>) {
         if !slow.is_empty() {
             self.words().slow.extend(slow);
-            self.wake.notify_one();
+            self.ring.ring();
         }
     }
 
@@ -100,10 +99,17 @@ impl Told {
         self.verdict.get().copied()
     }
 
+    /// A request was none.
+    pub(super) fn malformed(&self) {
+        if self.malformed.fetch_add(1, Ordering::Relaxed) + 1 >= MALFORMED {
+            self.tell(Verdict::Ours(H2Abuse::Malformed));
+        }
+    }
+
     /// The first counts.
     pub(super) fn tell(&self, verdict: Verdict) {
         if self.verdict.set(verdict).is_ok() {
-            self.wake.notify_one();
+            self.ring.ring();
         }
     }
 }
@@ -154,7 +160,7 @@ impl Guard {
         let left = self.watch.left();
         if left.len() > 0 {
             self.told.words().left.extend(left);
-            self.told.wake.notify_one();
+            self.told.ring.ring();
         }
     }
 
@@ -175,7 +181,7 @@ impl Guard {
             Some(refusal) => {
                 words.refusals.settled(refusal.stream);
                 words.refused.push(refusal.reason);
-                self.told.wake.notify_one();
+                self.told.ring.ring();
                 let frame = &data[..refusal.length.min(data.len())];
                 self.instead = reasoned(frame, refusal).map(|bytes| (Bytes::from(bytes), frame.len()));
                 frame.len()
