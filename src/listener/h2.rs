@@ -8,32 +8,38 @@ mod frames;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzzing;
 mod guard;
+mod idle;
 mod pace;
 mod refusals;
+mod requests;
 mod session;
 mod watch;
 
 use std::{
     future::poll_fn,
+    pin::{Pin, pin},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use h2::{
     RecvStream,
-    server::{Builder, SendResponse},
+    server::{Builder, Connection, SendResponse},
 };
 use http::{Method, Request, Response, StatusCode, header, request::Parts};
 use pingora_core::{apps::HttpServerApp, protocols::http::ServerSession};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::coop::has_budget_remaining};
 
 pub(super) use self::abuse::AbuseLog;
 use self::{
     guard::{Guard, Told, Word},
+    idle::Idle,
+    requests::{Bell, Requests},
     session::StreamSession,
     watch::{Patience, Verdict},
 };
@@ -48,7 +54,6 @@ use crate::{
         tunnel::{self, Asks},
         well_formed,
     },
-    runtime::deadlines::Deadlines,
     telemetry::metrics::H2Abuse,
     types::Reason,
 };
@@ -61,10 +66,10 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
 /// Streams that a client may have open.
 const STREAMS: u32 = 100;
-/// Requests that are none, on one connection.
-const MALFORMED: usize = 32;
 /// A client that takes nothing of its answers is given up after so long, or after the listener's idle timeout.
 const STALL: Duration = Duration::from_secs(30);
+/// How often a connection and its requests are asked in one turn whether they have made something to do for each other.
+const PASSES: usize = 4;
 /// What a client that has to go is given to read its GOAWAY.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -93,14 +98,6 @@ const IDLE_GRACE: Duration = Duration::from_secs(2);
 /// How long a request that Pingora serves may take to see by itself that its client has reset it.
 const RESET_GRACE: Duration = Duration::from_millis(100);
 
-/// Streams under way: for the idle timeout, and to end each.
-struct Active {
-    streams: Mutex<Vec<(u32, Arc<Ends>)>>,
-    idle: Notify,
-    told: Arc<Told>,
-    malformed: AtomicUsize,
-}
-
 /// How a request ends from outside.
 #[derive(Default)]
 struct Ends {
@@ -110,64 +107,96 @@ struct Ends {
     leaves: Notify,
 }
 
-impl Active {
-    fn new(told: Arc<Told>) -> Self {
-        Self { streams: Mutex::default(), idle: Notify::new(), told, malformed: AtomicUsize::new(0) }
-    }
-
-    /// A request was none.
-    fn malformed(&self) {
-        if self.malformed.fetch_add(1, Ordering::Relaxed) + 1 >= MALFORMED {
-            self.told.tell(Verdict::Ours(H2Abuse::Malformed));
-        }
-    }
-
-    fn begin(self: &Arc<Self>, id: u32) -> Stream {
-        let ends = Arc::<Ends>::default();
-        self.streams().push((id, ends.clone()));
-        Stream { active: self.clone(), id, ends }
-    }
-
-    /// Ends those requests. Returns whether a client that is too slow with a request has no other under way.
-    fn end(&self, slow: Vec<(u32, Reason)>, deadlines: &Deadlines) -> bool {
-        let streams = self.streams();
-        let mut alone = false;
-        for (id, reason) in slow {
-            let found = streams.iter().find(|(stream, _)| *stream == id);
-            let ended = found.is_some_and(|(_, ends)| ends.cancel.end(reason, deadlines));
-            alone |= ended && reason == Reason::ClientTimeout && streams.len() == 1;
-        }
-        alone
-    }
-
-    /// Tells those requests that their client has reset them.
-    fn left(&self, left: &[u32]) {
-        for (_, ends) in self.streams().iter().filter(|(id, _)| left.contains(id)) {
-            ends.left.store(true, Ordering::Relaxed);
-            ends.leaves.notify_one();
-        }
-    }
-
-    fn streams(&self) -> MutexGuard<'_, Vec<(u32, Arc<Ends>)>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// A connection and its requests.
+struct Serving {
+    connection: Connection<Guard, Bytes>,
+    bell: Arc<Bell>,
+    waker: Waker,
+    requests: Requests,
+    told: Arc<Told>,
+    idle: Idle,
+    /// It was said that the connection goes; how long it may be without a request then.
+    leaving: Option<Duration>,
 }
 
-struct Stream {
-    active: Arc<Active>,
-    id: u32,
-    ends: Arc<Ends>,
+/// What a connection has come to.
+enum Turn {
+    Accepted(Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>),
+    /// There has been no request for as long as there may be none.
+    Idle,
+    /// The drain has begun, or the listener is gone.
+    Last,
+    Word(Word),
 }
 
-impl Drop for Stream {
-    fn drop(&mut self) {
-        let mut streams = self.active.streams();
-        if let Some(at) = streams.iter().position(|(id, _)| *id == self.id) {
-            streams.swap_remove(at);
+impl Serving {
+    fn new(connection: Connection<Guard, Bytes>, told: Arc<Told>) -> Self {
+        let bell = Bell::new(&told.ring);
+        let (waker, requests) = (bell.clone().into(), Requests::new(told.ring.clone()));
+        Self { connection, bell, waker, requests, told, idle: Idle::default(), leaving: None }
+    }
+
+    /// Ends it at once, for that reason.
+    async fn farewell(mut self, verdict: Verdict) {
+        self.requests.leave();
+        if let Verdict::Ours(kind) = verdict {
+            self.connection.abrupt_shutdown(code(kind).into());
         }
-        if streams.is_empty() {
-            self.active.idle.notify_one();
+        let farewell = async { while let Some(Ok(_)) = self.connection.accept().await {} };
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    }
+
+    /// Says GOAWAY.
+    fn leave(&mut self, grace: Duration) {
+        if self.leaving.is_none() {
+            self.connection.graceful_shutdown();
+            self.leaving = Some(grace);
+            self.idle.begin_anew();
+            // It has something to write.
+            self.waker.wake_by_ref();
         }
+    }
+
+    /// Moves all that has something to do. `last`: the connection is to go; `wakes` then wakes the task.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        last: impl Fn() -> bool,
+        wakes: Pin<&mut impl Future>,
+        idle_timeout: Duration,
+    ) -> Poll<Turn> {
+        let other = self.told.ring.begin(cx);
+        if other && self.leaving.is_none() {
+            _ = wakes.poll(cx);
+        }
+        let limit = self.leaving.unwrap_or(idle_timeout);
+        for _ in 0..PASSES {
+            self.told.ring.heard();
+            if let Some(word) = self.told.next() {
+                return Poll::Ready(Turn::Word(word));
+            }
+            if self.leaving.is_none() && last() {
+                return Poll::Ready(Turn::Last);
+            }
+            if self.bell.heard()
+                && let Poll::Ready(accepted) = self.connection.poll_accept(&mut Context::from_waker(&self.waker))
+            {
+                // There may be another one, and what else there is comes after that.
+                self.waker.wake_by_ref();
+                return Poll::Ready(Turn::Accepted(accepted));
+            }
+            self.requests.poll();
+            if self.idle.poll(cx, self.requests.is_empty(), limit, other).is_ready() {
+                return Poll::Ready(Turn::Idle);
+            }
+            ready!(self.told.ring.rest());
+            if !has_budget_remaining() {
+                break;
+            }
+        }
+        // Others have their turn.
+        self.told.ring.put_off(cx);
+        Poll::Pending
     }
 }
 
@@ -176,74 +205,43 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
     conn.begin_h2();
     let limits = endpoint.model.limits;
     let told = Arc::<Told>::default();
-    let guard = Guard::new(conn, patience(&limits), told.clone());
-    let opened = tokio::time::timeout(limits.header_timeout, options(&endpoint).handshake(guard)).await;
-    let Ok(Ok(mut connection)) = opened else {
-        log::debug!("{}: no HTTP/2 connection came about", endpoint.model.address);
-        return;
-    };
-    let active = Arc::new(Active::new(told.clone()));
+    // Boxed, so that an idle connection does not carry the room for its beginning and its end.
+    let Some(mut serving) = Box::pin(open(conn, &endpoint, told.clone())).await else { return };
     let (mut draining, mut closing) = (post.draining.clone(), endpoint.place().follow());
-    let (mut leaving, mut requests, mut unheard) = (false, 0, 0);
-    let mut grace = LEAVE_GRACE;
+    let mut wakes = pin!(either(&mut draining, &mut closing));
+    let (mut requests, mut unheard) = (0, 0);
     loop {
-        let accepted = tokio::select! {
-            biased;
-            word = told.word() => {
-                let verdict = match word {
-                    Word::Over(verdict) => verdict,
-                    Word::Slow(slow) => {
-                        if active.end(slow, post.kit.deadlines()) && !leaving {
-                            connection.graceful_shutdown();
-                            (leaving, grace) = (true, IDLE_GRACE);
-                        }
-                        continue;
-                    }
-                    Word::Left(left) => {
-                        active.left(&left);
-                        continue;
-                    }
-                    Word::Refused(reasons) => {
-                        for (_, reason) in reasons {
-                            post.log_unserved(&info, Unserved::unseen(reason, "HTTP/2.0"));
-                            // Resets have a budget of their own.
-                            if reason == Reason::HeaderTooLarge {
-                                active.malformed();
-                            }
-                        }
-                        continue;
-                    }
-                };
-                if let Verdict::Ours(kind) = verdict {
-                    connection.abrupt_shutdown(code(kind).into());
-                }
-                let farewell = async { while let Some(Ok(_)) = connection.accept().await {} };
-                let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        let last = || endpoint.place().is_last(&post.draining);
+        let idle_timeout = info.limits().idle_timeout;
+        match poll_fn(|cx| serving.poll(cx, last, wakes.as_mut(), idle_timeout)).await {
+            Turn::Word(Word::Over(verdict)) => {
+                Box::pin(serving.farewell(verdict)).await;
                 break;
             }
-            () = either(&mut draining, &mut closing), if !leaving => {
-                connection.graceful_shutdown();
-                leaving = true;
-                continue;
-            }
-            accepted = poll_fn(|cx| connection.poll_accept(cx)) => accepted,
-            () = idle(&active, if leaving { grace } else { info.limits().idle_timeout }) => {
-                if leaving {
-                    break;
+            Turn::Word(Word::Slow(slow)) => {
+                if serving.requests.end(slow, post.kit.deadlines()) {
+                    serving.leave(IDLE_GRACE);
                 }
-                connection.graceful_shutdown();
-                (leaving, grace) = (true, IDLE_GRACE);
-                continue;
             }
-        };
-        match accepted {
-            Some(Ok((request, respond))) => {
+            Turn::Word(Word::Left(left)) => serving.requests.left(&left),
+            Turn::Word(Word::Refused(reasons)) => {
+                for (_, reason) in reasons {
+                    post.log_unserved(&info, Unserved::unseen(reason, "HTTP/2.0"));
+                    // Resets have a budget of their own.
+                    if reason == Reason::HeaderTooLarge {
+                        told.malformed();
+                    }
+                }
+            }
+            Turn::Last => serving.leave(LEAVE_GRACE),
+            Turn::Idle if serving.leaving.is_none() => serving.leave(IDLE_GRACE),
+            Turn::Accepted(Some(Ok((request, respond)))) => {
                 let id = respond.stream_id().as_u32();
                 if !told.accepted(id) {
                     continue;
                 }
                 requests += 1;
-                unheard += usize::from(leaving);
+                unheard += usize::from(serving.leaving.is_some());
                 if unheard > STREAMS as usize {
                     // More than can have been on their way when it was told to go.
                     told.tell(Verdict::Ours(H2Abuse::GoawayIgnored));
@@ -251,18 +249,18 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
                 }
                 let others = endpoint.follow(&mut info) && fixed(info.limits()) != fixed(&limits);
                 let enough = requests >= info.limits().requests_per_connection as usize;
-                if (enough || others) && !leaving {
-                    connection.graceful_shutdown();
-                    leaving = true;
+                if enough || others {
+                    serving.leave(LEAVE_GRACE);
                 }
-                let stream = active.begin(id);
-                let (post, info, endpoint) = (post.clone(), info.clone(), endpoint.clone());
-                tokio::spawn(async move {
-                    self::request(&post, &info, &endpoint, request, respond, &stream).await;
-                    drop(stream);
-                });
+                let (ends, info) = (Arc::<Ends>::default(), info.clone());
+                let served =
+                    self::request(post.clone(), info, endpoint.clone(), request, respond, ends.clone(), told.clone());
+                serving.requests.begin(id, ends, Box::pin(served));
             }
-            None | Some(Err(_)) => break,
+            Turn::Idle | Turn::Accepted(None | Some(Err(_))) => {
+                serving.requests.leave();
+                break;
+            }
         }
     }
     if let Some(Verdict::Ours(kind) | Verdict::Theirs(kind)) = told.known() {
@@ -272,6 +270,17 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
         }
         post.abuse.ended(post.kit.metrics(), &endpoint.model.address, info.peer(), kind);
     }
+}
+
+async fn open(conn: Box<Conn>, endpoint: &Endpoint, told: Arc<Told>) -> Option<Serving> {
+    let limits = &endpoint.model.limits;
+    let guard = Guard::new(conn, patience(limits), told.clone());
+    let opened = tokio::time::timeout(limits.header_timeout, options(endpoint).handshake(guard)).await;
+    let Ok(Ok(connection)) = opened else {
+        log::debug!("{}: no HTTP/2 connection came about", endpoint.model.address);
+        return None;
+    };
+    Some(Serving::new(connection, told))
 }
 
 fn patience(limits: &ListenerLimits) -> Patience {
@@ -308,14 +317,14 @@ async fn either(one: &mut Draining, other: &mut Draining) {
 }
 
 async fn request(
-    post: &Post,
-    info: &Arc<ConnInfo>,
-    endpoint: &Endpoint,
+    post: Arc<Post>,
+    info: Arc<ConnInfo>,
+    endpoint: Arc<Endpoint>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    stream: &Stream,
+    ends: Arc<Ends>,
+    told: Arc<Told>,
 ) {
-    let ends = &*stream.ends;
     let (seed, began) = (post.kit.random(), Instant::now());
     let (mut head, body) = request.into_parts();
     one_host(&mut head);
@@ -330,35 +339,35 @@ async fn request(
             if let Some(refusal) = post.kit.refusal_head(reason) {
                 _ = respond.send_response(Response::from_parts(refusal.as_owned_parts(), ()), true);
             }
-            return post.log_unserved(info, unserved(&head, began, reason));
+            return post.log_unserved(&info, unserved(&head, began, reason));
         }
-        if is_served(&head, info) {
+        if is_served(&head, &info) {
             tunnel::into_upgrade(&mut head, u128::from(post.kit.random()) << 64 | u128::from(post.kit.random()));
         }
     }
-    if let Err(reason) = empty(&head, &mut upload, &mut respond, endpoint.model.limits.header_timeout, ends).await {
+    if let Err(reason) = empty(&head, &mut upload, &mut respond, endpoint.model.limits.header_timeout, &ends).await {
         if reason == Reason::BadRequest {
-            stream.active.malformed();
+            told.malformed();
         }
-        return post.log_unserved(info, unserved(&head, began, reason));
+        return post.log_unserved(&info, unserved(&head, began, reason));
     }
     let current = post.current();
-    let way = Way::of_stream(&current, info, &head, seed);
+    let way = Way::of_stream(&current, &info, &head, seed);
     let cancel = Some(ends.cancel.clone());
     let start = RequestStart { info: info.clone(), current, seed, began, cancel };
     match way {
         Some(way) => serve_stream(&post.kit, start, way, head, upload, respond).await,
         None => {
             if !well_formed(&head) {
-                stream.active.malformed();
+                told.malformed();
             }
             // Large.
-            Box::pin(by_pingora(post, endpoint, start, head, upload, respond, ends)).await;
+            Box::pin(by_pingora(&post, &endpoint, start, head, upload, respond, &ends)).await;
         }
     }
     if ends.cancel.is_malformed() {
         // By the fields behind its body.
-        stream.active.malformed();
+        told.malformed();
     }
 }
 
@@ -468,13 +477,6 @@ async fn empty(
         _ => {}
     }
     ended
-}
-
-async fn idle(active: &Active, timeout: Duration) {
-    while !active.streams().is_empty() {
-        active.idle.notified().await;
-    }
-    tokio::time::sleep(timeout).await;
 }
 
 fn options(endpoint: &Endpoint) -> Builder {

@@ -170,7 +170,9 @@ impl Sink for Map<'_> {
     fn made(&mut self, name: &HeaderName, write: impl FnOnce(&mut BytesMut)) {
         self.text.reserve(128);
         write(&mut self.text);
-        let value = value(self.text.split().freeze());
+        let mut value = value(self.text.split().freeze());
+        // Of this request alone: among the names and values that HTTP/2 remembers it would only take the place of others.
+        value.set_sensitive(*name == X_REQUEST_ID);
         self.add(name, value);
     }
 }

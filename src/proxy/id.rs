@@ -20,9 +20,12 @@ impl Id {
     }
 
     pub(super) fn to_value(&self) -> HeaderValue {
-        match self {
+        let mut value = match self {
             Self::Ours(id) => HeaderValue::from_bytes(id.as_bytes()).expect("hexadecimal digits are a value"),
             Self::Theirs(id) => id.clone(),
-        }
+        };
+        // See `policy/rewrite.rs`.
+        value.set_sensitive(true);
+        value
     }
 }

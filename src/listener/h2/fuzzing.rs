@@ -44,7 +44,7 @@ fn judged(input: &[u8], start: Instant, size: usize) -> Judgement {
                     watch.late(now)?;
                 }
                 1 => {
-                    watch.taken(length % 2 == 0, now);
+                    watch.stands((length % 2 == 1).then_some(now));
                     rest = after;
                 }
                 2..5 => bytes.chunks(size).try_for_each(|part| watch.sent(part, now))?,

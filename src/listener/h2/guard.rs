@@ -4,7 +4,10 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -12,15 +15,18 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::Notify,
     time::Sleep,
 };
 
 use super::{
     refusals::{Refusal, Refusals, with_field},
+    requests::Ring,
     watch::{Patience, Verdict, Watch},
 };
-use crate::{listener::conn::Conn, proxy, types::Reason};
+use crate::{listener::conn::Conn, proxy, telemetry::metrics::H2Abuse, types::Reason};
+
+/// Requests that are none, on one connection.
+const MALFORMED: usize = 32;
 
 /// What a client may still send after GOAWAY before the connection is closed under it, which may cost it the GOAWAY.
 const LINGER_BYTES: usize = 1024 * 1024;
@@ -43,7 +49,9 @@ pub(super) enum Word {
 pub(super) struct Told {
     verdict: OnceLock<Verdict>,
     words: Mutex<Words>,
-    wake: Notify,
+    malformed: AtomicUsize,
+    /// Rings with each word.
+    pub(super) ring: Arc<Ring>,
 }
 
 #[derive(Debug, Default)]
@@ -55,17 +63,8 @@ struct Words {
 }
 
 impl Told {
-    /// Waits for the next word.
-    pub(super) async fn word(&self) -> Word {
-        loop {
-            if let Some(word) = self.next() {
-                return word;
-            }
-            self.wake.notified().await;
-        }
-    }
-
-    fn next(&self) -> Option<Word> {
+    /// The next word, where there is one.
+    pub(super) fn next(&self) -> Option<Word> {
         if let Some(verdict) = self.verdict.get() {
             return Some(Word::Over(*verdict));
         }
@@ -92,7 +91,7 @@ impl Told {
     fn slow(&self, slow: Vec<(u32, Reason)>) {
         if !slow.is_empty() {
             self.words().slow.extend(slow);
-            self.wake.notify_one();
+            self.ring.ring();
         }
     }
 
@@ -105,10 +104,17 @@ impl Told {
         self.verdict.get().copied()
     }
 
+    /// A request was none.
+    pub(super) fn malformed(&self) {
+        if self.malformed.fetch_add(1, Ordering::Relaxed) + 1 >= MALFORMED {
+            self.tell(Verdict::Ours(H2Abuse::Malformed));
+        }
+    }
+
     /// The first counts.
     pub(super) fn tell(&self, verdict: Verdict) {
         if self.verdict.set(verdict).is_ok() {
-            self.wake.notify_one();
+            self.ring.ring();
         }
     }
 }
@@ -159,7 +165,7 @@ impl Guard {
         let left = self.watch.left();
         if left.len() > 0 {
             self.told.words().left.extend(left);
-            self.told.wake.notify_one();
+            self.told.ring.ring();
         }
     }
 
@@ -180,7 +186,7 @@ impl Guard {
             Some(refusal) => {
                 words.refusals.refused(refusal.stream);
                 words.refused.push((refusal.stream, refusal.reason));
-                self.told.wake.notify_one();
+                self.told.ring.ring();
                 let frame = &data[..refusal.length.min(data.len())];
                 self.instead = reasoned(frame, refusal).map(|bytes| (Bytes::from(bytes), frame.len()));
                 frame.len()
@@ -202,16 +208,21 @@ impl Guard {
         Poll::Ready(Ok(stands_for))
     }
 
-    /// Looks at the clock now and then, while something waits for the client.
+    /// Looks at the clock now and then, while something waits for the client. The alarm stays until it rings for nothing: most
+    /// streams are short, and another one comes.
     fn look(&mut self, cx: &mut Context<'_>) {
         while !self.over {
-            if !self.watch.waits() {
-                self.alarm = None;
+            let waits = self.watch.waits();
+            if !waits && self.alarm.is_none() {
                 return;
             }
             let tick = self.tick;
             let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep(tick)));
             if alarm.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            if !waits {
+                self.alarm = None;
                 return;
             }
             let now = Instant::now();
@@ -224,10 +235,9 @@ impl Guard {
 
     /// After a write or a flush: whether the socket took it.
     fn note<T>(&mut self, cx: &mut Context<'_>, done: Poll<T>) -> Poll<T> {
-        if done.is_ready() {
-            self.watch.taken(true, Instant::now());
-        } else {
-            self.watch.taken(false, Instant::now());
+        // Nobody asks when it went on.
+        self.watch.stands(done.is_pending().then(Instant::now));
+        if done.is_pending() {
             self.look(cx);
         }
         done

@@ -3,7 +3,7 @@
 //! it writes, and is named here. Pure: bytes and time come in.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     time::{Duration, Instant},
     vec::Drain,
 };
@@ -92,7 +92,7 @@ pub(super) struct Watch {
 #[derive(Debug)]
 struct Rules {
     budget: Budget,
-    streams: HashMap<u32, Stream>,
+    streams: BTreeMap<u32, Stream>,
     last_stream: u32,
     initial_window: i64,
     window: i64,
@@ -124,7 +124,7 @@ impl Watch {
     pub(super) fn new(patience: Patience, now: Instant) -> Self {
         let rules = Rules {
             budget: Budget::new(now),
-            streams: HashMap::new(),
+            streams: BTreeMap::new(),
             last_stream: 0,
             initial_window: INITIAL_WINDOW,
             window: INITIAL_WINDOW,
@@ -179,9 +179,9 @@ impl Watch {
         self.sent.until_next()
     }
 
-    /// The socket takes bytes, or does not.
-    pub(super) fn taken(&mut self, taken: bool, now: Instant) {
-        self.blocked = if taken { None } else { self.blocked.or(Some(now)) };
+    /// The socket takes nothing, as was seen now; `None`: it does.
+    pub(super) fn stands(&mut self, now: Option<Instant>) {
+        self.blocked = now.map(|now| self.blocked.unwrap_or(now));
     }
 
     /// Whether time alone may lead to a verdict.

@@ -32,7 +32,7 @@ pub(super) use room::room;
 /// Read at first; a body that fills it gets [`LARGE`].
 const SMALL: usize = 8 * 1024;
 /// Collected of a large body before it goes on: 64 KiB and their head. Bounds what a slow client's answer holds.
-const LARGE: usize = 64 * 1024 + SMALL;
+pub(super) const LARGE: usize = 64 * 1024 + SMALL;
 /// The same from [`FLOWING`] on: fewer and larger pieces cost both neighbours, and us, fewer system calls and wake-ups.
 pub(super) const LARGEST: usize = 256 * 1024;
 /// Who has taken, or sent, so much of a body is not slow.

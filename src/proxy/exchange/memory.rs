@@ -89,7 +89,8 @@ impl Memory {
     pub(super) fn put_room(&self, mut room: BytesMut) {
         room.clear();
         let mut spare = self.lock();
-        if spare.rooms.len() < MOST_LARGE && !room.try_reclaim(LARGEST + 1) {
+        // Of a piece that a part of a body still is in, nothing is left to lend.
+        if spare.rooms.len() < MOST_LARGE && room.try_reclaim(attempt::LARGE) && !room.try_reclaim(LARGEST + 1) {
             spare.rooms.push(room);
         }
     }

@@ -44,8 +44,8 @@ use crate::{
     types::Reason,
 };
 
-/// A part of an answer's body that is not larger is copied, so that the attempt keeps its memory.
-const COPIED: usize = 4 * 1024;
+/// A part of an answer's body that is not larger is copied, so that a client that is slow to take it holds no more than that.
+const COPIED: usize = 16 * 1024;
 /// What is collected for the backend leaves when there is as much.
 const COLLECTED: usize = 16 * 1024;
 
@@ -312,6 +312,7 @@ impl Lane<'_> {
                 match given {
                     Poll::Ready(given) => given?,
                     Poll::Pending => {
+                        attempt.give_back(self.kit.memory());
                         if watch::poll_over(ctx, cx) {
                             cx.waker().wake_by_ref();
                         }
@@ -319,7 +320,7 @@ impl Lane<'_> {
                     }
                 }
             }
-            let step = attempt.poll_answer(cx);
+            let step = attempt.poll_step(cx, self.kit.memory());
             if self.out.ended {
                 // That step was the attempt's last, if the backend did its part.
                 return Ok(Down::Done);

@@ -6,7 +6,10 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 use tokio_util::either::Either;
 
-use super::{super::answer::Body, Attempt, LARGE, Place};
+use super::{
+    super::{answer::Body, memory::Memory},
+    Attempt, Failure, LARGE, Place, Step,
+};
 use crate::{policy::framing::Border, runtime::line::Line};
 
 /// A piece of it.
@@ -15,8 +18,25 @@ pub(in super::super) fn room() -> BytesMut {
 }
 
 impl Attempt<Line> {
+    /// [`Attempt::poll_answer`] with memory that is lent for as long as something is in it.
+    pub(in super::super) fn poll_step(&mut self, cx: &mut Context<'_>, memory: &Memory) -> Poll<Result<Step, Failure>> {
+        ready!(self.poll_room(cx, || memory.room()));
+        let step = self.poll_answer(cx);
+        if step.is_pending() {
+            self.give_back(memory);
+        }
+        step
+    }
+
+    /// Gives the memory back, where nothing is in it.
+    pub(in super::super) fn give_back(&mut self, memory: &Memory) {
+        if self.ahead.is_empty() && std::mem::take(&mut self.roomy) {
+            memory.put_room(std::mem::take(&mut self.ahead));
+        }
+    }
+
     /// Has `room` where something has come to read and there is no memory to read it into.
-    pub(in super::super) fn poll_room(&mut self, cx: &mut Context<'_>, room: impl FnOnce() -> BytesMut) -> Poll<()> {
+    fn poll_room(&mut self, cx: &mut Context<'_>, room: impl FnOnce() -> BytesMut) -> Poll<()> {
         let reads = match self.place {
             Place::Body(Body::Bordered(border)) => !border.reached() && border != Border::Malformed,
             Place::Body(Body::UntilClose) | Place::Head => true,
@@ -31,11 +51,5 @@ impl Attempt<Line> {
             self.roomy = true;
         }
         Poll::Ready(())
-    }
-
-    /// The memory, where nothing is in it.
-    pub(in super::super) fn spare_room(&mut self) -> Option<BytesMut> {
-        let spare = self.ahead.is_empty() && std::mem::take(&mut self.roomy);
-        spare.then(|| std::mem::take(&mut self.ahead))
     }
 }

@@ -25,15 +25,7 @@ impl<W: Wire> Lane<'_, W> {
         cx: &mut Context<'_>,
         attempt: &mut Attempt<Line>,
     ) -> Poll<Result<Step, Failure>> {
-        let memory = self.kit.memory();
-        ready!(attempt.poll_room(cx, || memory.room()));
-        let step = attempt.poll_answer(cx);
-        if step.is_pending()
-            && let Some(room) = attempt.spare_room()
-        {
-            memory.put_room(room);
-        }
-        step
+        attempt.poll_step(cx, self.kit.memory())
     }
 
     /// Whether what is left of the answer goes past our memory; all that came before has left.

@@ -1,0 +1,301 @@
+//! The requests of one HTTP/2 connection, served in the connection's own task: none costs a task, and what they have for the client
+//! leaves in the same turn. Each is polled when it was woken, and so is the connection: [`Bell`] says who was.
+
+use std::{
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker, ready},
+};
+
+use tokio::task::coop::has_budget_remaining;
+
+use super::Ends;
+use crate::{runtime::deadlines::Deadlines, types::Reason};
+
+/// Wakes a connection's task, unless that is at work and will look itself.
+#[derive(Debug, Default)]
+pub(super) struct Ring {
+    task: Mutex<Option<Waker>>,
+    at_work: AtomicBool,
+    /// Somebody has rung since it was looked.
+    rung: AtomicBool,
+}
+
+impl Ring {
+    /// There is something to do.
+    pub(super) fn ring(&self) {
+        self.rung.store(true, Ordering::SeqCst);
+        if !self.at_work.load(Ordering::SeqCst) {
+            let task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+            task.iter().for_each(Waker::wake_by_ref);
+        }
+    }
+
+    /// The task begins to work, and is to be woken as `cx` says when it has ended. Returns whether that is another one than before.
+    pub(super) fn begin(&self, cx: &Context<'_>) -> bool {
+        self.at_work.store(true, Ordering::SeqCst);
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = !task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
+        if other {
+            *task = Some(cx.waker().clone());
+        }
+        other
+    }
+
+    /// Whether somebody has rung since this was asked.
+    pub(super) fn heard(&self) -> bool {
+        // Only looked at, mostly.
+        self.rung.load(Ordering::SeqCst) && self.rung.swap(false, Ordering::SeqCst)
+    }
+
+    /// The task goes to sleep, unless somebody has rung.
+    pub(super) fn rest(&self) -> Poll<()> {
+        self.at_work.store(false, Ordering::SeqCst);
+        if !self.rung.load(Ordering::SeqCst) {
+            return Poll::Pending;
+        }
+        self.at_work.store(true, Ordering::SeqCst);
+        Poll::Ready(())
+    }
+
+    /// The task goes on with its work after others.
+    pub(super) fn put_off(&self, cx: &Context<'_>) {
+        self.at_work.store(false, Ordering::SeqCst);
+        cx.waker().wake_by_ref();
+    }
+}
+
+/// One that the task polls. It has rung at first.
+#[derive(Debug)]
+pub(super) struct Bell {
+    ring: Arc<Ring>,
+    rung: AtomicBool,
+}
+
+impl Bell {
+    pub(super) fn new(ring: &Arc<Ring>) -> Arc<Self> {
+        ring.ring();
+        Arc::new(Self { ring: ring.clone(), rung: AtomicBool::new(true) })
+    }
+
+    /// Whether it has rung since this was asked.
+    pub(super) fn heard(&self) -> bool {
+        self.rung.load(Ordering::SeqCst) && self.rung.swap(false, Ordering::SeqCst)
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::SeqCst);
+        self.ring.ring();
+    }
+}
+
+/// Those that are under way.
+pub(super) struct Requests {
+    ring: Arc<Ring>,
+    served: Vec<Served>,
+    /// Who is looked at next.
+    next: usize,
+}
+
+struct Served {
+    stream: u32,
+    ends: Arc<Ends>,
+    bell: Arc<Bell>,
+    waker: Waker,
+    future: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Requests {
+    pub(super) fn new(ring: Arc<Ring>) -> Self {
+        Self { ring, served: Vec::new(), next: 0 }
+    }
+
+    /// Has a request served.
+    pub(super) fn begin(&mut self, stream: u32, ends: Arc<Ends>, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        let bell = Bell::new(&self.ring);
+        let waker = bell.clone().into();
+        self.served.push(Served { stream, ends, bell, waker, future });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.served.is_empty()
+    }
+
+    /// Polls those that have rung, until the task has done enough for one turn. One that panics ends alone, as a task of its own
+    /// would.
+    pub(super) fn poll(&mut self) {
+        for _ in 0..self.served.len() {
+            if !has_budget_remaining() {
+                return self.ring.ring();
+            }
+            let at = if self.next < self.served.len() { self.next } else { 0 };
+            let Some(Served { bell, waker, future, .. }) = self.served.get_mut(at) else { return };
+            let ended = bell.heard() && {
+                let mut cx = Context::from_waker(waker);
+                let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut cx)));
+                !matches!(polled, Ok(Poll::Pending))
+            };
+            self.next = if ended {
+                self.served.swap_remove(at);
+                at
+            } else {
+                at + 1
+            };
+        }
+    }
+
+    /// Ends those requests. Returns whether a client that is too slow with a request has no other under way.
+    pub(super) fn end(&self, slow: Vec<(u32, Reason)>, deadlines: &Deadlines) -> bool {
+        let mut alone = false;
+        for (id, reason) in slow {
+            let found = self.served.iter().find(|served| served.stream == id);
+            let ended = found.is_some_and(|served| served.ends.cancel.end(reason, deadlines));
+            alone |= ended && reason == Reason::ClientTimeout && self.served.len() == 1;
+        }
+        alone
+    }
+
+    /// Tells those requests that their client has reset them.
+    pub(super) fn left(&self, left: &[u32]) {
+        for served in self.served.iter().filter(|served| left.contains(&served.stream)) {
+            served.ends.left.store(true, Ordering::Relaxed);
+            served.ends.leaves.notify_one();
+        }
+    }
+
+    /// Lets them come to their ends without their connection, in a task of their own.
+    pub(super) fn leave(mut self) {
+        if self.is_empty() {
+            return;
+        }
+        tokio::spawn(poll_fn(move |cx| {
+            self.ring.begin(cx);
+            loop {
+                if self.ring.heard() {
+                    self.poll();
+                }
+                if self.is_empty() {
+                    return Poll::Ready(());
+                }
+                ready!(self.ring.rest());
+            }
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// Requests, each counted when it is polled and over when it is told.
+    struct Fixture {
+        ring: Arc<Ring>,
+        requests: Requests,
+        polled: Arc<[AtomicUsize; 3]>,
+        go: [Arc<Notify>; 3],
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let ring = Arc::<Ring>::default();
+            let mut fixture =
+                Self { requests: Requests::new(ring.clone()), ring, polled: Arc::default(), go: Default::default() };
+            for (at, go) in fixture.go.clone().into_iter().enumerate() {
+                let polled = fixture.polled.clone();
+                let served = async move {
+                    let mut told = Box::pin(async move { go.notified().await });
+                    poll_fn(|cx| {
+                        polled[at].fetch_add(1, Ordering::Relaxed);
+                        told.as_mut().poll(cx)
+                    })
+                    .await;
+                    assert!(at != 1, "this one panics");
+                };
+                fixture.requests.begin(u32::try_from(at).expect("small"), Arc::default(), Box::pin(served));
+            }
+            fixture
+        }
+
+        fn counts(&self) -> [usize; 3] {
+            std::array::from_fn(|at| self.polled[at].load(Ordering::Relaxed))
+        }
+    }
+
+    #[tokio::test]
+    async fn only_who_was_woken_is_polled() {
+        let mut fixture = Fixture::new();
+        fixture.requests.poll();
+        fixture.requests.poll();
+        assert_eq!(fixture.counts(), [1, 1, 1]);
+        fixture.go[2].notify_one();
+        assert!(fixture.ring.heard());
+        fixture.requests.poll();
+        assert_eq!(fixture.counts(), [1, 1, 2]);
+        assert_eq!(fixture.requests.served.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn who_panics_takes_no_other_with_it() {
+        let mut fixture = Fixture::new();
+        fixture.requests.poll();
+        fixture.go[1].notify_one();
+        fixture.requests.poll();
+        assert_eq!(fixture.requests.served.len(), 2);
+        fixture.go.iter().for_each(|go| go.notify_one());
+        fixture.requests.poll();
+        assert!(fixture.requests.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_is_left_comes_to_its_end() {
+        let fixture = Fixture::new();
+        let (polled, go) = (fixture.polled.clone(), fixture.go.clone());
+        fixture.requests.leave();
+        tokio::task::yield_now().await;
+        go[0].notify_one();
+        while polled[0].load(Ordering::Relaxed) < 2 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_rings_while_the_task_works_does_not_wake_it() {
+        let ring = Arc::<Ring>::default();
+        let mut turns = 0;
+        poll_fn(|cx| {
+            assert!(turns > 0 || ring.begin(cx), "its first waker");
+            turns += 1;
+            ring.ring();
+            assert!(ring.rest().is_ready() && ring.heard());
+            assert!(ring.rest().is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        // It sleeps, and is woken.
+        let woken = tokio::spawn({
+            let ring = ring.clone();
+            poll_fn(move |cx| {
+                ring.begin(cx);
+                if ring.heard() { Poll::Ready(()) } else { ring.rest() }
+            })
+        });
+        tokio::task::yield_now().await;
+        ring.ring();
+        woken.await.expect("no panic");
+    }
+}
