@@ -106,11 +106,6 @@ impl Index {
         self.0.extend(fields.iter().filter_map(place));
     }
 
-    /// Gives back the room that no field needs.
-    pub fn shrink(&mut self) {
-        self.0.shrink_to_fit();
-    }
-
     /// Forgets all fields and keeps the room.
     pub fn clear(&mut self) {
         self.0.clear();
