@@ -481,7 +481,7 @@ impl<W: Wire> Lane<'_, W> {
         }
         let out = &mut self.desk.answer;
         self.asked.answered = Some(head.status);
-        watch::answered(head.status, Version::HTTP_11, ctx);
+        watch::answered(head.status, Version::HTTP_11, attempt.is_here(), ctx);
         self.turn.renewed = !self.sender.is_waiting();
         if !self.asked.is_done() {
             // The client still sends; what it has yet to send would be taken for the next request.
