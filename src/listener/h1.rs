@@ -68,11 +68,11 @@ pub(super) async fn serve(
                 let enough = served >= info.limits().requests_per_connection;
                 match request(&post, conn, head, desk.take(), &info, &kept, (place, enough)).await {
                     Next::Request(again) if !enough => conn = again,
-                    Next::Request(mut last) => return Box::pin(linger(&post, &mut last)).await,
-                    Next::Linger(mut last) => return Box::pin(linger(&post, &mut last)).await,
+                    Next::Request(mut last) => return Box::pin(linger(&mut last, &deadline)).await,
+                    Next::Linger(mut last) => return Box::pin(linger(&mut last, &deadline)).await,
                     Next::Nothing => return,
                     Next::Switched(last, websocket) => {
-                        return Box::pin(tunnel(&post, last, websocket)).await;
+                        return Box::pin(tunnel(&post, last, &deadline, websocket)).await;
                     }
                 }
                 wait = Wait::Next;
@@ -155,7 +155,8 @@ pub(super) async fn head(
                 let limit = usize::try_from(info.limits().max_header_size.0).unwrap_or(usize::MAX);
                 let bytes = conn.ahead();
                 let fresh = &bytes[bytes.len() - read..];
-                parse = fresh.contains(&b'\n') || bytes.len() > limit;
+                // Mostly it is all there is.
+                parse = fresh.ends_with(b"\n") || fresh.contains(&b'\n') || bytes.len() > limit;
             }
         }
     }
@@ -253,9 +254,9 @@ async fn lane(
 }
 
 /// A WebSocket, until it is over. Apart from its request, whose room it must not hold.
-async fn tunnel(post: &Post, mut conn: Box<Conn>, websocket: Box<WebSocket>) {
+async fn tunnel(post: &Post, mut conn: Box<Conn>, deadline: &Deadline, websocket: Box<WebSocket>) {
     match websocket.run(&post.kit, &mut *conn).await {
-        Afterwards::Linger => linger(post, &mut conn).await,
+        Afterwards::Linger => linger(&mut conn, deadline).await,
         Afterwards::Drop | Afterwards::NextRequest => conn.farewell().await,
     }
 }
@@ -326,15 +327,15 @@ pub(super) async fn refuse(
     let written = conn.write_all(&answer).await;
     deadline.disarm();
     if written.is_ok() {
-        linger(post, conn).await;
+        linger(conn, deadline).await;
     }
 }
 
 /// Closes so that what was written arrives: closing while the client still sends would reset the connection.
-async fn linger(post: &Post, conn: &mut Conn) {
-    let finish = post.kit.deadlines().guard(How::Both);
-    finish.drains(LINGER_RATE);
-    finish.arm(conn.fd(), Wait::Work, Instant::now(), LINGER_TIME);
+async fn linger(conn: &mut Conn, deadline: &Deadline) {
+    deadline.set_how(How::Both);
+    deadline.drains(LINGER_RATE);
+    deadline.arm(conn.fd(), Wait::Work, Instant::now(), LINGER_TIME);
     if conn.shutdown().await.is_err() {
         return;
     }
