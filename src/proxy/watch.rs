@@ -255,6 +255,10 @@ pub(super) fn interim(ctx: &mut RequestCtx) -> Result<()> {
 pub(super) fn answered(status: StatusCode, version: Version, whole: bool, ctx: &mut RequestCtx) {
     (ctx.answered, ctx.relayed) = (true, true);
     judge::answered(ctx, status);
+    if whole && ctx.total_due.is_none() {
+        (ctx.deadline, ctx.waiting) = (None, Waiting::End);
+        return;
+    }
     let timeouts = ctx.member().filter(|_| !whole).map(|member| member.upstream.timeouts);
     match timeouts.filter(|timeouts| timeouts.read < ctx.read_timeout) {
         Some(timeouts) if version != Version::HTTP_2 => {
