@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -16,6 +17,7 @@ use super::{
     conn::Socket,
     crew::{Mail, Member},
     limits::Counted,
+    worker,
 };
 use crate::{
     config::model::ListenerLimits,
@@ -105,12 +107,18 @@ pub(super) async fn accept(
             return;
         }
     };
+    // Asked once: to begin to wait costs more than a connection that is accepted.
+    let mut over = pin!(async {
+        tokio::select! {
+            () = draining.begin() => {}
+            () = closing.begin() => {}
+        }
+    });
     let mut pause = FIRST_PAUSE;
     loop {
         let mut ready = tokio::select! {
             biased;
-            () = draining.begin() => break,
-            () = closing.begin() => break,
+            () = &mut over => break,
             ready = socket.readable() => match ready {
                 Ok(ready) => ready,
                 Err(error) => {
@@ -131,8 +139,7 @@ pub(super) async fn accept(
             Err(error) => {
                 log::warn!("{}: cannot accept for the next {pause:?}: {error}", listening.endpoint().model.address);
                 tokio::select! {
-                    () = draining.begin() => break,
-                    () = closing.begin() => break,
+                    () = &mut over => break,
                     () = tokio::time::sleep(pause) => {}
                 }
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -158,9 +165,15 @@ fn accept_some(listening: &Arc<Listening>, crew: &Crew, me: usize, metrics: &Met
                     client.map(|client| client.ip()).filter(|client| !endpoint.model.is_told_clients(*client));
                 match listening.census().admit(counted, &endpoint.model.limits) {
                     Ok(counted) => {
-                        let worker = crew.member(crew.least_loaded(me));
+                        let to = crew.least_loaded(me);
+                        let worker = crew.member(to);
                         let open = Open::new(worker, &endpoint, counted);
-                        worker.send(Mail::Accepted(Accepted { socket, client, endpoint, open }));
+                        let accepted = Accepted { socket, client, endpoint, open };
+                        if to == me {
+                            worker::start(&worker.post, accepted);
+                        } else {
+                            worker.send(Mail::Accepted(accepted));
+                        }
                     }
                     Err(cause) => {
                         let post = &crew.member(me).post;

@@ -237,11 +237,8 @@ fn inspect(
         }
     }
     match host {
-        // No URI of ours is without a host (RFC 9110 §4.2.1). A comma is allowed in one, but is what somebody else makes
-        // of two `Host` fields.
-        Some(host) if host.contains(&b',') || !std::str::from_utf8(host).is_ok_and(valid_host) => {
-            return Err(Reason::BadRequest);
-        }
+        // No URI of ours is without a host (RFC 9110 §4.2.1).
+        Some(host) if !valid_host(host) => return Err(Reason::BadRequest),
         None if http11 => return Err(Reason::BadRequest),
         _ => {}
     }
@@ -298,7 +295,7 @@ fn valid_target(method: &str, target: &str, host: Option<&[u8]>) -> bool {
     let Some(authority) = uri.authority().map(|authority| authority.as_str()) else { return false };
     match host {
         Some(host) => same_host(https, authority.as_bytes(), host),
-        None => !authority.contains(',') && valid_host(authority),
+        None => valid_host(authority),
     }
 }
 

@@ -68,10 +68,12 @@ pub(super) async fn serve(
                 let enough = served >= info.limits().requests_per_connection;
                 match request(&post, conn, head, desk.take(), &info, &kept, (place, enough)).await {
                     Next::Request(again) if !enough => conn = again,
-                    Next::Request(mut last) => return Box::pin(linger(&post, &mut last)).await,
-                    Next::Linger(mut last) => return Box::pin(linger(&post, &mut last)).await,
+                    Next::Request(mut last) => return Box::pin(linger(&mut last, &deadline)).await,
+                    Next::Linger(mut last) => return Box::pin(linger(&mut last, &deadline)).await,
                     Next::Nothing => return,
-                    Next::Switched(last, websocket) => return Box::pin(tunnel(&post, last, websocket)).await,
+                    Next::Switched(last, websocket) => {
+                        return Box::pin(tunnel(&post, last, &deadline, websocket)).await;
+                    }
                 }
                 wait = Wait::Next;
             }
@@ -153,7 +155,8 @@ pub(super) async fn head(
                 let limit = usize::try_from(info.limits().max_header_size.0).unwrap_or(usize::MAX);
                 let bytes = conn.ahead();
                 let fresh = &bytes[bytes.len() - read..];
-                parse = fresh.contains(&b'\n') || bytes.len() > limit;
+                // Mostly it is all there is.
+                parse = fresh.ends_with(b"\n") || fresh.contains(&b'\n') || bytes.len() > limit;
             }
         }
     }
@@ -171,7 +174,7 @@ fn late() -> Parsed {
 /// Where a connection that Pingora drops comes back.
 type Slot = Arc<Mutex<Option<Box<Kept>>>>;
 
-/// One request, by the way that is its. Not an `async fn`: who waits for the next request must not carry the room for it.
+/// One request, by the way that is its. Boxed: who waits for the next request must not carry the room for it.
 fn request<'a>(
     post: &'a Post,
     mut conn: Box<Conn>,
@@ -186,48 +189,60 @@ fn request<'a>(
     conn.keep(info, kept);
     let (current, seed) = (post.current(), post.kit.random());
     let start = RequestStart { info: info.clone(), current, seed, began: Instant::now(), cancel: None };
-    if let Some(desk) = desk {
-        let bytes = conn.ahead().get(..head.head).unwrap_or_default();
-        if let Some(way) = Way::find(&start.current, info, bytes, &desk.asked, seed) {
-            let last = last || place.is_last(&post.draining);
-            return Box::pin(lane(post, conn, head, desk, start, way, last));
-        }
-        post.kit.memory().put_desk(desk);
-    }
-    let current = start.current.clone();
-    let last = if last { &post.last } else { place.last(&post.draining) };
     Box::pin(async move {
+        let (conn, start) = match desk {
+            Some(desk) => match lane(post, conn, &head, desk, start, last || place.is_last(&post.draining)).await {
+                Ok(next) => return next,
+                Err(pingoras) => pingoras,
+            },
+            None => (conn, start),
+        };
+        let current = start.current.clone();
+        let last = if last { &post.last } else { place.last(&post.draining) };
         let returned = exchange(&current, conn, head, start, last).await;
         afterwards(post, returned, info, kept)
     })
 }
 
 /// One request in the lane.
+///
+/// # Errors
+/// It is not one for the lane; gives back what it came with.
 async fn lane(
     post: &Post,
     mut conn: Box<Conn>,
-    head: Head,
+    head: &Head,
     mut desk: Box<Desk>,
     start: RequestStart,
-    way: Way,
     last: bool,
-) -> Next {
+) -> Result<Next, (Box<Conn>, RequestStart)> {
     let mut bytes = std::mem::take(conn.ahead());
-    let mut here = head.request;
+    if bytes.len() > head.request {
+        *conn.ahead() = bytes.split_off(head.request);
+    }
+    let index = std::mem::take(&mut desk.asked);
+    let (asked, behind) = bytes.split_at(head.head.min(bytes.len()));
+    let Some((way, wanted)) = Way::find(&start.current, &start.info, asked, &index, start.seed) else {
+        bytes.unsplit(std::mem::take(conn.ahead()));
+        *conn.ahead() = bytes;
+        desk.asked = index;
+        post.kit.memory().put_desk(desk);
+        return Err((conn, start));
+    };
+    let mut here = &bytes[..];
     if way.is_upgrade() {
         // What comes behind the head is kept until the backend has agreed to it.
         conn.begin(Border::END, false);
-        here = head.head;
-    }
-    if bytes.len() > here {
-        *conn.ahead() = bytes.split_off(here);
+        conn.ahead().extend_from_slice(behind);
+        here = asked;
     }
     let left = if let Border::Counted(left) = head.border { left } else { 0 };
-    let read = Read { bytes: &bytes, head: head.head, left, whole: head.border.reached(), last };
-    let served = serve_plain(&post.kit, start, way, read, &mut desk, &mut *conn).await;
+    let read = Read { bytes: here, head: head.head, left, whole: head.border.reached(), last };
+    let served = serve_plain(&post.kit, start, (way, wanted), (read, &index), &mut desk, &mut *conn).await;
+    desk.asked = index;
     post.kit.memory().put_desk(desk);
     post.kit.memory().put_head(bytes);
-    match served {
+    Ok(match served {
         Served::Over(Afterwards::Drop) => {
             conn.farewell().await;
             Next::Nothing
@@ -235,13 +250,13 @@ async fn lane(
         Served::Over(Afterwards::Linger) => Next::Linger(conn),
         Served::Over(Afterwards::NextRequest) => Next::Request(conn),
         Served::Switched(websocket) => Next::Switched(conn, websocket),
-    }
+    })
 }
 
 /// A WebSocket, until it is over. Apart from its request, whose room it must not hold.
-async fn tunnel(post: &Post, mut conn: Box<Conn>, websocket: Box<WebSocket>) {
+async fn tunnel(post: &Post, mut conn: Box<Conn>, deadline: &Deadline, websocket: Box<WebSocket>) {
     match websocket.run(&post.kit, &mut *conn).await {
-        Afterwards::Linger => linger(post, &mut conn).await,
+        Afterwards::Linger => linger(&mut conn, deadline).await,
         Afterwards::Drop | Afterwards::NextRequest => conn.farewell().await,
     }
 }
@@ -312,15 +327,15 @@ pub(super) async fn refuse(
     let written = conn.write_all(&answer).await;
     deadline.disarm();
     if written.is_ok() {
-        linger(post, conn).await;
+        linger(conn, deadline).await;
     }
 }
 
 /// Closes so that what was written arrives: closing while the client still sends would reset the connection.
-async fn linger(post: &Post, conn: &mut Conn) {
-    let finish = post.kit.deadlines().guard(How::Both);
-    finish.drains(LINGER_RATE);
-    finish.arm(conn.fd(), Wait::Work, Instant::now(), LINGER_TIME);
+async fn linger(conn: &mut Conn, deadline: &Deadline) {
+    deadline.set_how(How::Both);
+    deadline.drains(LINGER_RATE);
+    deadline.arm(conn.fd(), Wait::Work, Instant::now(), LINGER_TIME);
     if conn.shutdown().await.is_err() {
         return;
     }

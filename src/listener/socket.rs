@@ -4,7 +4,7 @@ use std::{
     fmt, io,
     net::SocketAddr,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::fs::{FileTypeExt, PermissionsExt},
     },
     path::Path,
@@ -101,9 +101,18 @@ impl ListenSocket {
     /// # Errors
     /// As `accept(2)`.
     pub fn accept(&self) -> io::Result<(socket2::Socket, SockAddr)> {
-        let (socket, address) = self.0.accept()?;
-        socket.set_nonblocking(true)?;
-        Ok((socket, address))
+        // SAFETY: accept4(2) writes the address and its length where it is asked to.
+        let (fd, address) = unsafe {
+            SockAddr::try_init(|address, length| {
+                match libc::accept4(self.as_raw_fd(), address.cast(), length, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
+                {
+                    -1 => Err(io::Error::last_os_error()),
+                    fd => Ok(fd),
+                }
+            })?
+        };
+        // SAFETY: it has just been opened, and is nobody else's.
+        Ok((unsafe { socket2::Socket::from_raw_fd(fd) }, address))
     }
 }
 

@@ -236,8 +236,8 @@ async fn give_back(post: Arc<Post>) {
     }
 }
 
-/// Serves a connection in a task of its own.
-fn start(post: &Arc<Post>, accepted: Accepted) {
+/// Serves a connection in a task of its own, on the worker that calls this.
+pub(super) fn start(post: &Arc<Post>, accepted: Accepted) {
     let Accepted { socket, client, endpoint, open } = accepted;
     let socket = match adopt(socket, client) {
         Ok(socket) => socket,

@@ -43,6 +43,41 @@ impl Fields for HeaderMap {
     }
 }
 
+/// Whether two names are the same, in any case (RFC 9110 §5.1). Every field of a head is asked for its name many times, so they
+/// are compared by words, not by letters.
+#[inline]
+pub fn same_name(one: &[u8], other: &[u8]) -> bool {
+    // Mostly told by this alone.
+    one.len() == other.len() && same_letters(one, other)
+}
+
+/// The same of names that are equally long. The last word may hold letters of the one before it.
+fn same_letters(one: &[u8], other: &[u8]) -> bool {
+    let word = |part: &[u8; 8]| small(u64::from_le_bytes(*part));
+    let half = |part: &[u8; 4]| small(u32::from_le_bytes(*part).into());
+    if let (Some(last), Some(others)) = (one.last_chunk(), other.last_chunk()) {
+        let mut words = one.as_chunks().0.iter().zip(other.as_chunks().0);
+        return word(last) == word(others) && words.all(|(one, other)| word(one) == word(other));
+    }
+    match (one.first_chunk(), one.last_chunk(), other.first_chunk(), other.last_chunk()) {
+        (Some(first), Some(last), Some(others_first), Some(others_last)) => {
+            half(first) == half(others_first) && half(last) == half(others_last)
+        }
+        _ => one.eq_ignore_ascii_case(other),
+    }
+}
+
+/// Eight bytes with their capital letters made small.
+fn small(word: u64) -> u64 {
+    const EACH: u64 = u64::MAX / 0xff;
+    // In each byte the highest bit says what follows; the others of a sum cannot reach the next byte.
+    let low = word & (0x7f * EACH);
+    let from_a = low + (0x80 - b'A' as u64) * EACH;
+    let after_z = low + (0x7f - b'Z' as u64) * EACH;
+    let capital = (from_a ^ after_z) & !word & (0x80 * EACH);
+    word | (capital >> 2)
+}
+
 /// Where the fields of a head are in its bytes. Kept and filled again, so that reading a head takes no memory.
 #[derive(Clone, Debug, Default)]
 pub struct Index(Vec<Place>);
@@ -71,11 +106,6 @@ impl Index {
         self.0.extend(fields.iter().filter_map(place));
     }
 
-    /// Gives back the room that no field needs.
-    pub fn shrink(&mut self) {
-        self.0.shrink_to_fit();
-    }
-
     /// Forgets all fields and keeps the room.
     pub fn clear(&mut self) {
         self.0.clear();
@@ -100,6 +130,20 @@ impl<'h> Raw<'h> {
         Self { head, index }
     }
 
+    /// As [`Fields::first`], for as long as there is the head.
+    pub fn value(&self, name: &HeaderName) -> Option<&'h [u8]> {
+        self.named(name).next()
+    }
+
+    fn named(&self, name: &HeaderName) -> impl DoubleEndedIterator<Item = &'h [u8]> {
+        let (raw, name) = (*self, name.as_str().as_bytes());
+        let named = move |place: &&Place| {
+            // Before the bytes are looked for.
+            place.name_length as usize == name.len() && same_name(raw.part(place.name, place.name_length), name)
+        };
+        self.index.0.iter().filter(named).map(move |place| raw.part(place.value, place.value_length))
+    }
+
     fn part(&self, at: u32, length: u32) -> &'h [u8] {
         self.head.get(at as usize..at as usize + length as usize).unwrap_or_default()
     }
@@ -107,12 +151,7 @@ impl<'h> Raw<'h> {
 
 impl Fields for Raw<'_> {
     fn all<'a>(&'a self, name: &'a HeaderName) -> impl DoubleEndedIterator<Item = &'a [u8]> {
-        let name = name.as_str().as_bytes();
-        let named = move |place: &&Place| {
-            place.name_length as usize == name.len()
-                && self.part(place.name, place.name_length).eq_ignore_ascii_case(name)
-        };
-        self.index.0.iter().filter(named).map(|place| self.part(place.value, place.value_length))
+        self.named(name)
     }
 
     fn each(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
@@ -162,6 +201,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn names_are_the_same_in_any_case_and_no_others(name in "[!-~]{0,20}", at in 0usize..20, other in any::<u8>()) {
+            let name = name.as_bytes();
+            for spelled in [name.to_vec(), name.to_ascii_lowercase(), name.to_ascii_uppercase()] {
+                prop_assert!(same_name(name, &spelled));
+                let mut changed = spelled;
+                if let Some(byte) = changed.get_mut(at) {
+                    *byte = other;
+                }
+                prop_assert_eq!(same_name(name, &changed), name.eq_ignore_ascii_case(&changed));
+                changed.push(b'x');
+                prop_assert!(!same_name(name, &changed));
+            }
+        }
+
         #[test]
         fn bytes_and_map_say_the_same(fields in proptest::collection::vec(("[a-cA-C]{1,2}", "[ -~]{0,8}"), 0..12)) {
             let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();

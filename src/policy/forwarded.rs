@@ -10,7 +10,11 @@ use bytes::{BufMut, BytesMut};
 use http::{HeaderName, header};
 use ipnet::IpNet;
 
-use super::{fields::Fields, headers::is_like};
+use super::{
+    fields::{Fields, same_name},
+    framing::is_token,
+    headers::is_like,
+};
 use crate::types::write_address;
 
 /// `X-Client-Cert-Fingerprint`
@@ -255,15 +259,17 @@ const CLAIMS: [&str; 11] = [
 /// like a field of framing is nobody's.
 pub fn is_forwarding_field(name: impl AsRef<[u8]>) -> bool {
     let name = name.as_ref();
+    // Most names begin otherwise than all of these.
+    let Some(b'c' | b'f' | b'p' | b't' | b'x') = name.first().map(u8::to_ascii_lowercase) else { return false };
     let alike = |own: &[u8]| is_like(name, own);
-    let is = |own: &[u8]| name.eq_ignore_ascii_case(own);
+    let is = |own: &[u8]| same_name(name, own);
     let begins = |prefix: &[u8]| name.get(..prefix.len()).is_some_and(|start| is_like(start, prefix));
     begins(b"x-forwarded-")
         || begins(b"x-original-")
         || is(b"forwarded")
         || is(b"proxy")
         || CLAIMS.iter().any(|claim| alike(claim.as_bytes()))
-        || OWN_NAMES.iter().any(|own| alike(own.as_bytes()) && !is(own.as_bytes()))
+        || OWN_NAMES.iter().any(|own| !is(own.as_bytes()) && alike(own.as_bytes()))
 }
 
 /// Fields that may be there under their own name, and under none that is only like it.
@@ -347,8 +353,7 @@ fn separate(start: usize, out: &mut BytesMut) {
 
 /// A token as it is, anything else as a quoted string (RFC 9110 §5.6.4); control characters are left out.
 fn write_value(value: &[u8], out: &mut BytesMut) {
-    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    if !value.is_empty() && value.iter().all(is_token) {
+    if !value.is_empty() && value.iter().all(|byte| is_token(*byte)) {
         out.put_slice(value);
         return;
     }

@@ -313,7 +313,21 @@ fn is_text(byte: u8) -> bool {
 
 /// `tchar` (RFC 9110 §5.6.2).
 pub fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    const TOKEN: [bool; 256] = {
+        let mut token = [false; 256];
+        let mut byte = 0;
+        while byte < token.len() {
+            token[byte] = (byte as u8).is_ascii_alphanumeric();
+            byte += 1;
+        }
+        let mut others: &[u8] = b"!#$%&'*+-.^_`|~";
+        while let [byte, rest @ ..] = others {
+            token[*byte as usize] = true;
+            others = rest;
+        }
+        token
+    };
+    TOKEN[usize::from(byte)]
 }
 
 /// A name in any case as one number (FNV-1a), so that no name has to be held across reads. A name that was made to

@@ -109,20 +109,23 @@ impl RequestId {
 /// Whether `text` is `host[:port]` of RFC 3986 §3.2: a name, an IPv4 address or a bracketed IPv6 address, not empty,
 /// without user information. Of a name every label has a character (one dot may end it), and none but those that names
 /// have: what a registered name may have beside them no host has, and a backend may understand it as something else.
-pub fn valid_host(text: &str) -> bool {
-    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, tail)) => {
-            if address.parse::<Ipv6Addr>().is_err() {
-                return false;
-            }
-            match tail.strip_prefix(':') {
-                Some(port) => return valid_port(port),
-                None => return tail.is_empty(),
-            }
-        }
-        None => text.split_once(':').unwrap_or((text, "")),
+pub fn valid_host(text: impl AsRef<[u8]>) -> bool {
+    let text = text.as_ref();
+    let (host, tail) = match text {
+        [b'[', rest @ ..] => rest.split_at(rest.iter().position(|byte| *byte == b']').unwrap_or(0)),
+        _ => text.split_at(text.iter().position(|byte| *byte == b':').unwrap_or(text.len())),
     };
-    (1..=LONGEST_HOST).contains(&host.len()) && valid_port(port) && valid_name(host.as_bytes())
+    let named = |host: &[u8]| (1..=LONGEST_HOST).contains(&host.len()) && valid_name(host);
+    match tail {
+        [b']', tail @ ..] if valid_address(host) => tail.is_empty() || tail.strip_prefix(b":").is_some_and(valid_port),
+        [b':', port @ ..] => named(host) && valid_port(port),
+        [] => named(host),
+        _ => false,
+    }
+}
+
+fn valid_address(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
 }
 
 /// Whether two hosts with or without a port are the same for this scheme: case does not count, nor does the default port
@@ -135,8 +138,9 @@ pub fn same_host(https: bool, one: &[u8], other: &[u8]) -> bool {
 }
 
 /// `*DIGIT`, up to 65535.
-fn valid_port(port: &str) -> bool {
-    port.is_empty() || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok())
+fn valid_port(port: &[u8]) -> bool {
+    let digit = |digit: u8| digit.is_ascii_digit().then(|| u16::from(digit - b'0'));
+    port.iter().try_fold(0_u16, |port, byte| port.checked_mul(10)?.checked_add(digit(*byte)?)).is_some()
 }
 
 /// Labels of letters, digits, `-` and `_`, with dots between them; encoded parts are left to the router, which refuses them.
@@ -144,11 +148,12 @@ fn valid_name(name: &[u8]) -> bool {
     let mut rest = name;
     let mut empty = true;
     loop {
-        (rest, empty) = match rest {
+        let plain = rest.iter().take_while(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte)).count();
+        empty &= plain == 0;
+        (rest, empty) = match rest.split_at(plain).1 {
             [] => return true,
             [b'.', rest @ ..] if !empty => (rest, true),
             [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => (rest, false),
-            [byte, rest @ ..] if byte.is_ascii_alphanumeric() || b"-_".contains(byte) => (rest, false),
             _ => return false,
         }
     }

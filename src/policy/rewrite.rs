@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 pub use request::{ClientCert, RequestRewrite, join_cookies};
 
 use super::{
-    fields::Fields,
+    fields::{Fields, same_name},
     forwarded::{X_FORWARDED_FOR, is_client_cert_field, is_forged_field, is_forwarding_field},
     headers::{HOP_BY_HOP, HeaderEdits, X_REQUEST_ID, is_like, nominated_by_connection},
 };
@@ -107,12 +107,12 @@ fn nominated<'f>(rewrite: &(impl Rewrite + ?Sized), fields: &'f impl Fields) -> 
     if rewrite.hops() == Hops::TakenOut {
         return Vec::new();
     }
-    let framing = |name: &[u8]| name.eq_ignore_ascii_case(header::TRANSFER_ENCODING.as_str().as_bytes());
+    let framing = |name: &[u8]| same_name(name, header::TRANSFER_ENCODING.as_str().as_bytes());
     nominated_by_connection(fields).filter(|name| rewrite.passes(name) && !framing(name)).collect()
 }
 
 fn names(nominated: &[&[u8]], name: &[u8]) -> bool {
-    nominated.iter().any(|nominated| nominated.eq_ignore_ascii_case(name))
+    nominated.iter().any(|nominated| same_name(nominated, name))
 }
 
 /// The lines of a head.
@@ -132,7 +132,7 @@ impl Sink for Wire<'_> {
 }
 
 fn is_length(name: &[u8]) -> bool {
-    name.len() == 14 && name.eq_ignore_ascii_case(header::CONTENT_LENGTH.as_str().as_bytes())
+    same_name(name, header::CONTENT_LENGTH.as_str().as_bytes())
 }
 
 /// A length without leading zeros, by which some read it as octal.
@@ -192,7 +192,7 @@ impl HeaderEdits {
     }
 
     fn edits(&self, name: &[u8]) -> bool {
-        let is = |edited: &HeaderName| name.eq_ignore_ascii_case(edited.as_str().as_bytes());
+        let is = |edited: &HeaderName| same_name(name, edited.as_str().as_bytes());
         self.remove.iter().any(is) || self.set.iter().any(|(edited, _)| is(edited))
     }
 
@@ -236,7 +236,7 @@ impl<S: Sink> Sink for Unedited<'_, S> {
     }
 }
 
-/// What a field is to a proxy, by its name in any case.
+/// What a field is to a proxy, by its name in any case; in an answer, as far as [`Kind::of`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Authorization,
@@ -257,9 +257,19 @@ enum Kind {
 }
 
 impl Kind {
+    /// Of a client's field, which may say what is not the client's to say.
+    fn of_client(name: &[u8]) -> Self {
+        match Self::of(name) {
+            Self::Plain if !is_forwarding_field(name) => Self::Plain,
+            Self::Plain if is_forged_field(name) => Self::Forged,
+            Self::Plain => Self::Forwarding,
+            kind => kind,
+        }
+    }
+
     /// Looks closely only at names that begin, and are as long, as one of those that matter.
     fn of(name: &[u8]) -> Self {
-        let is = |own: &HeaderName| name.eq_ignore_ascii_case(own.as_str().as_bytes());
+        let is = |own: &HeaderName| same_name(name, own.as_str().as_bytes());
         let Some(first) = name.first().map(u8::to_ascii_lowercase) else { return Self::Plain };
         match (first, name.len()) {
             (b'a', 13) if is(&header::AUTHORIZATION) => Self::Authorization,
@@ -274,13 +284,6 @@ impl Kind {
             (b'x', 12) if is(&X_REQUEST_ID) => Self::RequestId,
             (b'x', 15) if is(&X_FORWARDED_FOR) => Self::Hearsay,
             (b'x', 20..) if is_client_cert_field(name) => Self::ClientCert,
-            (b'c' | b'f' | b'p' | b't' | b'x', _) if is_forwarding_field(name) => {
-                if is_forged_field(name) {
-                    Self::Forged
-                } else {
-                    Self::Forwarding
-                }
-            }
             _ => Self::Plain,
         }
     }

@@ -207,7 +207,6 @@ pub fn well_formed(request: &Parts) -> bool {
     if request.version != Version::HTTP_2 {
         return true;
     }
-    let good = |host: &str| !host.contains(',') && valid_host(host);
     let mut hosts = request.headers.get_all(header::HOST).iter().map(HeaderValue::to_str);
     let first = match hosts.next() {
         None => None,
@@ -218,9 +217,9 @@ pub fn well_formed(request: &Parts) -> bool {
     let host = match (authority, first) {
         (Some(authority), Some(host)) => {
             let https = request.uri.scheme_str() == Some("https");
-            same_host(https, authority.as_bytes(), host.as_bytes()) && good(authority) && good(host)
+            same_host(https, authority.as_bytes(), host.as_bytes()) && valid_host(authority) && valid_host(host)
         }
-        (Some(host), None) | (None, Some(host)) => good(host),
+        (Some(host), None) | (None, Some(host)) => valid_host(host),
         (None, None) => false,
     };
     let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();

@@ -81,11 +81,17 @@ pub(super) fn request_begins(kit: &Kit, client: &mut impl Downstream, version: V
         return;
     }
     match &ctx.deadline {
-        Some(deadline) => deadline.set_how(how),
-        None => ctx.deadline = Some(kit.deadlines().guard_of(owner, how)),
-    }
-    if let Some(deadline) = &ctx.deadline {
-        deadline.wake(cancel);
+        Some(deadline) => {
+            deadline.set_how(how);
+            deadline.wake(cancel);
+        }
+        None => {
+            let deadline = kit.deadlines().guard_of(owner, how);
+            if cancel.is_some() {
+                deadline.wake(cancel);
+            }
+            ctx.deadline = Some(deadline);
+        }
     }
     if !body {
         wait_for(ctx, Waiting::FirstByte, Some(timeouts.first_byte));
@@ -209,7 +215,7 @@ pub(super) fn answer_begins(session: &Session, answer: &mut ResponseHeader, ctx:
         );
     } else {
         ctx.bodiless = matches!(answer.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        answered(answer.status, session.req_header().version, ctx);
+        answered(answer.status, session.req_header().version, false, ctx);
     }
     Ok(())
 }
@@ -251,11 +257,15 @@ pub(super) fn interim(ctx: &mut RequestCtx) -> Result<()> {
     if ctx.interim > MOST_INTERIM { bad(ctx, "interim answers without end") } else { Ok(()) }
 }
 
-/// The answer itself has begun, for a client that speaks `version`.
-pub(super) fn answered(status: StatusCode, version: Version, ctx: &mut RequestCtx) {
+/// The answer itself has begun, for a client that speaks `version`. `whole`: all of it is here, so nobody waits for the backend.
+pub(super) fn answered(status: StatusCode, version: Version, whole: bool, ctx: &mut RequestCtx) {
     (ctx.answered, ctx.relayed) = (true, true);
     judge::answered(ctx, status);
-    let timeouts = ctx.member().map(|member| member.upstream.timeouts);
+    if whole && ctx.total_due.is_none() {
+        (ctx.deadline, ctx.waiting) = (None, Waiting::End);
+        return;
+    }
+    let timeouts = ctx.member().filter(|_| !whole).map(|member| member.upstream.timeouts);
     match timeouts.filter(|timeouts| timeouts.read < ctx.read_timeout) {
         Some(timeouts) if version != Version::HTTP_2 => {
             wait_for(ctx, Waiting::Read, Some(timeouts.read));

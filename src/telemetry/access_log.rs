@@ -213,7 +213,6 @@ fn push_json_number(key: &[u8], number: u64, out: &mut Vec<u8>) {
 /// A text of ours, in which nothing needs to be escaped. `key` ends with the quote before it.
 fn push_json_word(key: &str, text: &[u8], out: &mut Vec<u8>) {
     let key = key.as_bytes();
-    out.reserve(key.len() + text.len() + 4);
     if let ([bare @ .., _], []) = (key, text) {
         out.extend_from_slice(bare);
         out.extend_from_slice(b"null");
@@ -246,11 +245,14 @@ fn is_plain(text: &[u8]) -> bool {
         }
         plain
     };
-    let (long, rest) = text.as_chunks::<16>();
     // Without a branch per byte, so that it is done many bytes at a time.
     let odd = |byte: u8| !(b' '..=b'~').contains(&byte) | (byte == b'"') | (byte == b'\\');
-    long.iter().all(|part| !part.iter().fold(false, |found, byte| found | odd(*byte)))
-        && rest.iter().all(|byte| PLAIN[usize::from(*byte)])
+    let plain = |part: &[u8; 8]| !part.iter().fold(false, |found, byte| found | odd(*byte));
+    match text.last_chunk() {
+        // Some of the last bytes may be looked at twice.
+        Some(last) => plain(last) && text.as_chunks().0.iter().all(plain),
+        None => text.iter().all(|byte| PLAIN[usize::from(*byte)]),
+    }
 }
 
 /// Escapes what JSON must (RFC 8259 §7), the other control characters and the line separators of Unicode; what is not

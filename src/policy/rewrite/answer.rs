@@ -4,7 +4,10 @@ use bytes::BufMut as _;
 use http::{HeaderName, HeaderValue, header};
 
 use super::{
-    super::headers::{HeaderEdits, X_REQUEST_ID},
+    super::{
+        fields::same_name,
+        headers::{HeaderEdits, X_REQUEST_ID},
+    },
     Hops, Kind, Rewrite, Sink, Unedited,
 };
 
@@ -41,7 +44,7 @@ impl Rewrite for AnswerRewrite<'_> {
     const OURS: usize = 4;
 
     fn passes(&self, name: &[u8]) -> bool {
-        let is = |own: HeaderName| name.eq_ignore_ascii_case(own.as_str().as_bytes());
+        let is = |own: HeaderName| same_name(name, own.as_str().as_bytes());
         let kind = match Kind::of(name) {
             Kind::Hop if is(header::TRANSFER_ENCODING) => self.framing,
             Kind::Hop if is(header::TRAILER) => self.trailers,

@@ -74,7 +74,7 @@ impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
     const OURS: usize = 8;
 
     fn passes(&self, name: &[u8]) -> bool {
-        let kind = match Kind::of(name) {
+        let kind = match Kind::of_client(name) {
             Kind::Authorization => !self.drop_authorization,
             Kind::ClientCert | Kind::Forged | Kind::Hearsay => false,
             Kind::Cookie => !self.join_cookies,

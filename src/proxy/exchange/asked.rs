@@ -53,10 +53,24 @@ pub struct Way {
     upgrade: bool,
 }
 
+/// What a request is for, as it came.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Path and query.
+    pub(super) target: &'a str,
+    pub(super) host: Option<&'a str>,
+}
+
 impl Way {
     /// The way of the request with this head, which the front has read; `None` where it is Pingora's. Nobody hears of the
     /// question.
-    pub fn find(current: &Arc<Current>, info: &ConnInfo, head: &[u8], index: &Index, seed: u64) -> Option<Self> {
+    pub fn find<'a>(
+        current: &Arc<Current>,
+        info: &ConnInfo,
+        head: &'a [u8],
+        index: &'a Index,
+        seed: u64,
+    ) -> Option<(Self, Wanted<'a>)> {
         if !info.is_admitted() || info.redirect_https() {
             return None;
         }
@@ -71,8 +85,9 @@ impl Way {
         if pingoras || (upgrade && !is_handshake(&method, &fields)) {
             return None;
         }
-        let (route, target, upstream) = lead(current, info, &client(&method, target, &fields), target, seed, upgrade)?;
-        Some(Self { method, route, target, upstream, upgrade })
+        let wanted = Wanted::new(target, &fields);
+        let (route, target, upstream) = lead(current, info, &wanted.of(&method, &fields), target, seed, upgrade)?;
+        Some((Self { method, route, target, upstream, upgrade }, wanted))
     }
 
     /// The same of a request over HTTP/2.
@@ -157,18 +172,22 @@ fn is_pingoras(name: &[u8]) -> bool {
     }
 }
 
-fn client<'a>(method: &'a Method, target: &'a str, fields: &'a Raw<'a>) -> Client<'a, Raw<'a>> {
-    let host = fields.first(&header::HOST).and_then(|host| std::str::from_utf8(host).ok());
-    let target = target.as_bytes();
-    Client { method, target, version: Version::HTTP_11, host, authority: None, fields }
+impl<'a> Wanted<'a> {
+    pub(super) fn new(target: &'a str, fields: &Raw<'a>) -> Self {
+        Self { target, host: fields.value(&header::HOST).and_then(|host| std::str::from_utf8(host).ok()) }
+    }
+
+    fn of(self, method: &'a Method, fields: &'a Raw<'a>) -> Client<'a, Raw<'a>> {
+        let (target, host) = (self.target.as_bytes(), self.host);
+        Client { method, target, version: Version::HTTP_11, host, authority: None, fields }
+    }
 }
 
 /// A request that is served, as far as it is.
 pub(super) struct Asked<'a> {
     method: &'a Method,
-    target: &'a str,
+    wanted: Wanted<'a>,
     fields: &'a Raw<'a>,
-    host: Option<&'a str>,
     body: Option<Incoming>,
     done: bool,
     received: u64,
@@ -191,7 +210,7 @@ enum Incoming {
 
 impl<'a> Asked<'a> {
     /// `last`: the connection ends after it. `length`: of the body, where it is not in chunks.
-    pub(super) fn new(method: &'a Method, target: &'a str, fields: &'a Raw<'a>, length: u64, last: bool) -> Self {
+    pub(super) fn new(method: &'a Method, wanted: Wanted<'a>, fields: &'a Raw<'a>, length: u64, last: bool) -> Self {
         let chunked = fields.has(&header::TRANSFER_ENCODING);
         let body = match length {
             _ if chunked => Some(Incoming::Chunked(Border::CHUNKED)),
@@ -203,9 +222,8 @@ impl<'a> Asked<'a> {
         let close = options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
         Self {
             method,
-            target,
+            wanted,
             fields,
-            host: client(method, target, fields).host,
             body,
             done: body.is_none(),
             received: 0,
@@ -315,18 +333,11 @@ impl<'a> Downstream for Asked<'a> {
     type Fields = Raw<'a>;
 
     fn request(&self) -> Client<'_, Raw<'a>> {
-        Client {
-            method: self.method,
-            target: self.target.as_bytes(),
-            version: Version::HTTP_11,
-            host: self.host,
-            authority: None,
-            fields: self.fields,
-        }
+        self.wanted.of(self.method, self.fields)
     }
 
     fn target(&self) -> &str {
-        self.target
+        self.wanted.target
     }
 
     fn has_body(&mut self) -> bool {

@@ -350,6 +350,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         Raw::new(self.ahead.get(..length).unwrap_or_default(), &self.index)
     }
 
+    /// Whether all of the answer is here, as [`Attempt::head`].
+    pub(super) fn is_here(&self) -> bool {
+        let Place::Read(Head { length, body: Body::Bordered(Border::Counted(body)), .. }) = self.place else {
+            return false;
+        };
+        self.ahead.len().saturating_sub(length) as u64 >= body
+    }
+
     /// The reason phrase, as [`Attempt::head`].
     pub(super) fn phrase(&self) -> &[u8] {
         let line = self.ahead[..].split(|byte| *byte == b'\r').next().unwrap_or_default();

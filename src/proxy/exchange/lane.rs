@@ -28,7 +28,7 @@ use super::{
         reject, retry, select, watch,
     },
     answer::{Body, Head},
-    asked::{Asked, Read, Way, request_line},
+    asked::{Asked, Read, Wanted, Way},
     attempt::{Attempt, Failure, Step},
     chunks::hexadecimal,
     connect, heads,
@@ -40,7 +40,10 @@ use super::{
     wire::{Wire, gone},
 };
 use crate::{
-    policy::{fields::Raw, framing::Border},
+    policy::{
+        fields::{Index, Raw},
+        framing::Border,
+    },
     runtime::{deadlines::How, line::Line},
 };
 
@@ -49,25 +52,23 @@ const COPIED: usize = 4 * 1024;
 /// What is collected for the client leaves when there is as much.
 const COLLECTED: usize = 16 * 1024;
 
-/// Serves a request. For a WebSocket, `read` is its head alone.
+/// Serves a request, the fields of which are where `index` says. For a WebSocket, `read` is its head alone.
 pub async fn serve(
     kit: &Kit,
     start: RequestStart,
-    way: Way,
-    read: Read<'_>,
+    (way, wanted): (Way, Wanted<'_>),
+    (read, index): (Read<'_>, &Index),
     desk: &mut Desk,
     wire: &mut impl Wire,
 ) -> Served {
-    let index = std::mem::take(&mut desk.asked);
     let (head, body) = read.bytes.split_at(read.head.min(read.bytes.len()));
-    let fields = Raw::new(head, &index);
-    let target = request_line(head).map_or("/", |(_, target)| target);
+    let fields = Raw::new(head, index);
     let mut ctx = RequestCtx::new(kit.epoch());
     ctx.start = Some(start);
     admit::introduce(kit, &fields, &mut ctx);
     let upgrade = way.is_upgrade();
     (ctx.route, ctx.target) = (Some(way.route), way.target);
-    let asked = Asked::new(&way.method, target, &fields, body.len() as u64 + read.left, read.last);
+    let asked = Asked::new(&way.method, wanted, &fields, body.len() as u64 + read.left, read.last);
     let asked = asked.for_upgrade(upgrade);
     desk.incoming.extend_from_slice(body);
     let judged = ctx.info().is_some_and(|info| info.limits().min_body_rate.is_some());
@@ -91,7 +92,6 @@ pub async fn serve(
     if let Some(attempt) = lane.switched.take() {
         return Served::Switched(WebSocket::new(ctx, attempt, head, index));
     }
-    desk.asked = index;
     Served::Over(after)
 }
 
@@ -481,7 +481,7 @@ impl<W: Wire> Lane<'_, W> {
         }
         let out = &mut self.desk.answer;
         self.asked.answered = Some(head.status);
-        watch::answered(head.status, Version::HTTP_11, ctx);
+        watch::answered(head.status, Version::HTTP_11, attempt.is_here(), ctx);
         self.turn.renewed = !self.sender.is_waiting();
         if !self.asked.is_done() {
             // The client still sends; what it has yet to send would be taken for the next request.

@@ -22,7 +22,7 @@ mod turn;
 mod websocket;
 mod wire;
 
-pub use asked::{Read, Way};
+pub use asked::{Read, Wanted, Way};
 pub use lane::serve as serve_plain;
 pub use memory::{Desk, Memory};
 pub use pipe::Pipe;

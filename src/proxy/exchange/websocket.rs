@@ -17,7 +17,7 @@ use super::{
         kit::Kit,
         retry,
     },
-    asked::{Asked, request_line},
+    asked::{Asked, Wanted, request_line},
     attempt::Attempt,
     patience::Patience,
     tunnel::{self, Carried, Side},
@@ -47,9 +47,9 @@ pub struct WebSocket {
 
 impl WebSocket {
     /// After `attempt` has switched in answer to the request with this head.
-    pub(super) fn new(ctx: RequestCtx, attempt: Attempt<Line>, head: &[u8], mut index: Index) -> Box<Self> {
-        index.shrink();
-        Box::new(Self { ctx, attempt, head: head.into(), index })
+    pub(super) fn new(ctx: RequestCtx, attempt: Attempt<Line>, head: &[u8], index: &Index) -> Box<Self> {
+        // Copies, without the room that is kept for requests to come.
+        Box::new(Self { ctx, attempt, head: head.into(), index: index.clone() })
     }
 
     /// Carries what comes, until it is over. Returns what becomes of the client's connection.
@@ -62,7 +62,7 @@ impl WebSocket {
         let fields = Raw::new(&this.head, &this.index);
         let target = request_line(&this.head).map_or("/", |(_, target)| target);
         let (method, ctx) = (Method::GET, &mut this.ctx);
-        let asked = Asked::new(&method, target, &fields, 0, true);
+        let asked = Asked::new(&method, Wanted::new(target, &fields), &fields, 0, true);
         let mut asked = asked.switched(carried.up.bytes, carried.down.bytes, !carried.up.ended);
         let error = done.err().map(|error| {
             let reused = ctx.reused;

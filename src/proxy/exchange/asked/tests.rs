@@ -9,7 +9,7 @@ fn sent(head: &str, pieces: &[&[u8]]) -> (Vec<u8>, Vec<u8>, u64) {
     let index = indexed(head);
     let fields = Raw::new(head.as_bytes(), &index);
     let length = pieces.iter().map(|piece| piece.len() as u64).sum();
-    let mut asked = Asked::new(&Method::POST, "/", &fields, length, false);
+    let mut asked = Asked::new(&Method::POST, Wanted::new("/", &fields), &fields, length, false);
     let (mut upload, mut given, mut all) = (BytesMut::new(), BytesMut::new(), Vec::new());
     for (n, piece) in pieces.iter().enumerate() {
         asked.take_in(&mut BytesMut::from(*piece), n + 1 == pieces.len(), &mut upload, &mut given);
@@ -124,7 +124,7 @@ fn who_asks_for_a_websocket_is_not_done_before_it_is_over() {
     let head = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     let index = indexed(head);
     let fields = Raw::new(head.as_bytes(), &index);
-    let asked = || Asked::new(&Method::GET, "/", &fields, 0, false);
+    let asked = || Asked::new(&Method::GET, Wanted::new("/", &fields), &fields, 0, false);
     let mut plain = asked().for_upgrade(false);
     assert!(plain.again && plain.is_body_done() && !plain.is_upgrade());
     let mut handshake = asked().for_upgrade(true);
@@ -143,7 +143,7 @@ fn whoever_says_close_ends_the_connection() {
         let head = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: {connection}\r\n\r\n");
         let index = indexed(&head);
         let fields = Raw::new(head.as_bytes(), &index);
-        assert_eq!(Asked::new(&Method::GET, "/", &fields, 0, false).again, again, "{connection}");
-        assert!(!Asked::new(&Method::GET, "/", &fields, 0, true).again);
+        assert_eq!(Asked::new(&Method::GET, Wanted::new("/", &fields), &fields, 0, false).again, again, "{connection}");
+        assert!(!Asked::new(&Method::GET, Wanted::new("/", &fields), &fields, 0, true).again);
     }
 }
