@@ -19,7 +19,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use super::{PATIENCE, address, http1::Io, within};
+use super::{PATIENCE, address, eventually, http1::Io, within};
 
 /// A client's HTTP/2 connection to the proxy.
 pub struct Client2 {
@@ -214,7 +214,16 @@ impl Origin2 {
 
     /// As [`Origin2::start`], at a given address.
     pub async fn at(address: SocketAddr, name: &str, tls: Option<Arc<ServerConfig>>) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap_or_else(|e| panic!("bind {address}: {e}"));
+        let mut bound = TcpListener::bind(address).await;
+        // A process that another test has just begun may hold what was bound before until it becomes that other program.
+        eventually(&format!("{address} to be free"), async || {
+            if bound.is_err() {
+                bound = TcpListener::bind(address).await;
+            }
+            bound.is_ok()
+        })
+        .await;
+        let listener = bound.unwrap_or_else(|e| panic!("bind {address}: {e}"));
         let (requests, connections) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
         let (name, log, count) = (name.to_owned(), Arc::clone(&requests), Arc::clone(&connections));
         let acceptor = tls.map(tokio_rustls::TlsAcceptor::from);
