@@ -18,10 +18,7 @@ mod watch;
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
@@ -33,13 +30,13 @@ use h2::{
 };
 use http::{Method, Request, Response, StatusCode, header, request::Parts};
 use pingora_core::{apps::HttpServerApp, protocols::http::ServerSession};
-use tokio::{sync::Notify, task::coop::has_budget_remaining};
+use tokio::task::coop::has_budget_remaining;
 
 pub(super) use self::abuse::AbuseLog;
 use self::{
     guard::{Guard, Told, Word},
     idle::Idle,
-    requests::{Bell, Requests},
+    requests::{Bell, Ends, Requests},
     session::StreamSession,
     watch::{Patience, Verdict},
 };
@@ -48,7 +45,7 @@ use crate::{
     config::model::ListenerLimits,
     policy::{framing, headers::same_host},
     proxy::{
-        Cancel, ConnInfo, RequestStart, Unserved, Upload,
+        ConnInfo, RequestStart, Unserved, Upload,
         exchange::{Way, serve_stream},
         is_malformed, is_served,
         tunnel::{self, Asks},
@@ -98,15 +95,6 @@ const IDLE_GRACE: Duration = Duration::from_secs(2);
 /// How long a request that Pingora serves may take to see by itself that its client has reset it.
 const RESET_GRACE: Duration = Duration::from_millis(100);
 
-/// How a request ends from outside.
-#[derive(Default)]
-struct Ends {
-    cancel: Arc<Cancel>,
-    /// Its client has reset it.
-    left: AtomicBool,
-    leaves: Notify,
-}
-
 /// A connection and its requests.
 struct Serving {
     connection: Connection<Guard, Bytes>,
@@ -119,9 +107,16 @@ struct Serving {
     leaving: Option<Duration>,
 }
 
+/// A request, and what it is answered by.
+type Asked = (Request<RecvStream>, SendResponse<Bytes>);
+
 /// What a connection has come to.
+// Mostly the large one, which is moved once.
+#[expect(clippy::large_enum_variant)]
 enum Turn {
-    Accepted(Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>),
+    Accepted(Asked),
+    /// There are no requests any more.
+    Ended,
     /// There has been no request for as long as there may be none.
     Idle,
     /// The drain has begun, or the listener is gone.
@@ -136,8 +131,8 @@ impl Serving {
         Self { connection, bell, waker, requests, told, idle: Idle::default(), leaving: None }
     }
 
-    /// Ends it at once, for that reason.
-    async fn farewell(mut self, verdict: Verdict) {
+    /// Ends it at once, for that reason; its socket stays open until it is dropped.
+    async fn farewell(&mut self, verdict: Verdict) {
         self.requests.leave();
         if let Verdict::Ours(kind) = verdict {
             self.connection.abrupt_shutdown(code(kind).into());
@@ -183,7 +178,10 @@ impl Serving {
             {
                 // There may be another one, and what else there is comes after that.
                 self.waker.wake_by_ref();
-                return Poll::Ready(Turn::Accepted(accepted));
+                return Poll::Ready(match accepted {
+                    Some(Ok(asked)) => Turn::Accepted(asked),
+                    None | Some(Err(_)) => Turn::Ended,
+                });
             }
             self.requests.poll();
             if self.idle.poll(cx, self.requests.is_empty(), limit, other).is_ready() {
@@ -235,7 +233,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
             }
             Turn::Last => serving.leave(LEAVE_GRACE),
             Turn::Idle if serving.leaving.is_none() => serving.leave(IDLE_GRACE),
-            Turn::Accepted(Some(Ok((request, respond)))) => {
+            Turn::Accepted((request, respond)) => {
                 let id = respond.stream_id().as_u32();
                 if !told.accepted(id) {
                     continue;
@@ -257,7 +255,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
                     self::request(post.clone(), info, endpoint.clone(), request, respond, ends.clone(), told.clone());
                 serving.requests.begin(id, ends, Box::pin(served));
             }
-            Turn::Idle | Turn::Accepted(None | Some(Err(_))) => {
+            Turn::Idle | Turn::Ended => {
                 serving.requests.leave();
                 break;
             }

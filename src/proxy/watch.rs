@@ -64,8 +64,8 @@ pub(super) fn request_begins(kit: &Kit, client: &mut impl Downstream, version: V
         owner = start.owner();
         let fields = client.request().fields;
         // A call may be silent for as long as it likes, once it is answered; until then for `READ_TIMEOUT`.
-        let call = fields.first(&header::CONTENT_TYPE);
-        let call = shared && call.is_some_and(|kind| kind.starts_with(b"application/grpc"));
+        let call = || fields.first(&header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with(b"application/grpc"));
+        let call = shared && call();
         start.at_leisure.store(call, Ordering::Relaxed);
         if !shared && body {
             ctx.whole = fields.first(&header::CONTENT_LENGTH).and_then(framing::length);

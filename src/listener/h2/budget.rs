@@ -29,27 +29,34 @@ const fn rate(kind: H2Abuse) -> Rate {
     Rate { burst, per_second }
 }
 
-#[derive(Debug)]
+/// Small: every connection has all of them.
+#[derive(Clone, Copy, Debug)]
 struct Bucket {
     tokens: u32,
-    filled: Instant,
+    /// In milliseconds since the connection began.
+    filled: u32,
 }
 
 /// The buckets of a connection.
 #[derive(Debug)]
-pub(super) struct Budget([Bucket; H2Abuse::ALL.len()]);
+pub(super) struct Budget {
+    began: Instant,
+    buckets: [Bucket; H2Abuse::ALL.len()],
+}
 
 impl Budget {
     pub(super) fn new(now: Instant) -> Self {
-        Self(H2Abuse::ALL.map(|kind| Bucket { tokens: rate(kind).burst, filled: now }))
+        Self { began: now, buckets: H2Abuse::ALL.map(|kind| Bucket { tokens: rate(kind).burst, filled: 0 }) }
     }
 
     /// Takes `cost`, or says what there is too much of.
     pub(super) fn take(&mut self, kind: H2Abuse, cost: u32, now: Instant) -> Result<(), H2Abuse> {
         let Rate { burst, per_second } = rate(kind);
-        let bucket = &mut self.0[kind as usize]; // an array with a place for each kind
-        let millis = now.saturating_duration_since(bucket.filled).as_millis().saturating_mul(u128::from(per_second));
-        if let Ok(fresh @ 1..) = u32::try_from((millis / 1000).min(u128::from(burst))) {
+        // It begins anew after seven weeks, and a difference is right even so.
+        let now = now.saturating_duration_since(self.began).as_millis() as u32;
+        let bucket = &mut self.buckets[kind as usize]; // an array with a place for each kind
+        let fresh = u64::from(now.wrapping_sub(bucket.filled)) * u64::from(per_second) / 1000;
+        if let Ok(fresh @ 1..) = u32::try_from(fresh.min(u64::from(burst))) {
             bucket.tokens = bucket.tokens.saturating_add(fresh).min(burst);
             bucket.filled = now;
         }
@@ -59,7 +66,7 @@ impl Budget {
 
     /// Gives back what a request or an answer makes fair.
     pub(super) fn earn(&mut self, kind: H2Abuse, tokens: u32) {
-        let bucket = &mut self.0[kind as usize];
+        let bucket = &mut self.buckets[kind as usize];
         bucket.tokens = bucket.tokens.saturating_add(tokens).min(rate(kind).burst);
     }
 }
@@ -81,6 +88,17 @@ mod tests {
         assert_eq!(taken(&mut budget, start + Duration::from_secs(3600)), 100, "never more than the burst");
         budget.earn(H2Abuse::Ping, 3);
         assert_eq!(taken(&mut budget, start + Duration::from_secs(3600)), 3);
+    }
+
+    #[test]
+    fn a_bucket_fills_after_seven_weeks_too() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let at = |millis| start + Duration::from_millis(millis);
+        let wraps = 1 << 32;
+        assert_eq!(budget.take(H2Abuse::Ping, 100, at(wraps - 1000)), Ok(()));
+        assert_eq!(budget.take(H2Abuse::Ping, 20, at(wraps + 1000)), Ok(()));
+        assert_eq!(budget.take(H2Abuse::Ping, 1, at(wraps + 1000)), Err(H2Abuse::Ping));
     }
 
     #[test]

@@ -46,3 +46,38 @@ impl Idle {
         Poll::Pending
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    async fn look(of: &mut Idle, idle: bool, limit: Duration) -> bool {
+        poll_fn(|cx| Poll::Ready(of.poll(cx, idle, limit, false).is_ready())).await
+    }
+
+    #[tokio::test]
+    async fn it_counts_from_the_last_request_though_the_alarm_was_set_before() {
+        const LIMIT: Duration = Duration::from_millis(40);
+        let mut idle = Idle::default();
+        assert!(!look(&mut idle, true, LIMIT).await);
+        let began = Instant::now();
+        while began.elapsed() < LIMIT / 2 {
+            assert!(!look(&mut idle, false, LIMIT).await);
+            tokio::task::yield_now().await;
+        }
+        poll_fn(|cx| idle.poll(cx, true, LIMIT, false)).await;
+        assert!(began.elapsed() >= LIMIT + LIMIT / 2);
+    }
+
+    #[tokio::test]
+    async fn who_is_to_go_has_the_time_from_then_on() {
+        let mut idle = Idle::default();
+        assert!(!look(&mut idle, true, Duration::from_secs(3600)).await);
+        idle.begin_anew();
+        assert!(!look(&mut idle, true, Duration::from_secs(60)).await);
+        idle.begin_anew();
+        poll_fn(|cx| idle.poll(cx, true, Duration::from_millis(1), false)).await;
+    }
+}

@@ -9,13 +9,12 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, Wake, Waker, ready},
+    task::{Context, Poll, Wake, Waker},
 };
 
-use tokio::task::coop::has_budget_remaining;
+use tokio::{sync::Notify, task::coop::has_budget_remaining};
 
-use super::Ends;
-use crate::{runtime::deadlines::Deadlines, types::Reason};
+use crate::{proxy::Cancel, runtime::deadlines::Deadlines, types::Reason};
 
 /// Wakes a connection's task, unless that is at work and will look itself.
 #[derive(Debug, Default)]
@@ -100,6 +99,15 @@ impl Wake for Bell {
     }
 }
 
+/// How a request ends from outside.
+#[derive(Default)]
+pub(super) struct Ends {
+    pub(super) cancel: Arc<Cancel>,
+    /// Its client has reset it.
+    pub(super) left: AtomicBool,
+    pub(super) leaves: Notify,
+}
+
 /// Those that are under way.
 pub(super) struct Requests {
     ring: Arc<Ring>,
@@ -113,7 +121,19 @@ struct Served {
     ends: Arc<Ends>,
     bell: Arc<Bell>,
     waker: Waker,
-    future: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Until it has ended.
+    future: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Served {
+    fn poll(&mut self) {
+        let Some(future) = &mut self.future else { return };
+        let mut cx = Context::from_waker(&self.waker);
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut cx)));
+        if !matches!(polled, Ok(Poll::Pending)) {
+            self.future = None;
+        }
+    }
 }
 
 impl Requests {
@@ -125,7 +145,7 @@ impl Requests {
     pub(super) fn begin(&mut self, stream: u32, ends: Arc<Ends>, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
         let bell = Bell::new(&self.ring);
         let waker = bell.clone().into();
-        self.served.push(Served { stream, ends, bell, waker, future });
+        self.served.push(Served { stream, ends, bell, waker, future: Some(future) });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -135,23 +155,26 @@ impl Requests {
     /// Polls those that have rung, until the task has done enough for one turn. One that panics ends alone, as a task of its own
     /// would.
     pub(super) fn poll(&mut self) {
-        for _ in 0..self.served.len() {
+        let (count, mut ended) = (self.served.len(), false);
+        let first = if self.next < count { self.next } else { 0 };
+        for at in (first..count).chain(0..first) {
             if !has_budget_remaining() {
-                return self.ring.ring();
+                self.next = at;
+                self.ring.ring();
+                break;
             }
-            let at = if self.next < self.served.len() { self.next } else { 0 };
-            let Some(Served { bell, waker, future, .. }) = self.served.get_mut(at) else { return };
-            let ended = bell.heard() && {
-                let mut cx = Context::from_waker(waker);
-                let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut cx)));
-                !matches!(polled, Ok(Poll::Pending))
-            };
-            self.next = if ended {
-                self.served.swap_remove(at);
-                at
-            } else {
-                at + 1
-            };
+            let served = &mut self.served[at]; // below `count`
+            if served.bell.heard() {
+                served.poll();
+                ended |= served.future.is_none();
+            }
+        }
+        if ended {
+            self.served.retain(|served| served.future.is_some());
+            if self.served.is_empty() {
+                // An idle connection keeps no room for them.
+                self.served = Vec::new();
+            }
         }
     }
 
@@ -175,21 +198,22 @@ impl Requests {
     }
 
     /// Lets them come to their ends without their connection, in a task of their own.
-    pub(super) fn leave(mut self) {
+    pub(super) fn leave(&mut self) {
         if self.is_empty() {
             return;
         }
+        let mut left = Self { ring: self.ring.clone(), served: std::mem::take(&mut self.served), next: 0 };
         tokio::spawn(poll_fn(move |cx| {
-            self.ring.begin(cx);
-            loop {
-                if self.ring.heard() {
-                    self.poll();
-                }
-                if self.is_empty() {
-                    return Poll::Ready(());
-                }
-                ready!(self.ring.rest());
+            left.ring.begin(cx);
+            left.ring.heard();
+            left.poll();
+            if left.is_empty() {
+                return Poll::Ready(());
             }
+            if left.ring.rest().is_ready() {
+                left.ring.put_off(cx);
+            }
+            Poll::Pending
         }));
     }
 }
@@ -197,8 +221,6 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
-
-    use tokio::sync::Notify;
 
     use super::*;
 
@@ -250,6 +272,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn none_is_passed_over_when_others_end() {
+        for first in 0..3 {
+            let mut fixture = Fixture::new();
+            fixture.requests.poll();
+            fixture.requests.next = first;
+            fixture.go.iter().for_each(|go| go.notify_one());
+            fixture.requests.poll();
+            assert!(fixture.requests.is_empty(), "from {first} on");
+        }
+    }
+
+    #[tokio::test]
     async fn who_panics_takes_no_other_with_it() {
         let mut fixture = Fixture::new();
         fixture.requests.poll();
@@ -263,7 +297,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_left_comes_to_its_end() {
-        let fixture = Fixture::new();
+        let mut fixture = Fixture::new();
         let (polled, go) = (fixture.polled.clone(), fixture.go.clone());
         fixture.requests.leave();
         tokio::task::yield_now().await;

@@ -2,6 +2,8 @@
 //! itself (header lists, CONTINUATION, empty DATA, resets of streams that nobody has accepted yet) shows in the GOAWAY
 //! it writes, and is named here. Pure: bytes and time come in.
 
+mod goaway;
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -24,7 +26,6 @@ const CRUMB: u32 = 256;
 pub(super) const STREAMS: usize = 512;
 const INITIAL_WINDOW: i64 = 65_535;
 const INITIAL_WINDOW_SIZE: u16 = 4;
-const ENHANCE_YOUR_CALM: u32 = 11;
 /// As long as this nobody is silent in an upload, however much came before.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -234,7 +235,7 @@ impl Rules {
                 }
                 match head.kind {
                     DATA if head.has(END_STREAM) => self.ended(head.stream, now),
-                    RST_STREAM if self.streams.remove(&head.stream).is_some() => self.left.push(head.stream),
+                    RST_STREAM if self.over(head.stream) => self.left.push(head.stream),
                     WINDOW_UPDATE => self.opened(head.stream, number(payload, 0), now)?,
                     _ => {}
                 }
@@ -444,7 +445,7 @@ impl Rules {
                 }
             }
             Found::End(head, payload) if head.kind == RST_STREAM => {
-                self.streams.remove(&head.stream);
+                self.over(head.stream);
                 // Resets for another cause, a backend's fault most often, are not the client's.
                 const PROTOCOL_ERROR: u32 = 1;
                 const FLOW_CONTROL_ERROR: u32 = 3;
@@ -458,7 +459,7 @@ impl Rules {
                 }
             }
             Found::End(head, payload) if head.kind == GOAWAY => {
-                if let Some(kind) = named(number(payload, 4), payload.get(8..).unwrap_or_default()) {
+                if let Some(kind) = goaway::named(number(payload, 4), payload.get(8..).unwrap_or_default()) {
                     return Err(Verdict::Theirs(kind));
                 }
             }
@@ -469,28 +470,24 @@ impl Rules {
 
     /// An answer has been sent to its end; the client may reset another stream for it.
     fn answered(&mut self, stream: u32) {
-        if self.streams.remove(&stream).is_some() {
+        if self.over(stream) {
             self.budget.earn(H2Abuse::Reset, 1);
         }
+    }
+
+    /// A stream is over. Returns whether it was one.
+    fn over(&mut self, stream: u32) -> bool {
+        let was = self.streams.remove(&stream).is_some();
+        if self.streams.is_empty() {
+            // A tree that has become empty keeps a node of a KiB.
+            self.streams = BTreeMap::new();
+        }
+        was
     }
 
     /// Whether an answer waits for a window.
     fn starved(&self) -> bool {
         self.streams.values().any(|stream| stream.answered && (stream.window <= 0 || self.window <= 0))
-    }
-}
-
-/// What a GOAWAY of the h2 crate is about; `None` for those that are no fault of the client's.
-fn named(code: u32, text: &[u8]) -> Option<H2Abuse> {
-    const INTERNAL_ERROR: u32 = 2;
-    match (code, text) {
-        (0 | INTERNAL_ERROR, _) => None,
-        (ENHANCE_YOUR_CALM, b"too_many_continuations") => Some(H2Abuse::Continuation),
-        (ENHANCE_YOUR_CALM, b"too_many_data_frames") => Some(H2Abuse::Data),
-        (ENHANCE_YOUR_CALM, b"header_list_way_too_large") => Some(H2Abuse::HeaderList),
-        (ENHANCE_YOUR_CALM, b"too_many_internal_resets") => Some(H2Abuse::ServerReset),
-        (ENHANCE_YOUR_CALM, b"too_many_resets") => Some(H2Abuse::Reset),
-        _ => Some(H2Abuse::Protocol),
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Call {
 impl Call {
     pub(super) fn new(head: Parts, upload: Upload) -> Self {
         let body = !upload.is_done();
-        let length = head.headers.get(header::CONTENT_LENGTH).filter(|_| body);
+        let length = if body { head.headers.get(header::CONTENT_LENGTH) } else { None };
         let declared = length.and_then(|length| framing::length(length.as_bytes()));
         Self { head, upload, body, declared, truncated: false, sent: 0, answered: None }
     }

@@ -36,7 +36,7 @@ pub(super) fn answer(
     let mut map = AnswerRewrite { trailers, ..rewrite }.collect(&fields);
     let edits = ctx.route().map(|route| &route.response_headers);
     let set = edits.is_some_and(|edits| edits.set.iter().any(|(name, _)| *name == header::DATE));
-    if !set && !map.contains_key(header::DATE) && !fields.has(&header::DATE) {
+    if !set && !fields.has(&header::DATE) && !map.contains_key(header::DATE) {
         map.insert(header::DATE, kit.date_value());
     }
     if !head.is_bodiless()

@@ -42,7 +42,7 @@ impl Attempt<Line> {
             Place::Body(Body::UntilClose) | Place::Head => true,
             Place::Broken | Place::End | Place::Read(_) => false,
         };
-        if !self.roomy && reads {
+        if !self.roomy && reads && !self.lost {
             if let Either::Left(Either::Left(tcp)) = &self.link {
                 // An error shows at the reading.
                 _ = ready!(tcp.poll_read_ready(cx));
