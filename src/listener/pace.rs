@@ -92,8 +92,8 @@ impl Pace {
         if self.answer {
             return;
         }
-        let millis = (bytes as u64).saturating_mul(1000) / self.rate;
-        self.credit = self.credit.saturating_add(Duration::from_millis(millis)).min(LONGEST);
+        let nanos = (bytes as u64).saturating_mul(1_000_000_000) / self.rate;
+        self.credit = self.credit.saturating_add(Duration::from_nanos(nanos)).min(LONGEST);
     }
 
     /// Nothing moved: the connection has ended, perhaps because the client was late.

@@ -108,6 +108,28 @@ async fn an_upload_that_drips_alone_takes_its_connection_along() {
     assert_eq!(reason(&proxy, "/drip").await, ("client_timeout".to_owned(), 408));
 }
 
+/// Three frames each half second, of which three bytes are data: 1.5 KiB a second with their padding.
+#[tokio::test]
+async fn an_upload_of_padding_is_answered_408() {
+    const PADDED: u8 = 8;
+    let padded = |stream| frame(DATA, PADDED, stream, &[&[255, b'x'][..], &[0; 255]].concat()).repeat(3);
+    for engine in ["lane", "exchange", "pingora"] {
+        let origin = Origin::echo("a").await;
+        let yaml = "
+            engine: <engine>
+            listeners: [{ address: <listen>, h2c: true, limits: { min_body_rate: 1KiB } }]";
+        let proxy = Config::before(&[&origin], yaml).put("engine", engine).start().await;
+        let mut raw = Raw::begin(proxy.listen, &[]).await;
+        raw.send(&[get(1, "/hold"), post(3, "/padding")].concat()).await;
+        let began = Instant::now();
+        let seen = meanwhile(&mut raw, Duration::from_millis(500), &padded(3), |frame| is_reset(frame, 3)).await;
+        let took = began.elapsed();
+        assert!((4..9).contains(&took.as_secs()), "{engine}: {took:?}");
+        assert!(seen.iter().any(|frame| frame.kind == HEADERS && frame.stream == 3), "{engine}: {seen:?}");
+        assert_eq!(reason(&proxy, "/padding").await, ("client_timeout".to_owned(), 408), "{engine}");
+    }
+}
+
 #[tokio::test]
 async fn to_an_http2_origin_a_drip_is_reset_and_a_call_may_rest() {
     let origin = Origin2::start("a", None).await;

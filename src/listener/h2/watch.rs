@@ -9,10 +9,11 @@ use std::{
 };
 
 use super::{
+    abuse::named,
     budget::Budget,
     frames::{
-        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Found, Frames, GOAWAY, HEADERS, Head, PING, RST_STREAM,
-        SETTINGS, WINDOW_UPDATE, number,
+        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Found, Frames, GOAWAY, HEADERS, Head, PADDED, PING,
+        RST_STREAM, SETTINGS, WINDOW_UPDATE, number,
     },
     pace::Pace,
 };
@@ -24,7 +25,6 @@ const CRUMB: u32 = 256;
 pub(super) const STREAMS: usize = 512;
 const INITIAL_WINDOW: i64 = 65_535;
 const INITIAL_WINDOW_SIZE: u16 = 4;
-const ENHANCE_YOUR_CALM: u32 = 11;
 /// As long as this nobody is silent in an upload, however much came before.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -224,6 +224,9 @@ impl Rules {
                 self.settle(now);
             }
             Found::Setting(..) => {}
+            Found::Padding(head, padding) => {
+                self.uploaded(head.stream, head.length.saturating_sub(1 + u32::from(padding)), now);
+            }
             Found::End(head, payload) => {
                 if matches!(head.kind, HEADERS | CONTINUATION) {
                     self.in_block = !head.has(END_HEADERS);
@@ -290,9 +293,9 @@ impl Rules {
     fn begins(&mut self, head: Head, now: Instant) -> Result<(), H2Abuse> {
         match head.kind {
             DATA => {
-                if head.length > 0 {
-                    self.moved = now;
-                    self.uploaded(head, now);
+                self.fills(head, now);
+                if !head.has(PADDED) {
+                    self.uploaded(head.stream, head.length, now);
                 }
                 Ok(())
             }
@@ -337,21 +340,29 @@ impl Rules {
         }
     }
 
-    /// A part of a body comes; its frame pays when it begins, however slowly the rest of it comes.
-    fn uploaded(&mut self, head: Head, now: Instant) {
+    /// DATA comes: all of its payload fills our windows.
+    fn fills(&mut self, head: Head, now: Instant) {
         let length = i64::from(head.length);
         let was = self.room > 0;
         self.room -= length;
         let room = self.room > 0;
         if let Some(stream) = self.streams.get_mut(&head.stream) {
             stream.room -= length;
-            if let Some(rate) = self.rate {
-                stream.upload.moved(head.length, rate, LONGEST, now);
-            }
             stream.settle(room, now);
         }
         if was != room {
             self.settle(now);
+        }
+    }
+
+    /// A part of a body comes; its frame pays when it begins, however slowly the rest of it comes. Padding pays for nothing.
+    fn uploaded(&mut self, stream: u32, bytes: u32, now: Instant) {
+        if bytes == 0 {
+            return;
+        }
+        self.moved = now;
+        if let (Some(rate), Some(stream)) = (self.rate, self.streams.get_mut(&stream)) {
+            stream.upload.moved(bytes, rate, LONGEST, now);
         }
     }
 
@@ -477,20 +488,6 @@ impl Rules {
     /// Whether an answer waits for a window.
     fn starved(&self) -> bool {
         self.streams.values().any(|stream| stream.answered && (stream.window <= 0 || self.window <= 0))
-    }
-}
-
-/// What a GOAWAY of the h2 crate is about; `None` for those that are no fault of the client's.
-fn named(code: u32, text: &[u8]) -> Option<H2Abuse> {
-    const INTERNAL_ERROR: u32 = 2;
-    match (code, text) {
-        (0 | INTERNAL_ERROR, _) => None,
-        (ENHANCE_YOUR_CALM, b"too_many_continuations") => Some(H2Abuse::Continuation),
-        (ENHANCE_YOUR_CALM, b"too_many_data_frames") => Some(H2Abuse::Data),
-        (ENHANCE_YOUR_CALM, b"header_list_way_too_large") => Some(H2Abuse::HeaderList),
-        (ENHANCE_YOUR_CALM, b"too_many_internal_resets") => Some(H2Abuse::ServerReset),
-        (ENHANCE_YOUR_CALM, b"too_many_resets") => Some(H2Abuse::Reset),
-        _ => Some(H2Abuse::Protocol),
     }
 }
 
