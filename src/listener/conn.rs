@@ -246,6 +246,19 @@ impl Conn {
         self.sender.get_or_insert_with(|| pacing.sender(expects)).waits(fd);
     }
 
+    /// This is on its way to the client: with `100 Continue` it is asked for its body, with an answer it is not. Other interim
+    /// answers say neither.
+    fn note_said(&mut self, data: &[u8]) {
+        let interim = data.starts_with(b"HTTP/1.1 1") && !data.starts_with(b"HTTP/1.1 100 ");
+        if self.expects && !interim {
+            self.expects = false;
+            let fd = self.transport.fd();
+            if let Some(sender) = &mut self.sender {
+                sender.asked(fd);
+            }
+        }
+    }
+
     /// So many bytes of its data came: what is around them (sizes, extensions, trailers) pays for nothing.
     fn note_received(&mut self, data: usize) {
         if let Some(sender) = &mut self.sender {
@@ -361,6 +374,7 @@ impl AsyncRead for Conn {
 impl AsyncWrite for Conn {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        this.note_said(data);
         if this.out.len() + data.len() <= WRITE_BUFFER {
             if this.out.capacity() == 0 {
                 // Mostly a head, and a body comes after it.

@@ -45,7 +45,7 @@ pub(super) struct Head {
     pub(super) request: usize,
     /// What is missing of its request.
     pub(super) border: Border,
-    /// The client may wait to be asked for its body (`Expect`).
+    /// The client may wait to be asked for its body (`Expect: 100-continue`, which HTTP/1.0 does not know, RFC 9110 §10.1.1).
     pub(super) expects: bool,
 }
 
@@ -216,7 +216,9 @@ fn inspect(
                     return Err(Reason::BadRequest);
                 }
             }
-            6 if is(field, "expect") => expects = true,
+            6 if http11 && is(field, "expect") => {
+                expects |= field.value.trim_ascii().eq_ignore_ascii_case(b"100-continue");
+            }
             7 if is(field, "upgrade") => upgrade = true,
             10 if is(field, "connection") => {
                 nominations += nominated(field.value).ok_or(Reason::BadRequest)?;

@@ -182,7 +182,8 @@ fn request<'a>(
     (place, last): (&'a Place, bool),
 ) -> Pin<Box<dyn Future<Output = Next> + Send + 'a>> {
     info.begin_request();
-    conn.begin(head.border, head.expects);
+    // Of a body that is here in part nobody waits to be asked for the rest.
+    conn.begin(head.border, head.expects && head.request == head.head);
     conn.keep(info, kept);
     let (current, seed) = (post.current(), post.kit.random());
     let start = RequestStart { info: info.clone(), current, seed, began: Instant::now(), cancel: None };

@@ -237,6 +237,36 @@ async fn a_body_that_was_asked_for_and_has_begun_keeps_the_rate() {
 }
 
 #[tokio::test]
+async fn who_need_not_wait_to_be_asked_has_the_grace_of_all() {
+    let origin = Origin::echo("a").await;
+    for engine in ["lane", "exchange", "pingora"] {
+        let more = "
+            engine: <engine>
+            listeners: [{ address: <listen>, limits: { min_body_rate: 1KiB } }]";
+        let proxy = Config::before(&[&origin], more).put("engine", engine).start().await;
+        let silent = async |what: &str, head: &str, body: &str| {
+            let mut client = proxy.client().await;
+            client.send(format!("POST / {head}\r\nContent-Length: 900\r\n\r\n{body}")).await;
+            let begun = Instant::now();
+            if what == "was asked" {
+                assert_eq!(client.any_response().await.status(), 100);
+            }
+            let answer = within(what, client.closed()).await;
+            let (took, text) = (begun.elapsed(), String::from_utf8_lossy(&answer).into_owned());
+            let status = text.lines().map(|line| line.split(' ').nth(1)).filter_map(|word| word?.parse().ok());
+            assert_eq!(status.filter(|status| *status > 199).collect::<Vec<u16>>(), [408], "{engine}, {what}: {text}");
+            assert!((4..9).contains(&took.as_secs()), "{engine}, {what}: {took:?}");
+        };
+        tokio::join!(
+            silent("was asked", "HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue", ""),
+            silent("has begun", "HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue", "x"),
+            silent("knows no 100", "HTTP/1.0\r\nHost: a.test\r\nExpect: 100-continue", ""),
+            silent("expects another thing", "HTTP/1.1\r\nHost: a.test\r\nExpect: foo", ""),
+        );
+    }
+}
+
+#[tokio::test]
 async fn what_is_around_the_data_does_not_pay_for_the_rate() {
     let origin = Origin::echo("a").await;
     let proxy = limited(&origin, "min_body_rate: 1KiB").await;

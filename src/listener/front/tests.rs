@@ -47,6 +47,22 @@ fn what_is_here_of_a_body_is_read_with_the_head() {
 }
 
 #[test]
+fn only_a_client_of_http11_that_expects_100_waits_to_be_asked() {
+    for (version, fields, expected) in [
+        ("1.1", "Expect: 100-continue", true),
+        ("1.1", "expect:  100-Continue ", true),
+        ("1.1", "Expect: foo", false),
+        ("1.1", "Expect: 100-continue=1", false),
+        ("1.1", "X: y", false),
+        ("1.0", "Expect: 100-continue", false),
+    ] {
+        let text = format!("POST / HTTP/{version}\r\nHost: x\r\nContent-Length: 5\r\n{fields}\r\n\r\n");
+        let Parsed::Request(head) = parse(text.as_bytes(), &LIMITS, false) else { panic!("a request") };
+        assert_eq!(head.expects, expected, "{text}");
+    }
+}
+
+#[test]
 fn ambiguous_framing_is_refused() {
     for fields in [
         "Content-Length: 5\r\nTransfer-Encoding: chunked",
