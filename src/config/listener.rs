@@ -68,6 +68,9 @@ const LIMITS: Table = Table {
     ],
 };
 
+/// As long a target as the http crate takes: backends on HTTP/2, guards and Pingora have it as a `Uri`.
+const MAX_TARGET: u64 = 65_534;
+
 /// One listener, with the place of its address for a message about two alike.
 pub(super) fn decode<'t>(
     d: &mut Decoder<'_>,
@@ -260,7 +263,7 @@ fn limits(d: &mut Decoder<'_>, item: Option<Item<'_>>) -> Option<ListenerLimits>
         fields.get(name).map_or(Some(base), |item| size_within(d, &item, range))
     };
     let max_header_size = size(d, "max_header_size", built_in.max_header_size, (1 << 10, 1 << 20));
-    let max_uri_length = size(d, "max_uri_length", built_in.max_uri_length, (64, 1 << 20));
+    let max_uri_length = size(d, "max_uri_length", built_in.max_uri_length, (64, MAX_TARGET));
     let max_headers = fields.get("max_headers").map_or(Some(built_in.max_headers), |item| d.count(&item, 1..=256));
     let max_body_size = off_or(d, fields.get("max_body_size"), built_in.max_body_size, |d, item| d.size(item));
     let min_body_rate =

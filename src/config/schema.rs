@@ -131,7 +131,7 @@ const KEYS: &[(&str, Kind, &str)] = &[
     ("listeners[].allow", NETWORKS, "Whose connections are served; the longest prefix decides, 403 to all others."),
     ("listeners[].deny", NETWORKS, "Whose connections are not; wins over the same prefix in allow."),
     ("listeners[].engine", Words(&["exchange", "lane", "pingora"]), "Who moves the bytes of its plain requests."),
-    ("listeners[].limits.max_uri_length", Size, "A request's target, 64B to 1MiB."),
+    ("listeners[].limits.max_uri_length", Size, "A request's target, 64B to 65534B."),
     ("listeners[].limits.max_headers", Integer(1, 256), "Fields of a request's head."),
     ("listeners[].limits.max_body_size", OffOr(&Size), "A request's body."),
     ("listeners[].limits.min_body_rate", OffOr(&Size), "Bytes a second that clients send or take, after 5 s of grace."),

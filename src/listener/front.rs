@@ -21,6 +21,8 @@ use crate::{
 pub(super) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// As many fields as Pingora takes.
 const MAX_FIELDS: usize = 256;
+/// As long a name of a field as the http crate takes.
+const MAX_NAME: usize = 65_535;
 /// As many names as Pingora takes in all `Connection` fields.
 const MAX_NOMINATIONS: usize = 9;
 
@@ -235,6 +237,7 @@ fn inspect(
                 }
                 chunked = true;
             }
+            length if length > MAX_NAME => return Err(Reason::HeaderTooLarge),
             _ => {}
         }
     }

@@ -47,6 +47,40 @@ async fn a_target_over_the_limit_is_414() {
     assert_eq!(reasons.iter().filter(|reason| *reason == "uri_too_long").count(), 4, "{reasons:?}");
 }
 
+/// Whoever moves the bytes: a URI and a field's name have a bound of their own (the http crate's).
+#[tokio::test]
+async fn the_longest_target_is_served_and_a_name_that_is_none_is_431() {
+    let origin = Origin::echo("a").await;
+    for engine in ["lane", "exchange", "pingora"] {
+        let more = "
+            engine: <engine>
+            listeners: [{ address: <listen>, h2c: true, limits: { max_header_size: 256KiB, max_uri_length: 65534B } }]
+            routes: [{ match: { path: /own }, respond: { body: own } }, { upstream: app }]";
+        let proxy = Config::before(&[&origin], more).put("engine", engine).start().await;
+        for root in ["/", "/own/"] {
+            let path = |length: usize| format!("{root}{}", "x".repeat(length - root.len()));
+            for (length, status) in [(65_534, 200), (65_535, 414), (70_000, 414)] {
+                assert_eq!(proxy.get(&path(length)).await.status(), status, "{engine} {root} {length}");
+            }
+            let named =
+                |length: usize| format!("GET {root} HTTP/1.1\r\nHost: a.test\r\n{}: y\r\n\r\n", "n".repeat(length));
+            let mut client = proxy.client().await;
+            client.send(named(65_536)).await;
+            let reply = client.response().await;
+            assert_eq!(reply.status(), 431, "{engine} {root}");
+            assert!(reply.field("proxy-status").is_some_and(|told| told.contains("header_too_large")), "{reply:?}");
+        }
+        let mut reasons = reasons(&proxy, 8).await;
+        reasons.sort();
+        let expected = ["header_too_large", "header_too_large", "ok", "respond"];
+        assert_eq!(reasons, [&expected[..], &["uri_too_long"; 4]].concat(), "{engine}");
+        // Over HTTP/2 it is the h2 crate that finds it to be no URI, before anyone sees the request.
+        let client = Client2::prior(proxy.listen).await;
+        let path = |length: usize| format!("/{}", "x".repeat(length - 1));
+        assert_eq!(client.get(&path(65_534)).await.status, 200);
+    }
+}
+
 #[tokio::test]
 async fn more_fields_than_the_limit_are_431() {
     let origin = Origin::echo("a").await;

@@ -66,7 +66,7 @@ pub struct ListenerLimits {
     pub idle_timeout: Duration,
     /// Request line and all fields; default 32 KiB, 1 KiB to 1 MiB.
     pub max_header_size: ByteSize,
-    /// The request's target; default 8 KiB, 64 B to 1 MiB.
+    /// The request's target; default 8 KiB, 64 B to 65,534 B.
     pub max_uri_length: ByteSize,
     /// Fields of a request's head; default 100, 1 to 256.
     pub max_headers: u32,
