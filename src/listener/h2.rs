@@ -3,6 +3,7 @@
 //! (RFC 9113 §6.8), or has other rules or limits, or when the guard says that it is enough.
 
 mod abuse;
+mod active;
 mod budget;
 mod frames;
 #[cfg(any(test, fuzzing))]
@@ -15,10 +16,7 @@ mod watch;
 
 use std::{
     future::poll_fn,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -29,10 +27,10 @@ use h2::{
 };
 use http::{Method, Request, Response, StatusCode, header, request::Parts};
 use pingora_core::{apps::HttpServerApp, protocols::http::ServerSession};
-use tokio::sync::Notify;
 
 pub(super) use self::abuse::AbuseLog;
 use self::{
+    active::{Active, Ends, Stream},
     guard::{Guard, Told, Word},
     session::StreamSession,
     watch::{Patience, Verdict},
@@ -42,13 +40,12 @@ use crate::{
     config::model::ListenerLimits,
     policy::headers::same_host,
     proxy::{
-        Cancel, ConnInfo, RequestStart, Unserved, Upload,
+        ConnInfo, RequestStart, Unserved, Upload,
         exchange::{Way, serve_stream},
         is_malformed, is_served,
         tunnel::{self, Asks},
         well_formed,
     },
-    runtime::deadlines::Deadlines,
     telemetry::metrics::H2Abuse,
     types::Reason,
 };
@@ -61,8 +58,6 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
 /// Streams that a client may have open.
 const STREAMS: u32 = 100;
-/// Requests that are none, on one connection.
-const MALFORMED: usize = 32;
 /// A client that takes nothing of its answers is given up after so long, or after the listener's idle timeout.
 const STALL: Duration = Duration::from_secs(30);
 /// What a client that has to go is given to read its GOAWAY.
@@ -92,84 +87,6 @@ pub(super) fn is_no_http1(bytes: &[u8]) -> bool {
 const IDLE_GRACE: Duration = Duration::from_secs(2);
 /// How long a request that Pingora serves may take to see by itself that its client has reset it.
 const RESET_GRACE: Duration = Duration::from_millis(100);
-
-/// Streams under way: for the idle timeout, and to end each.
-struct Active {
-    streams: Mutex<Vec<(u32, Arc<Ends>)>>,
-    idle: Notify,
-    told: Arc<Told>,
-    malformed: AtomicUsize,
-}
-
-/// How a request ends from outside.
-#[derive(Default)]
-struct Ends {
-    cancel: Arc<Cancel>,
-    /// Its client has reset it.
-    left: AtomicBool,
-    leaves: Notify,
-}
-
-impl Active {
-    fn new(told: Arc<Told>) -> Self {
-        Self { streams: Mutex::default(), idle: Notify::new(), told, malformed: AtomicUsize::new(0) }
-    }
-
-    /// A request was none.
-    fn malformed(&self) {
-        if self.malformed.fetch_add(1, Ordering::Relaxed) + 1 >= MALFORMED {
-            self.told.tell(Verdict::Ours(H2Abuse::Malformed));
-        }
-    }
-
-    fn begin(self: &Arc<Self>, id: u32) -> Stream {
-        let ends = Arc::<Ends>::default();
-        self.streams().push((id, ends.clone()));
-        Stream { active: self.clone(), id, ends }
-    }
-
-    /// Ends those requests. Returns whether a client that is too slow with a request has no other under way.
-    fn end(&self, slow: Vec<(u32, Reason)>, deadlines: &Deadlines) -> bool {
-        let streams = self.streams();
-        let mut alone = false;
-        for (id, reason) in slow {
-            let found = streams.iter().find(|(stream, _)| *stream == id);
-            let ended = found.is_some_and(|(_, ends)| ends.cancel.end(reason, deadlines));
-            alone |= ended && reason == Reason::ClientTimeout && streams.len() == 1;
-        }
-        alone
-    }
-
-    /// Tells those requests that their client has reset them.
-    fn left(&self, left: &[u32]) {
-        for (_, ends) in self.streams().iter().filter(|(id, _)| left.contains(id)) {
-            ends.left.store(true, Ordering::Relaxed);
-            ends.leaves.notify_one();
-        }
-    }
-
-    fn streams(&self) -> MutexGuard<'_, Vec<(u32, Arc<Ends>)>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-struct Stream {
-    active: Arc<Active>,
-    id: u32,
-    ends: Arc<Ends>,
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        let mut streams = self.active.streams();
-        if let Some(at) = streams.iter().position(|(id, _)| *id == self.id) {
-            streams.swap_remove(at);
-        }
-        if streams.is_empty() {
-            self.active.idle.notify_one();
-        }
-    }
-}
 
 /// Serves a connection until it ends.
 pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<ConnInfo>, endpoint: Arc<Endpoint>) {
@@ -215,7 +132,11 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
                     }
                 };
                 if let Verdict::Ours(kind) = verdict {
-                    connection.abrupt_shutdown(code(kind).into());
+                    if kind == H2Abuse::Stall {
+                        active.stalled(post.kit.deadlines());
+                        tokio::task::yield_now().await;
+                    }
+                    connection.abrupt_shutdown(abuse::code(kind).into());
                 }
                 let farewell = async { while let Some(Ok(_)) = connection.accept().await {} };
                 let _ = tokio::time::timeout(FAREWELL, farewell).await;
@@ -283,18 +204,6 @@ fn patience(limits: &ListenerLimits) -> Patience {
 /// What a connection keeps to from its beginning; where the configuration says otherwise now, it is exchanged for another one.
 fn fixed(limits: &ListenerLimits) -> (Patience, u64) {
     (patience(limits), limits.max_header_size.0)
-}
-
-/// The error code of the GOAWAY.
-const fn code(kind: H2Abuse) -> u32 {
-    const PROTOCOL_ERROR: u32 = 1;
-    const SETTINGS_TIMEOUT: u32 = 4;
-    const ENHANCE_YOUR_CALM: u32 = 11;
-    match kind {
-        H2Abuse::Protocol => PROTOCOL_ERROR,
-        H2Abuse::SettingsTimeout => SETTINGS_TIMEOUT,
-        _ => ENHANCE_YOUR_CALM,
-    }
 }
 
 /// Returns when one of them begins.
@@ -389,7 +298,7 @@ async fn by_pingora(
         biased;
         _ = served => return,
         reason = ends.cancel.cancelled() => reason,
-        () = gone => Reason::ClientAborted,
+        () = gone => if ends.cancel.is_broken() { Reason::BadRequest } else { Reason::ClientAborted },
     };
     if !post.kit.log_dropped(&known, &ends.cancel, reason) {
         post.log_unserved(&info, unserved(&known, began, reason));

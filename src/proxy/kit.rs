@@ -13,7 +13,8 @@ use http::{HeaderValue, request::Parts};
 use pingora_http::ResponseHeader;
 
 use super::{
-    ctx::{Cancel, ConnInfo, RequestCtx},
+    cancel::Cancel,
+    ctx::{ConnInfo, RequestCtx},
     current::Current,
     date::DateText,
     dropped,

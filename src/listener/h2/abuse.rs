@@ -41,3 +41,15 @@ pub(super) fn named(code: u32, text: &[u8]) -> Option<H2Abuse> {
         _ => Some(H2Abuse::Protocol),
     }
 }
+
+/// The error code of the GOAWAY.
+pub(super) const fn code(kind: H2Abuse) -> u32 {
+    const PROTOCOL_ERROR: u32 = 1;
+    const SETTINGS_TIMEOUT: u32 = 4;
+    const ENHANCE_YOUR_CALM: u32 = 11;
+    match kind {
+        H2Abuse::Protocol => PROTOCOL_ERROR,
+        H2Abuse::SettingsTimeout => SETTINGS_TIMEOUT,
+        _ => ENHANCE_YOUR_CALM,
+    }
+}

@@ -17,10 +17,11 @@ use tokio::{
 };
 
 use super::{
+    active::Ends,
     refusals::{Refusal, Refusals, with_field},
     watch::{Patience, Verdict, Watch},
 };
-use crate::{listener::conn::Conn, proxy, types::Reason};
+use crate::{listener::conn::Conn, proxy, telemetry::metrics::H2Abuse, types::Reason};
 
 /// What a client may still send after GOAWAY before the connection is closed under it, which may cost it the GOAWAY.
 const LINGER_BYTES: usize = 1024 * 1024;
@@ -44,6 +45,8 @@ pub(super) struct Told {
     verdict: OnceLock<Verdict>,
     words: Mutex<Words>,
     wake: Notify,
+    /// Under way.
+    streams: Mutex<Vec<(u32, Arc<Ends>)>>,
 }
 
 #[derive(Debug, Default)]
@@ -93,6 +96,19 @@ impl Told {
 
     fn words(&self) -> MutexGuard<'_, Words> {
         self.words.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The requests under way, by their streams.
+    pub(super) fn streams(&self) -> MutexGuard<'_, Vec<(u32, Arc<Ends>)>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These streams are being reset for what their client did. Said here and at once: the request may see its stream's end
+    /// before anything else is done.
+    fn broken(&self, broken: &[u32]) {
+        for (_, ends) in self.streams().iter().filter(|(id, _)| broken.contains(id)) {
+            ends.break_off();
+        }
     }
 
     /// The verdict, where there is one.
@@ -217,8 +233,21 @@ impl Guard {
         }
     }
 
+    /// Whether the socket has failed because the table of deadlines has shut it down, under a client that takes too little. It
+    /// is told first, and the h2 crate hears of it when it asks again: it would take it for the client's leaving.
+    fn has_given_up(&mut self) -> bool {
+        let first = !self.over && self.conn.is_given_up();
+        if first {
+            self.judge::<()>(Err(Verdict::Ours(H2Abuse::Stall)));
+        }
+        first
+    }
+
     /// After a write or a flush: whether the socket took it.
-    fn note<T>(&mut self, cx: &mut Context<'_>, done: Poll<T>) -> Poll<T> {
+    fn note<T>(&mut self, cx: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if matches!(done, Poll::Ready(Err(_))) && self.has_given_up() {
+            return Poll::Pending;
+        }
         if done.is_ready() {
             self.watch.taken(true, Instant::now());
         } else {
@@ -244,9 +273,12 @@ impl AsyncRead for Guard {
             return Poll::Pending; // whoever was told drives the connection to its end
         }
         let before = buf.filled().len();
-        let read = Pin::new(&mut *this.conn).poll_read(cx, buf);
-        if read.is_pending() {
+        let Poll::Ready(read) = Pin::new(&mut *this.conn).poll_read(cx, buf) else {
             this.look(cx);
+            return Poll::Pending;
+        };
+        let ended = read.is_err() || buf.filled().len() == before;
+        if ended && this.has_given_up() {
             return Poll::Pending;
         }
         this.receive(&buf.filled()[before..]);
@@ -254,7 +286,7 @@ impl AsyncRead for Guard {
             buf.set_filled(before);
             return Poll::Pending;
         }
-        read
+        Poll::Ready(read)
     }
 }
 
@@ -269,6 +301,10 @@ impl AsyncWrite for Guard {
         if let Poll::Ready(Ok(written)) = &written {
             let judged = this.watch.sent(&data[..*written], Instant::now());
             this.judge(judged);
+            let broken = this.watch.broken();
+            if broken.len() > 0 {
+                this.told.broken(broken.as_slice());
+            }
         }
         this.note(cx, written)
     }

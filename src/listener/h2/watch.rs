@@ -2,12 +2,15 @@
 //! itself (header lists, CONTINUATION, empty DATA, resets of streams that nobody has accepted yet) shows in the GOAWAY
 //! it writes, and is named here. Pure: bytes and time come in.
 
+mod stream;
+
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
     vec::Drain,
 };
 
+use self::stream::Stream;
 use super::{
     abuse::named,
     budget::Budget,
@@ -49,36 +52,6 @@ pub(super) enum Verdict {
 }
 
 #[derive(Debug)]
-struct Stream {
-    /// What we may send.
-    window: i64,
-    /// What the client may send.
-    room: i64,
-    /// The request has not ended.
-    sending: bool,
-    /// The answer has begun and not ended.
-    answered: bool,
-    upload: Pace,
-    answer: Pace,
-    /// Was found too slow.
-    judged: bool,
-}
-
-impl Stream {
-    /// Notes whom it waits for. After an answer has begun, a request may rest: both sides of a call may talk when they
-    /// like. `room`: the client may send on the connection.
-    fn settle(&mut self, room: bool, now: Instant) {
-        self.upload.waits(self.sending && !self.answered && self.room > 0 && room, now);
-        self.answer.waits(self.starved(), now);
-    }
-
-    /// Whether its answer waits for its own window.
-    fn starved(&self) -> bool {
-        self.answered && self.window <= 0
-    }
-}
-
-#[derive(Debug)]
 pub(super) struct Watch {
     patience: Patience,
     received: Frames,
@@ -110,6 +83,8 @@ struct Rules {
     /// Streams that the client has opened, and reset, since these were asked for.
     opened: Vec<u32>,
     left: Vec<u32>,
+    /// Streams that were reset for what their client did, since these were asked for.
+    broken: Vec<u32>,
     /// The first SETTINGS has come.
     settled: bool,
     /// A header block has begun and not ended.
@@ -137,6 +112,7 @@ impl Watch {
             newest: 0,
             opened: Vec::new(),
             left: Vec::new(),
+            broken: Vec::new(),
             settled: false,
             in_block: false,
             begun: Some(now),
@@ -166,6 +142,11 @@ impl Watch {
     /// The streams that the client has reset since this was asked.
     pub(super) fn left(&mut self) -> Drain<'_, u32> {
         self.rules.left.drain(..)
+    }
+
+    /// The streams that were reset for what their client did, since this was asked.
+    pub(super) fn broken(&mut self) -> Drain<'_, u32> {
+        self.rules.broken.drain(..)
     }
 
     /// This is on its way to the client.
@@ -455,16 +436,18 @@ impl Rules {
                 }
             }
             Found::End(head, payload) if head.kind == RST_STREAM => {
-                self.streams.remove(&head.stream);
+                let known = self.streams.remove(&head.stream).is_some();
                 // Resets for another cause, a backend's fault most often, are not the client's.
                 const PROTOCOL_ERROR: u32 = 1;
                 const FLOW_CONTROL_ERROR: u32 = 3;
                 const STREAM_CLOSED: u32 = 5;
                 const FRAME_SIZE_ERROR: u32 = 6;
                 const REFUSED_STREAM: u32 = 7;
-                if let PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR | REFUSED_STREAM =
-                    number(payload, 0)
-                {
+                let code = number(payload, 0);
+                if let PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR | REFUSED_STREAM = code {
+                    if known && code != REFUSED_STREAM {
+                        self.broken.push(head.stream);
+                    }
                     self.budget.take(H2Abuse::ServerReset, 1, now).map_err(Verdict::Ours)?;
                 }
             }
