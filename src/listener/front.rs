@@ -68,7 +68,7 @@ pub(super) fn parse(bytes: &[u8], limits: &ListenerLimits, h2c: bool) -> Parsed 
 
 /// Reads the head at the beginning of `bytes`, after an empty line that may come before it (RFC 9112 §2.2). What is
 /// here of a chunked body is read too: if it is none, nobody hears of the request. Of a request that is accepted `index`
-/// says where its fields are.
+/// says where its fields are. `h2c`: it may be HTTP/2, which only the first bytes of a connection say (RFC 9113 §3.4).
 pub(super) fn read(bytes: &[u8], limits: &ListenerLimits, h2c: bool, index: &mut Index) -> Parsed {
     let limit = usize::try_from(limits.max_header_size.0).unwrap_or(usize::MAX);
     let longest = usize::try_from(limits.max_uri_length.0).unwrap_or(usize::MAX);
@@ -109,7 +109,11 @@ pub(super) fn read(bytes: &[u8], limits: &ListenerLimits, h2c: bool, index: &mut
         }
         Ok(httparse::Status::Complete(_)) => refuse(Reason::HeaderTooLarge, Some(&request)),
         Ok(httparse::Status::Partial) if bytes.len() <= limit => Parsed::Incomplete,
-        Ok(httparse::Status::Partial) if request.path.is_none() && bytes.len() > longest => {
+        // Nothing but a method, and no method is as long.
+        Ok(httparse::Status::Partial) if request.method.is_none() => refuse(Reason::BadRequest, Some(&request)),
+        Ok(httparse::Status::Partial)
+            if request.path.is_none() && bytes.len() - request.method.map_or(0, str::len) > longest =>
+        {
             refuse(Reason::UriTooLong, Some(&request))
         }
         Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {

@@ -130,7 +130,9 @@ pub(super) async fn head(
                 conn.set_pacing(worker::pacing(post, info.limits()));
             }
             let mut read = post.kit.memory().desk();
-            let parsed = front::read(conn.ahead(), info.limits(), endpoint.model.h2c, &mut read.asked);
+            // A preface begins its connection, or is none.
+            let h2c = endpoint.model.h2c && wait == Wait::First && !blank;
+            let parsed = front::read(conn.ahead(), info.limits(), h2c, &mut read.asked);
             match parsed {
                 Parsed::Request(_) => *desk = Some(read),
                 _ => post.kit.memory().put_desk(read),

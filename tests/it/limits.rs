@@ -101,6 +101,42 @@ async fn more_fields_than_the_limit_are_431() {
     assert_eq!(origin.total(), 2);
 }
 
+/// RFC 9110 §6.6.1.
+#[tokio::test]
+async fn what_is_refused_before_it_is_a_request_is_dated() {
+    let origin = Origin::echo("a").await;
+    let limits = "max_uri_length: 100B, max_body_size: 10B, header_timeout: 500ms, connections_per_ip: 1";
+    let proxy = limited(&origin, limits).await;
+    let dated = |answer: &[u8], status: u16| {
+        let text = String::from_utf8_lossy(answer).into_owned();
+        let dates: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("Date: ")).collect();
+        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+        assert!(matches!(dates[..], [date] if date.len() == 29 && date.ends_with(" GMT")), "{text}");
+    };
+    for (request, status) in [
+        (get(&format!("/{}", "x".repeat(200))), 414),
+        (format!("GET / HTTP/1.1\r\nHost: a.test\r\nX: {}\r\n\r\n", "x".repeat(40_000)), 431),
+        ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400),
+        ("CONNECT a.test:1 HTTP/1.1\r\nHost: a.test:1\r\n\r\n".to_owned(), 405),
+        ("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 11\r\n\r\n".to_owned(), 413),
+        ("GET / HT".to_owned(), 408),
+    ] {
+        wait_until_closed(&proxy).await;
+        let mut client = proxy.client().await;
+        client.send(request).await;
+        dated(&client.closed().await, status);
+    }
+    wait_until_closed(&proxy).await;
+    let mut first = proxy.client().await;
+    assert_eq!(first.get("/").await.status(), 200);
+    dated(&proxy.client().await.closed().await, 429);
+}
+
+/// Of the only connection there may be.
+async fn wait_until_closed(proxy: &Proxy) {
+    proxy.metric("rrlb_connections_open", &[], |open| open == 0.0).await;
+}
+
 #[tokio::test]
 async fn a_declared_body_over_the_limit_is_413_before_an_origin_hears_of_it() {
     let origin = Origin::echo("a").await;

@@ -1,7 +1,7 @@
 //! The front, head by head.
 
 use super::*;
-use crate::listener::tests::LIMITS;
+use crate::{listener::tests::LIMITS, types::ByteSize};
 
 fn reason(head: &[u8]) -> Option<Reason> {
     match parse(head, &LIMITS, true) {
@@ -219,6 +219,16 @@ fn what_is_too_large_is_refused_with_its_own_reason() {
     assert_eq!(reason(target(1024).as_bytes()), None);
     assert_eq!(reason(target(1025).as_bytes()), Some(Reason::UriTooLong));
     assert_eq!(reason(&target(5000).as_bytes()[..4500]), Some(Reason::UriTooLong));
+    assert_eq!(reason(&[b'M'; 5000]), Some(Reason::BadRequest), "a method without an end");
+    let method = |target: usize| [&[b'M'; 4000][..], b" /", &b"x".repeat(target)[..]].concat();
+    assert_eq!(reason(&method(500)), Some(Reason::HeaderTooLarge));
+    assert_eq!(reason(&method(1500)), Some(Reason::UriTooLong));
+    let named =
+        |length: usize| [&b"GET / HTTP/1.1\r\nHost: a\r\n"[..], &b"n".repeat(length)[..], b": y\r\n\r\n"].concat();
+    let limits = ListenerLimits { max_header_size: ByteSize(1 << 20), ..LIMITS };
+    assert!(matches!(parse(&named(MAX_NAME), &limits, false), Parsed::Request(_)));
+    let Parsed::Refused(refused) = parse(&named(MAX_NAME + 1), &limits, false) else { panic!("no request") };
+    assert_eq!(refused.reason, Reason::HeaderTooLarge);
     let fields = |count: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(count - 1));
     assert_eq!(reason(fields(20).as_bytes()), None);
     assert_eq!(reason(fields(21).as_bytes()), Some(Reason::HeaderTooLarge));
