@@ -120,11 +120,15 @@ const KEYS: &[(&str, Kind, &str)] = &[
     ("listeners[].proxy_protocol.from", OneOrMore(&Text), "Networks that may send a PROXY header, version 1 or 2."),
     ("listeners[].proxy_protocol.required", Boolean, "They must send one, and nobody else is served."),
     ("listeners[].limits", TABLE, "Deadlines and sizes."),
-    ("listeners[].limits.handshake_timeout", Duration, "The whole TLS handshake, with the PROXY header before it."),
+    (
+        "listeners[].limits.handshake_timeout",
+        Duration,
+        "The whole TLS handshake, with the PROXY header before it; never longer than header_timeout.",
+    ),
     (
         "listeners[].limits.header_timeout",
         Duration,
-        "A request's whole head, not each read; of a first one without TLS with the PROXY header before it.",
+        "A request's whole head, not each read; of a first one with the PROXY header and the TLS handshake before it.",
     ),
     ("listeners[].limits.idle_timeout", Duration, "Between requests."),
     ("listeners[].limits.max_header_size", Size, "Request line and fields, 1KiB to 1MiB."),

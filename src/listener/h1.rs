@@ -78,7 +78,7 @@ pub(super) async fn serve(
             Some(Parsed::H2Preface) => {
                 deadline.disarm();
                 // Boxed, so that an HTTP/1 connection does not carry its room.
-                Box::pin(h2::serve(post, conn, info, endpoint)).await;
+                Box::pin(h2::serve(post, conn, info, endpoint, since)).await;
                 return drop(open);
             }
             Some(Parsed::Refused(refused)) => {

@@ -88,13 +88,20 @@ const IDLE_GRACE: Duration = Duration::from_secs(2);
 /// How long a request that Pingora serves may take to see by itself that its client has reset it.
 const RESET_GRACE: Duration = Duration::from_millis(100);
 
-/// Serves a connection until it ends.
-pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<ConnInfo>, endpoint: Arc<Endpoint>) {
+/// Serves a connection until it ends. Its preface is due counted from `since`.
+pub(super) async fn serve(
+    post: Arc<Post>,
+    mut conn: Box<Conn>,
+    mut info: Arc<ConnInfo>,
+    endpoint: Arc<Endpoint>,
+    since: Instant,
+) {
     conn.begin_h2();
     let limits = endpoint.model.limits;
     let told = Arc::<Told>::default();
-    let guard = Guard::new(conn, patience(&limits), told.clone());
-    let opened = tokio::time::timeout(limits.header_timeout, options(&endpoint).handshake(guard)).await;
+    let guard = Guard::new(conn, patience(&limits), told.clone(), since);
+    let left = limits.header_timeout.saturating_sub(since.elapsed());
+    let opened = tokio::time::timeout(left, options(&endpoint).handshake(guard)).await;
     let Ok(Ok(mut connection)) = opened else {
         log::debug!("{}: no HTTP/2 connection came about", endpoint.model.address);
         return;

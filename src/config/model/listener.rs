@@ -58,9 +58,9 @@ impl ProxyProtocol {
 /// Deadlines and sizes of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerLimits {
-    /// TLS handshake from accept to finished; default 10 s.
+    /// TLS handshake from accept to finished, no longer than `header_timeout`; default 10 s.
     pub handshake_timeout: Duration,
-    /// The whole head of a request from its first byte (from accept on a fresh connection); default 10 s.
+    /// The whole head of a request from its first byte (from accept on a fresh connection, whatever comes before it); default 10 s.
     pub header_timeout: Duration,
     /// Between requests; default 60 s.
     pub idle_timeout: Duration,

@@ -141,9 +141,10 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn new(conn: Box<Conn>, patience: Patience, told: Arc<Told>) -> Self {
+    /// Of a connection that began at `since`.
+    pub(super) fn new(conn: Box<Conn>, patience: Patience, told: Arc<Told>, since: Instant) -> Self {
         let tick = (patience.header.min(patience.stall) / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
-        let watch = Watch::new(patience, Instant::now());
+        let watch = Watch::new(patience, Instant::now()).begun_at(since);
         Self { conn, watch, told, over: false, tick, alarm: None, linger: LINGER_BYTES, instead: None }
     }
 

@@ -122,6 +122,12 @@ impl Watch {
         Self { patience, received, sent, rules, blocked: None, began: now }
     }
 
+    /// The preface, and the SETTINGS behind it, are due counted from `since`.
+    pub(super) fn begun_at(mut self, since: Instant) -> Self {
+        self.rules.begun = Some(since);
+        self
+    }
+
     /// The client has sent this.
     pub(super) fn received(&mut self, bytes: &[u8], now: Instant) -> Result<(), Verdict> {
         let rules = &mut self.rules;
