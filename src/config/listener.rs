@@ -57,6 +57,7 @@ const LIMITS: Table = Table {
         value("handshake_timeout", "10s"),
         value("header_timeout", "10s"),
         value("idle_timeout", "60s"),
+        value("request_timeout", "off"),
         value("max_header_size", "32KiB"),
         value("max_uri_length", "8KiB"),
         value("max_headers", "100"),
@@ -244,6 +245,7 @@ fn limits(d: &mut Decoder<'_>, item: Option<Item<'_>>) -> Option<ListenerLimits>
         handshake_timeout: seconds(10),
         header_timeout: seconds(10),
         idle_timeout: seconds(60),
+        request_timeout: None,
         max_header_size: ByteSize(32 << 10),
         max_uri_length: ByteSize(8 << 10),
         max_headers: 100,
@@ -259,6 +261,8 @@ fn limits(d: &mut Decoder<'_>, item: Option<Item<'_>>) -> Option<ListenerLimits>
     let handshake_timeout = timeout("handshake_timeout", built_in.handshake_timeout);
     let header_timeout = timeout("header_timeout", built_in.header_timeout);
     let idle_timeout = timeout("idle_timeout", built_in.idle_timeout);
+    let request_timeout =
+        off_or(d, fields.get("request_timeout"), built_in.request_timeout, |d, item| d.duration(item));
     let size = |d: &mut Decoder<'_>, name: &str, base, range| {
         fields.get(name).map_or(Some(base), |item| size_within(d, &item, range))
     };
@@ -277,6 +281,7 @@ fn limits(d: &mut Decoder<'_>, item: Option<Item<'_>>) -> Option<ListenerLimits>
         handshake_timeout: handshake_timeout?,
         header_timeout: header_timeout?,
         idle_timeout: idle_timeout?,
+        request_timeout: request_timeout?,
         max_header_size: max_header_size?,
         max_uri_length: max_uri_length?,
         max_headers: max_headers?,

@@ -131,6 +131,11 @@ const KEYS: &[(&str, Kind, &str)] = &[
         "A request's whole head, not each read; of a first one with the PROXY header and the TLS handshake before it.",
     ),
     ("listeners[].limits.idle_timeout", Duration, "Between requests."),
+    (
+        "listeners[].limits.request_timeout",
+        DurationOr("off"),
+        "A request in all, from its head on, whatever answers it.",
+    ),
     ("listeners[].limits.max_header_size", Size, "Request line and fields, 1KiB to 1MiB."),
     ("listeners[].allow", NETWORKS, "Whose connections are served; the longest prefix decides, 403 to all others."),
     ("listeners[].deny", NETWORKS, "Whose connections are not; wins over the same prefix in allow."),

@@ -64,6 +64,8 @@ pub struct ListenerLimits {
     pub header_timeout: Duration,
     /// Between requests; default 60 s.
     pub idle_timeout: Duration,
+    /// A request in all, counted from the end of its head, whatever answers it; not a WebSocket. Default: no limit.
+    pub request_timeout: Option<Duration>,
     /// Request line and all fields; default 32 KiB, 1 KiB to 1 MiB.
     pub max_header_size: ByteSize,
     /// The request's target; default 8 KiB, 64 B to 65,534 B.
