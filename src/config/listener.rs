@@ -57,6 +57,7 @@ const LIMITS: Table = Table {
         value("handshake_timeout", "10s"),
         value("header_timeout", "10s"),
         value("idle_timeout", "60s"),
+        value("request_timeout", "off"),
         value("max_header_size", "32KiB"),
         value("max_uri_length", "8KiB"),
         value("max_headers", "100"),
@@ -67,6 +68,9 @@ const LIMITS: Table = Table {
         value("connections_per_ip", "off"),
     ],
 };
+
+/// As long a target as the http crate takes: backends on HTTP/2, guards and Pingora have it as a `Uri`.
+const MAX_TARGET: u64 = 65_534;
 
 /// One listener, with the place of its address for a message about two alike.
 pub(super) fn decode<'t>(
@@ -241,6 +245,7 @@ fn limits(d: &mut Decoder<'_>, item: Option<Item<'_>>) -> Option<ListenerLimits>
         handshake_timeout: seconds(10),
         header_timeout: seconds(10),
         idle_timeout: seconds(60),
+        request_timeout: None,
         max_header_size: ByteSize(32 << 10),
         max_uri_length: ByteSize(8 << 10),
         max_headers: 100,
@@ -256,11 +261,13 @@ fn limits(d: &mut Decoder<'_>, item: Option<Item<'_>>) -> Option<ListenerLimits>
     let handshake_timeout = timeout("handshake_timeout", built_in.handshake_timeout);
     let header_timeout = timeout("header_timeout", built_in.header_timeout);
     let idle_timeout = timeout("idle_timeout", built_in.idle_timeout);
+    let request_timeout =
+        off_or(d, fields.get("request_timeout"), built_in.request_timeout, |d, item| d.duration(item));
     let size = |d: &mut Decoder<'_>, name: &str, base, range| {
         fields.get(name).map_or(Some(base), |item| size_within(d, &item, range))
     };
     let max_header_size = size(d, "max_header_size", built_in.max_header_size, (1 << 10, 1 << 20));
-    let max_uri_length = size(d, "max_uri_length", built_in.max_uri_length, (64, 1 << 20));
+    let max_uri_length = size(d, "max_uri_length", built_in.max_uri_length, (64, MAX_TARGET));
     let max_headers = fields.get("max_headers").map_or(Some(built_in.max_headers), |item| d.count(&item, 1..=256));
     let max_body_size = off_or(d, fields.get("max_body_size"), built_in.max_body_size, |d, item| d.size(item));
     let min_body_rate =
@@ -274,6 +281,7 @@ fn limits(d: &mut Decoder<'_>, item: Option<Item<'_>>) -> Option<ListenerLimits>
         handshake_timeout: handshake_timeout?,
         header_timeout: header_timeout?,
         idle_timeout: idle_timeout?,
+        request_timeout: request_timeout?,
         max_header_size: max_header_size?,
         max_uri_length: max_uri_length?,
         max_headers: max_headers?,

@@ -5,6 +5,7 @@
 //! An idle connection owns no buffer.
 
 mod identity;
+mod notes;
 
 use std::{
     io,
@@ -215,57 +216,6 @@ impl Conn {
         }
     }
 
-    /// Tells whoever watches the backend that it is the client who is slow, and sees that it is not too slow. On an
-    /// upgraded connection silence has a deadline of its own.
-    fn note_sent(&mut self, sent: &Poll<io::Result<usize>>) {
-        if let Some(keeper) = &self.keeper {
-            keeper.info.set_blocked(sent.is_pending());
-        }
-        match (sent, &mut self.reader) {
-            (Poll::Ready(_), None) => {}
-            (Poll::Ready(Ok(bytes)), Some(reader)) if *bytes > 0 => reader.moved(*bytes),
-            (Poll::Ready(_), Some(reader)) => {
-                if reader.ended() {
-                    self.fault(Reason::TooSlow);
-                }
-            }
-            (Poll::Pending, reader) => {
-                let Some(pacing) = self.pacing.as_ref().filter(|_| self.h2 || self.border != Border::Unbounded) else {
-                    return;
-                };
-                let fd = self.transport.fd();
-                reader.get_or_insert_with(|| pacing.reader()).waits(fd);
-            }
-        }
-    }
-
-    /// The client is waited for, to send more of its request's body.
-    fn note_awaited(&mut self) {
-        let Some(pacing) = self.pacing.as_ref().filter(|_| self.border != Border::Unbounded) else { return };
-        let (fd, expects) = (self.transport.fd(), self.expects);
-        self.sender.get_or_insert_with(|| pacing.sender(expects)).waits(fd);
-    }
-
-    /// So many bytes of its data came: what is around them (sizes, extensions, trailers) pays for nothing.
-    fn note_received(&mut self, data: usize) {
-        if let Some(sender) = &mut self.sender {
-            sender.moved(data);
-        }
-    }
-
-    /// Nothing more comes.
-    fn note_ended(&mut self) {
-        if self.sender.as_mut().is_some_and(|sender| sender.ended()) {
-            self.fault(Reason::ClientTimeout);
-        }
-    }
-
-    fn fault(&self, fault: Reason) {
-        if let Some(keeper) = &self.keeper {
-            keeper.info.set_fault(fault);
-        }
-    }
-
     /// What must not go on of the bytes that were `taken`.
     fn objection(&self, taken: Taken) -> Option<Reason> {
         let most = self.keeper.as_ref().and_then(|keeper| keeper.info.limits().max_body_size);
@@ -361,6 +311,7 @@ impl AsyncRead for Conn {
 impl AsyncWrite for Conn {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        this.note_said(data);
         if this.out.len() + data.len() <= WRITE_BUFFER {
             if this.out.capacity() == 0 {
                 // Mostly a head, and a body comes after it.

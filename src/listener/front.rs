@@ -21,6 +21,8 @@ use crate::{
 pub(super) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// As many fields as Pingora takes.
 const MAX_FIELDS: usize = 256;
+/// As long a name of a field as the http crate takes.
+const MAX_NAME: usize = 65_535;
 /// As many names as Pingora takes in all `Connection` fields.
 const MAX_NOMINATIONS: usize = 9;
 
@@ -45,7 +47,7 @@ pub(super) struct Head {
     pub(super) request: usize,
     /// What is missing of its request.
     pub(super) border: Border,
-    /// The client may wait to be asked for its body (`Expect`).
+    /// The client may wait to be asked for its body (`Expect: 100-continue`, which HTTP/1.0 does not know, RFC 9110 §10.1.1).
     pub(super) expects: bool,
 }
 
@@ -66,7 +68,7 @@ pub(super) fn parse(bytes: &[u8], limits: &ListenerLimits, h2c: bool) -> Parsed 
 
 /// Reads the head at the beginning of `bytes`, after an empty line that may come before it (RFC 9112 §2.2). What is
 /// here of a chunked body is read too: if it is none, nobody hears of the request. Of a request that is accepted `index`
-/// says where its fields are.
+/// says where its fields are. `h2c`: it may be HTTP/2, which only the first bytes of a connection say (RFC 9113 §3.4).
 pub(super) fn read(bytes: &[u8], limits: &ListenerLimits, h2c: bool, index: &mut Index) -> Parsed {
     let limit = usize::try_from(limits.max_header_size.0).unwrap_or(usize::MAX);
     let longest = usize::try_from(limits.max_uri_length.0).unwrap_or(usize::MAX);
@@ -107,7 +109,11 @@ pub(super) fn read(bytes: &[u8], limits: &ListenerLimits, h2c: bool, index: &mut
         }
         Ok(httparse::Status::Complete(_)) => refuse(Reason::HeaderTooLarge, Some(&request)),
         Ok(httparse::Status::Partial) if bytes.len() <= limit => Parsed::Incomplete,
-        Ok(httparse::Status::Partial) if request.path.is_none() && bytes.len() > longest => {
+        // Nothing but a method, and no method is as long.
+        Ok(httparse::Status::Partial) if request.method.is_none() => refuse(Reason::BadRequest, Some(&request)),
+        Ok(httparse::Status::Partial)
+            if request.path.is_none() && bytes.len() - request.method.map_or(0, str::len) > longest =>
+        {
             refuse(Reason::UriTooLong, Some(&request))
         }
         Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
@@ -216,7 +222,9 @@ fn inspect(
                     return Err(Reason::BadRequest);
                 }
             }
-            6 if is(field, "expect") => expects = true,
+            6 if http11 && is(field, "expect") => {
+                expects |= field.value.trim_ascii().eq_ignore_ascii_case(b"100-continue");
+            }
             7 if is(field, "upgrade") => upgrade = true,
             10 if is(field, "connection") => {
                 nominations += nominated(field.value).ok_or(Reason::BadRequest)?;
@@ -233,6 +241,7 @@ fn inspect(
                 }
                 chunked = true;
             }
+            length if length > MAX_NAME => return Err(Reason::HeaderTooLarge),
             _ => {}
         }
     }

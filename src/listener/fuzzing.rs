@@ -25,6 +25,7 @@ const LIMITS: ListenerLimits = ListenerLimits {
     handshake_timeout: Duration::from_secs(10),
     header_timeout: Duration::from_secs(10),
     idle_timeout: Duration::from_secs(60),
+    request_timeout: None,
     max_header_size: ByteSize(1024),
     max_uri_length: ByteSize(256),
     max_headers: 16,

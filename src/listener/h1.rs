@@ -80,7 +80,7 @@ pub(super) async fn serve(
             Some(Parsed::H2Preface) => {
                 deadline.disarm();
                 // Boxed, so that an HTTP/1 connection does not carry its room.
-                Box::pin(h2::serve(post, conn, info, endpoint)).await;
+                Box::pin(h2::serve(post, conn, info, endpoint, since)).await;
                 return drop(open);
             }
             Some(Parsed::Refused(refused)) => {
@@ -132,7 +132,9 @@ pub(super) async fn head(
                 conn.set_pacing(worker::pacing(post, info.limits()));
             }
             let mut read = post.kit.memory().desk();
-            let parsed = front::read(conn.ahead(), info.limits(), endpoint.model.h2c, &mut read.asked);
+            // A preface begins its connection, or is none.
+            let h2c = endpoint.model.h2c && wait == Wait::First && !blank;
+            let parsed = front::read(conn.ahead(), info.limits(), h2c, &mut read.asked);
             match parsed {
                 Parsed::Request(_) => *desk = Some(read),
                 _ => post.kit.memory().put_desk(read),
@@ -185,7 +187,8 @@ fn request<'a>(
     (place, last): (&'a Place, bool),
 ) -> Pin<Box<dyn Future<Output = Next> + Send + 'a>> {
     info.begin_request();
-    conn.begin(head.border, head.expects);
+    // Of a body that is here in part nobody waits to be asked for the rest.
+    conn.begin(head.border, head.expects && head.request == head.head);
     conn.keep(info, kept);
     let (current, seed) = (post.current(), post.kit.random());
     let start = RequestStart { info: info.clone(), current, seed, began: Instant::now(), cancel: None };

@@ -51,6 +51,7 @@ use crate::{
         tunnel::{self, Asks},
         well_formed,
     },
+    runtime::deadlines::Deadlines,
     telemetry::metrics::H2Abuse,
     types::Reason,
 };
@@ -132,10 +133,13 @@ impl Serving {
     }
 
     /// Ends it at once, for that reason; its socket stays open until it is dropped.
-    async fn farewell(&mut self, verdict: Verdict) {
+    async fn farewell(&mut self, verdict: Verdict, deadlines: &Deadlines) {
+        if let Verdict::Ours(H2Abuse::Stall) = verdict {
+            self.requests.stalled(deadlines);
+        }
         self.requests.leave();
         if let Verdict::Ours(kind) = verdict {
-            self.connection.abrupt_shutdown(code(kind).into());
+            self.connection.abrupt_shutdown(abuse::code(kind).into());
         }
         let farewell = async { while let Some(Ok(_)) = self.connection.accept().await {} };
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
@@ -183,6 +187,7 @@ impl Serving {
                     None | Some(Err(_)) => Turn::Ended,
                 });
             }
+            self.requests.broken(&self.told.take_broken());
             self.requests.poll();
             if self.idle.poll(cx, self.requests.is_empty(), limit, other).is_ready() {
                 return Poll::Ready(Turn::Idle);
@@ -198,13 +203,19 @@ impl Serving {
     }
 }
 
-/// Serves a connection until it ends.
-pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<ConnInfo>, endpoint: Arc<Endpoint>) {
+/// Serves a connection until it ends. Its preface is due counted from `since`.
+pub(super) async fn serve(
+    post: Arc<Post>,
+    mut conn: Box<Conn>,
+    mut info: Arc<ConnInfo>,
+    endpoint: Arc<Endpoint>,
+    since: Instant,
+) {
     conn.begin_h2();
     let limits = endpoint.model.limits;
     let told = Arc::<Told>::default();
     // Boxed, so that an idle connection does not carry the room for its beginning and its end.
-    let Some(mut serving) = Box::pin(open(conn, &endpoint, told.clone())).await else { return };
+    let Some(mut serving) = Box::pin(open(conn, &endpoint, told.clone(), since)).await else { return };
     let (mut draining, mut closing) = (post.draining.clone(), endpoint.place().follow());
     let mut wakes = pin!(either(&mut draining, &mut closing));
     let (mut requests, mut unheard) = (0, 0);
@@ -213,7 +224,7 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
         let idle_timeout = info.limits().idle_timeout;
         match poll_fn(|cx| serving.poll(cx, last, wakes.as_mut(), idle_timeout)).await {
             Turn::Word(Word::Over(verdict)) => {
-                Box::pin(serving.farewell(verdict)).await;
+                Box::pin(serving.farewell(verdict, post.kit.deadlines())).await;
                 break;
             }
             Turn::Word(Word::Slow(slow)) => {
@@ -270,10 +281,11 @@ pub(super) async fn serve(post: Arc<Post>, mut conn: Box<Conn>, mut info: Arc<Co
     }
 }
 
-async fn open(conn: Box<Conn>, endpoint: &Endpoint, told: Arc<Told>) -> Option<Serving> {
+async fn open(conn: Box<Conn>, endpoint: &Endpoint, told: Arc<Told>, since: Instant) -> Option<Serving> {
     let limits = &endpoint.model.limits;
-    let guard = Guard::new(conn, patience(limits), told.clone());
-    let opened = tokio::time::timeout(limits.header_timeout, options(endpoint).handshake(guard)).await;
+    let guard = Guard::new(conn, patience(limits), told.clone(), since);
+    let left = limits.header_timeout.saturating_sub(since.elapsed());
+    let opened = tokio::time::timeout(left, options(endpoint).handshake(guard)).await;
     let Ok(Ok(connection)) = opened else {
         log::debug!("{}: no HTTP/2 connection came about", endpoint.model.address);
         return None;
@@ -292,18 +304,6 @@ fn patience(limits: &ListenerLimits) -> Patience {
 /// What a connection keeps to from its beginning; where the configuration says otherwise now, it is exchanged for another one.
 fn fixed(limits: &ListenerLimits) -> (Patience, u64) {
     (patience(limits), limits.max_header_size.0)
-}
-
-/// The error code of the GOAWAY.
-const fn code(kind: H2Abuse) -> u32 {
-    const PROTOCOL_ERROR: u32 = 1;
-    const SETTINGS_TIMEOUT: u32 = 4;
-    const ENHANCE_YOUR_CALM: u32 = 11;
-    match kind {
-        H2Abuse::Protocol => PROTOCOL_ERROR,
-        H2Abuse::SettingsTimeout => SETTINGS_TIMEOUT,
-        _ => ENHANCE_YOUR_CALM,
-    }
 }
 
 /// Returns when one of them begins.
@@ -398,7 +398,7 @@ async fn by_pingora(
         biased;
         _ = served => return,
         reason = ends.cancel.cancelled() => reason,
-        () = gone => Reason::ClientAborted,
+        () = gone => if ends.cancel.is_broken() { Reason::BadRequest } else { Reason::ClientAborted },
     };
     if !post.kit.log_dropped(&known, &ends.cancel, reason) {
         post.log_unserved(&info, unserved(&known, began, reason));

@@ -43,6 +43,7 @@ mod tests {
         handshake_timeout: Duration::from_secs(10),
         header_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(60),
+        request_timeout: None,
         max_header_size: ByteSize(4096),
         max_uri_length: ByteSize(1024),
         max_headers: 20,

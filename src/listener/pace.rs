@@ -15,8 +15,8 @@ use crate::{
 
 /// What everyone may wait for at first.
 const GRACE: Duration = Duration::from_secs(5);
-/// As long as this nobody is silent, however much came before. A client that was told to wait for `100 Continue` has
-/// this until its body begins: it is a backend who lets it wait.
+/// As long as this nobody is silent, however much came before. A client that waits for `100 Continue` has this until that is
+/// said or its body begins: it is a backend who lets it wait.
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// What is asked of the clients of a listener.
@@ -78,6 +78,17 @@ impl Pace {
         }
     }
 
+    /// The client need not wait any more: from now on it is as any other.
+    pub(super) fn asked(&mut self, fd: RawFd) {
+        if std::mem::take(&mut self.patient) {
+            self.credit = GRACE;
+            if self.since.take().is_some() {
+                self.late |= self.deadline.disarm();
+                self.waits(fd);
+            }
+        }
+    }
+
     /// So many bytes of data moved; none, where what came was only around them.
     pub(super) fn moved(&mut self, bytes: usize) {
         if let Some(since) = self.since.take() {
@@ -92,8 +103,8 @@ impl Pace {
         if self.answer {
             return;
         }
-        let millis = (bytes as u64).saturating_mul(1000) / self.rate;
-        self.credit = self.credit.saturating_add(Duration::from_millis(millis)).min(LONGEST);
+        let nanos = (bytes as u64).saturating_mul(1_000_000_000) / self.rate;
+        self.credit = self.credit.saturating_add(Duration::from_nanos(nanos)).min(LONGEST);
     }
 
     /// Nothing moved: the connection has ended, perhaps because the client was late.
@@ -131,5 +142,18 @@ mod tests {
         pace.moved(2000);
         assert!(pace.credit > GRACE && pace.credit <= GRACE + Duration::from_secs(2), "{pace:?}");
         assert_eq!(pacing.sender(false).credit, GRACE);
+    }
+
+    #[test]
+    fn who_was_asked_has_the_grace_of_all_from_then_on() {
+        let pacing = Pacing::new(&Deadlines::new(), Some(ByteSize(1000))).expect("a rate");
+        let mut pace = pacing.sender(true);
+        pace.waits(-1);
+        let before = pace.since;
+        pace.asked(-1);
+        assert!(pace.credit == GRACE && pace.since > before, "{pace:?}");
+        let mut pace = pacing.sender(true);
+        pace.asked(-1);
+        assert!(pace.credit == GRACE && pace.since.is_none(), "{pace:?}");
     }
 }

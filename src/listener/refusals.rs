@@ -60,7 +60,14 @@ pub(super) fn of_handshake(error: &io::Error) -> Refusal {
     if cause.is::<UnknownName>() {
         return Refusal::UnknownName;
     }
-    let Some(cause) = cause.downcast_ref::<rustls::Error>() else { return Refusal::TlsAborted };
+    let Some(cause) = cause.downcast_ref::<rustls::Error>() else {
+        return match error.kind() {
+            io::ErrorKind::UnexpectedEof => Refusal::TlsAborted,
+            // A message that is longer than rustls takes; it has no error of its own for that.
+            _ if cause.to_string() == "message buffer full" => Refusal::TlsMalformed,
+            _ => Refusal::TlsFailed,
+        };
+    };
     match cause {
         rustls::Error::AlertReceived(_) => Refusal::TlsAborted,
         rustls::Error::InvalidCertificate(error) => of_certificate(error),
@@ -122,6 +129,9 @@ mod tests {
         for (error, cause) in [
             (io::ErrorKind::UnexpectedEof.into(), Refusal::TlsAborted),
             (io::Error::from_raw_os_error(libc::ECONNRESET), Refusal::TlsAborted),
+            (io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof"), Refusal::TlsAborted),
+            (io::Error::new(io::ErrorKind::InvalidData, "message buffer full"), Refusal::TlsMalformed),
+            (io::Error::other("the listener speaks no TLS any more"), Refusal::TlsFailed),
             (io::Error::other(UnknownName(None)), Refusal::UnknownName),
             (tls(rustls::Error::NoCertificatesPresented), Refusal::ClientCertMissing),
             (tls(rustls::PeerIncompatible::NoCipherSuitesInCommon.into()), Refusal::TlsNothingInCommon),

@@ -314,27 +314,30 @@ async fn announced(post: Arc<Post>, endpoint: Arc<Endpoint>, mut socket: Socket,
 }
 
 async fn secure(post: Arc<Post>, endpoint: Arc<Endpoint>, socket: Socket, ends: Ends, open: Open) {
-    let Some((conn, info, open)) = Box::pin(handshake(&post, &endpoint, socket, ends, open)).await else { return };
+    let since = Instant::now();
+    let shaken = Box::pin(handshake(&post, &endpoint, socket, (ends, open), since)).await;
+    let Some((conn, info, open)) = shaken else { return };
     match info.tls().map(|tls| tls.alpn) {
         Some(Some(Alpn::Http2)) => {
-            Box::pin(h2::serve(post, conn, info, endpoint)).await;
+            Box::pin(h2::serve(post, conn, info, endpoint, since)).await;
             drop(open);
         }
-        _ => h1::serve(post, conn, info, endpoint, (open, Instant::now())).await,
+        _ => h1::serve(post, conn, info, endpoint, (open, since)).await,
     }
 }
 
+/// Of a connection that began at `since`: the head that comes after it is due counted from there, so it is due no later.
 async fn handshake(
     post: &Post,
     endpoint: &Endpoint,
     mut socket: Socket,
-    ends: Ends,
-    open: Open,
+    (ends, open): (Ends, Open),
+    since: Instant,
 ) -> Option<(Box<Conn>, Arc<ConnInfo>, Open)> {
     let tls = endpoint.tls.as_ref()?.serving();
     let deadline = post.kit.deadlines().guard(How::Both);
-    let since = Instant::now();
-    deadline.arm(socket.as_raw_fd(), Wait::Work, since, endpoint.model.limits.handshake_timeout);
+    let limits = &endpoint.model.limits;
+    deadline.arm(socket.as_raw_fd(), Wait::Work, since, limits.handshake_timeout.min(limits.header_timeout));
     let (mut ends, ahead, open) = match announced_ends(&mut socket, ends, endpoint, &deadline, open).await {
         Ok(announced) => announced,
         Err((client, cause)) => {

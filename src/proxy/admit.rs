@@ -36,6 +36,8 @@ pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same where `min_body_rate` judges the reader: one who is fast enough may still need minutes for what the system
 /// holds for it, and nothing is written meanwhile.
 pub(super) const JUDGED_WRITE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Also when a request has taken all its time: to say so.
+const SHORTEST_WRITE: Duration = Duration::from_millis(100);
 /// How long the next part of a request's body may take.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -83,6 +85,7 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
 pub(super) fn introduce(kit: &Kit, fields: &impl Fields, ctx: &mut RequestCtx) {
     let Some(start) = &ctx.start else { return };
     (ctx.started, ctx.asked) = (start.began, start.began);
+    ctx.total_due = start.info.limits().request_timeout.map(|total| start.began + total);
     let (info, trusted) = (&start.info, start.current.trusted());
     let identity = ClientIdentity::resolve(info.author(), trusted, fields);
     ctx.client = identity.client.or_else(|| info.peer().map(|peer| peer.to_canonical()));
@@ -142,7 +145,9 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
         Action::Redirect(_) | Action::Respond(_) => None,
     };
     // Guards may have to wait for somebody, which is a part of the whole.
-    ctx.total_due = upstream.and_then(|upstream| total_due(&current, upstream, ctx));
+    if let Some(upstream) = upstream {
+        ctx.total_due = total_due(&current, upstream, ctx);
+    }
     if let Some(guards) = &route.guards {
         if Box::pin(guard::admit(kit, session, ctx, guards)).await? {
             return Ok(true);
@@ -196,9 +201,10 @@ pub(super) fn go_to(kit: &Kit, current: &Snapshot, upstream: usize, ctx: &mut Re
     member.upstream.budget.on_request(kit.millis(ctx.started));
 }
 
-/// When a request to this upstream must be over.
+/// When a request to this upstream must be over, by what its listener or its upstream says.
 fn total_due(current: &Snapshot, upstream: usize, ctx: &RequestCtx) -> Option<Instant> {
-    current.member(upstream).upstream.timeouts.total.map(|total| ctx.started + total)
+    let total = current.member(upstream).upstream.timeouts.total;
+    [ctx.total_due, total.map(|total| ctx.started + total)].into_iter().flatten().min()
 }
 
 /// What the front sees to for HTTP/1, of an HTTP/2 request: one host that is one, one length, an ASCII target, a scheme that
@@ -381,7 +387,7 @@ pub(super) fn refused_by_guards(
 /// Sends an answer of our own.
 pub(super) async fn respond(
     session: &mut Session,
-    ctx: &RequestCtx,
+    ctx: &mut RequestCtx,
     head: ResponseHeader,
     body: Bytes,
 ) -> Result<bool> {
@@ -398,8 +404,18 @@ pub(super) async fn respond(
         // one after a final answer. Or: to come to the next request, more would have to be read than a request may have.
         session.set_keepalive(None);
     }
-    reject::send(session, head, body).await?;
-    Ok(true)
+    if let Some(due) = ctx.total_due {
+        // All there is for writing the answer, and for what is read of the request behind it.
+        let left = Some(due.saturating_duration_since(Instant::now()).max(SHORTEST_WRITE));
+        let (write, drain) = (session.get_write_timeout(), session.get_total_drain_timeout());
+        session.set_write_timeout(write.min(left).or(left));
+        session.set_total_drain_timeout(drain.min(left).or(left));
+    }
+    let sent = reject::send(session, head, body).await;
+    if sent.is_err() && ctx.total_due.is_some_and(|due| due <= Instant::now()) {
+        ctx.reason = Some(Reason::TotalTimeout);
+    }
+    sent.map(|()| true)
 }
 
 /// The head of an answer of our own, with what the route and its guards add.

@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::RawFd,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::{Duration, Instant},
@@ -14,12 +14,11 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use pingora_core::protocols::http::bridge::grpc_web::GrpcWebCtx;
 use rustls::ProtocolVersion;
-use tokio::sync::Notify;
 
 use super::{
+    cancel::Cancel,
     client::{TlsInfo, Verified},
     current::Current,
-    dropped::Remains,
     guard::Admitted,
     id::Id,
 };
@@ -28,7 +27,7 @@ use crate::{
     policy::{forwarded::Scheme, proxy_protocol::Agreed},
     runtime::{
         backend::{BackendState, Picked},
-        deadlines::{Deadline, Deadlines, Wait, abort_on_close, queued},
+        deadlines::{Deadline, abort_on_close, queued},
         snapshot::{Member, Route},
     },
     telemetry::metrics::{AttemptInFlight, RequestInFlight},
@@ -270,72 +269,6 @@ pub struct RequestStart {
     pub began: Instant,
     /// Ends a request of an HTTP/2 client; `None` for HTTP/1.
     pub cancel: Option<Arc<Cancel>>,
-}
-
-/// Ends a request of an HTTP/2 client from outside: the connection is not its own, and one to an HTTP/2 backend neither.
-#[derive(Debug, Default)]
-pub struct Cancel {
-    pub(super) wake: Arc<Notify>,
-    pub(super) reason: Mutex<Option<Reason>>,
-    /// The client was found too slow.
-    slow: AtomicBool,
-    /// The client may rest as it likes; `proxy/watch.rs` bounds its silence.
-    pub(super) at_leisure: AtomicBool,
-    malformed: AtomicBool,
-    remains: Mutex<Remains>,
-}
-
-impl Cancel {
-    /// Waits until the request is to end, and says why.
-    pub async fn cancelled(&self) -> Reason {
-        self.wake.notified().await;
-        self.reason()
-    }
-
-    /// The request has turned out to be none.
-    pub(super) fn set_malformed(&self) {
-        self.malformed.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the request has turned out to be none.
-    pub fn is_malformed(&self) -> bool {
-        self.malformed.load(Ordering::Relaxed)
-    }
-
-    /// Why the request is to end.
-    pub(super) fn reason(&self) -> Reason {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(Reason::TotalTimeout)
-    }
-
-    /// Ends the request because its client is too slow: with an answer where a deadline can bring it about, else by
-    /// dropping it. Returns whether it does; who may rest goes on.
-    pub fn end(&self, reason: Reason, deadlines: &Deadlines) -> bool {
-        let upload = reason == Reason::ClientTimeout;
-        if upload && self.at_leisure.load(Ordering::Relaxed) {
-            return false;
-        }
-        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-        self.slow.store(true, Ordering::Relaxed);
-        if !upload || !deadlines.hasten_of(self.owner(), Wait::Work, Instant::now(), Duration::ZERO) {
-            self.wake.notify_one();
-        }
-        true
-    }
-
-    /// See [`Cancel::end`].
-    pub(super) fn is_slow(&self) -> bool {
-        self.slow.load(Ordering::Relaxed)
-    }
-
-    /// What was known of the request, where it was dropped.
-    pub(super) fn remains(&self) -> MutexGuard<'_, Remains> {
-        self.remains.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whose deadlines are this request's.
-    pub(super) fn owner(&self) -> usize {
-        std::ptr::from_ref(self).addr()
-    }
 }
 
 /// What a deadline on the upstream connection waits for.

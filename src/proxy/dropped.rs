@@ -5,13 +5,7 @@ use std::fmt;
 
 use http::{HeaderMap, StatusCode, request::Parts};
 
-use super::{
-    ctx::{Cancel, RequestCtx},
-    downstream::Downstream,
-    edit::Client,
-    finish, judge,
-    kit::Kit,
-};
+use super::{cancel::Cancel, ctx::RequestCtx, downstream::Downstream, edit::Client, finish, judge, kit::Kit};
 use crate::types::Reason;
 
 /// What was known of a request and has not been logged.

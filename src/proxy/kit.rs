@@ -9,11 +9,12 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderValue, request::Parts};
+use http::{HeaderValue, header, request::Parts};
 use pingora_http::ResponseHeader;
 
 use super::{
-    ctx::{Cancel, ConnInfo, RequestCtx},
+    cancel::Cancel,
+    ctx::{ConnInfo, RequestCtx},
     current::Current,
     date::DateText,
     dropped,
@@ -121,18 +122,19 @@ impl Kit {
 
     /// The whole answer to an HTTP/1 request that is refused before it is a request; `to_head`: to one of HEAD.
     pub fn refusal(&self, reason: Reason, to_head: bool) -> Bytes {
-        reject::raw_answer(reason, to_head)
+        reject::raw_answer(reason, to_head, &self.date_line())
     }
 
     /// The same to one of HTTP/2; `None` where nobody is to be answered.
     pub fn refusal_head(&self, reason: Reason) -> Option<Box<ResponseHeader>> {
-        let (head, _) = reject::failure(&RequestCtx::new(self.epoch), reject::status(reason)?, reason).ok()?;
+        let (mut head, _) = reject::failure(&RequestCtx::new(self.epoch), reject::status(reason)?, reason).ok()?;
+        head.insert_header(header::DATE, self.date_value()).ok()?;
         Some(Box::new(head))
     }
 
     /// The whole answer, in HTTP/1, to a client whose connection is one too many.
     pub fn one_too_many(&self, cause: Refusal) -> Bytes {
-        reject::one_too_many(cause)
+        reject::one_too_many(cause, &self.date_line())
     }
 
     /// Logs and counts a request that came to no phase.
@@ -171,6 +173,13 @@ impl Kit {
         out.put_slice(b"Date: ");
         self.date.write(SystemTime::now(), out);
         out.put_slice(b"\r\n");
+    }
+
+    /// That field as text.
+    fn date_line(&self) -> String {
+        let mut line = BytesMut::with_capacity(48);
+        self.date(&mut line);
+        String::from_utf8_lossy(&line).into_owned()
     }
 
     /// The value of that field.

@@ -2,6 +2,7 @@
 //! decided here; `policy/` decides, these files apply.
 
 mod admit;
+mod cancel;
 mod client;
 mod ctx;
 mod current;
@@ -33,8 +34,9 @@ use std::{any::Any, sync::Arc};
 pub use admit::{is_served, well_formed};
 use async_trait::async_trait;
 use bytes::Bytes;
+pub use cancel::Cancel;
 pub use client::{ClientCertificate, TlsInfo, Verified};
-pub use ctx::{Afterwards, Cancel, ConnInfo, RequestCtx, RequestStart};
+pub use ctx::{Afterwards, ConnInfo, RequestCtx, RequestStart};
 pub use current::{Current, Log};
 use http::{HeaderMap, Version};
 pub use kit::Kit;

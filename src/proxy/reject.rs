@@ -155,28 +155,29 @@ pub fn proxy_status(reason: Reason) -> Option<HeaderValue> {
 }
 
 /// The whole answer to an HTTP/1 request that came to no phase; `to_head`: to one of HEAD, which has no body (RFC 9110 §9.3.2).
-pub(super) fn raw_answer(reason: Reason, to_head: bool) -> Bytes {
+/// `date`: the field.
+pub(super) fn raw_answer(reason: Reason, to_head: bool, date: &str) -> Bytes {
     let status = status(reason).unwrap_or(StatusCode::BAD_REQUEST);
     let proxy_status = proxy_status(reason);
     let proxy_status = proxy_status.as_ref().and_then(|value| value.to_str().ok()).unwrap_or("rrlb");
     let allow = if reason == Reason::MethodNotAllowed { format!("Allow: {METHODS}\r\n") } else { String::new() };
-    let mut answer = raw(status, proxy_status, &allow);
+    let mut answer = raw(status, proxy_status, &allow, date);
     if to_head {
         answer.truncate(answer.len() - body(status).len());
     }
     answer
 }
 
-/// The whole answer to a client whose connection is one too many.
-pub(super) fn one_too_many(cause: Refusal) -> Bytes {
+/// The whole answer to a client whose connection is one too many; `date`: the field.
+pub(super) fn one_too_many(cause: Refusal, date: &str) -> Bytes {
     let proxy_status = format!("rrlb; error=http_request_denied; details=\"{}\"", cause.as_str());
-    raw(StatusCode::TOO_MANY_REQUESTS, &proxy_status, "")
+    raw(StatusCode::TOO_MANY_REQUESTS, &proxy_status, "", date)
 }
 
-fn raw(status: StatusCode, proxy_status: &str, allow: &str) -> Bytes {
+fn raw(status: StatusCode, proxy_status: &str, allow: &str, date: &str) -> Bytes {
     let body = body(status);
     Bytes::from(format!(
-        "HTTP/1.1 {} {}\r\nProxy-Status: {proxy_status}\r\n{allow}Cache-Control: no-store\r\n\
+        "HTTP/1.1 {} {}\r\n{date}Proxy-Status: {proxy_status}\r\n{allow}Cache-Control: no-store\r\n\
          Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         status.as_u16(),
         status.canonical_reason().unwrap_or_default(),

@@ -211,7 +211,7 @@ fn exchange_reason(error: &Error, ctx: &RequestCtx, fired: bool) -> Reason {
         return reason;
     }
     if error.esource() == &ErrorSource::Downstream {
-        return downstream_reason(error);
+        return downstream_reason(error, ctx);
     }
     if unacknowledged(error) {
         return Reason::WriteTimeout;
@@ -232,12 +232,15 @@ fn exchange_reason(error: &Error, ctx: &RequestCtx, fired: bool) -> Reason {
     }
 }
 
-fn downstream_reason(error: &Error) -> Reason {
+fn downstream_reason(error: &Error, ctx: &RequestCtx) -> Reason {
+    // Of HTTP/2: the client has not left.
+    let broken = || ctx.start.as_ref()?.cancel.as_ref().map(|cancel| cancel.is_broken());
     match error.etype() {
         ErrorType::ReadTimedout => Reason::ClientTimeout,
         ErrorType::InvalidHTTPHeader | ErrorType::ConnectError => Reason::BadRequest,
         ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd") => Reason::BadRequest,
         ErrorType::HTTPStatus(_) => Reason::BadRequest,
+        _ if broken() == Some(true) || is_malformed(error) => Reason::BadRequest,
         _ => Reason::ClientAborted,
     }
 }

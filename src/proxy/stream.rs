@@ -10,7 +10,7 @@ use h2::RecvStream;
 use http::{HeaderMap, StatusCode};
 use pingora_core::{Error, ErrorType, Result};
 
-use super::{ctx::Cancel, dropped::Side, watch};
+use super::{cancel::Cancel, dropped::Side, watch};
 use crate::policy::{fields::Fields as _, framing};
 
 /// A request's body.

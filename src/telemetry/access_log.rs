@@ -145,7 +145,8 @@ pub fn write_json(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<u8>)
 }
 
 /// Appends one line in the combined format: `client - - [time] "METHOD path PROTOCOL" status bytes "referer" "agent"`.
-/// Quotes, backslashes and all but printable ASCII become `\xNN`, as nginx writes them.
+/// Quotes, backslashes and all but printable ASCII become `\xNN`, as nginx writes them; what could not be read is `-`. The format
+/// is fixed, so the reason of a request is in JSON alone.
 pub fn write_combined(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<u8>) {
     clock.update(record.time);
     push_client(record.client, out);
@@ -155,10 +156,13 @@ pub fn write_combined(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<
     if record.method.is_empty() && record.path.is_empty() {
         out.push(b'-');
     } else {
-        push_hex_escaped(record.method, out);
-        out.push(b' ');
-        push_hex_escaped(record.path, out);
-        out.push(b' ');
+        for word in [record.method, record.path] {
+            if word.is_empty() {
+                out.push(b'-');
+            }
+            push_hex_escaped(word, out);
+            out.push(b' ');
+        }
         out.extend_from_slice(record.protocol.as_bytes());
     }
     out.extend_from_slice(b"\" ");

@@ -1,6 +1,7 @@
 //! Ambiguous or broken requests: refused with 400 before an origin hears of them, and the connection does not go on.
 
 use crate::support::{
+    frames,
     http2::{Client2, request},
     origin::{Origin, Peer},
     proxy::{Config, Proxy},
@@ -26,6 +27,31 @@ async fn refused(requests: &[(&str, String)], statuses: &[u16]) {
 
 fn post(fields: &str, rest: &str) -> String {
     format!("POST / HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n{rest}")
+}
+
+/// RFC 9113 §3.4.
+#[tokio::test]
+async fn only_the_first_bytes_of_a_connection_are_a_preface() {
+    let origin = Origin::echo("a").await;
+    let proxy = Config::before(&[&origin], "listeners: [{ address: <listen>, h2c: true }]").start().await;
+    let preface = [frames::PREFACE, &frames::settings(&[])].concat();
+    let behind = [b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", &preface[..]].concat();
+    for (what, bytes, answers) in [
+        ("behind a request", behind, vec![200, 400]),
+        ("behind an empty line", [b"\r\n", &preface[..]].concat(), vec![400]),
+    ] {
+        let mut client = proxy.client().await;
+        client.send(bytes).await;
+        let mut statuses = Vec::new();
+        for _ in &answers {
+            statuses.push(client.response().await.status());
+        }
+        assert_eq!(statuses, answers, "{what}");
+        assert_eq!(client.closed().await, b"", "{what}");
+    }
+    let lines = proxy.access_log(3).await;
+    assert_eq!(lines.iter().filter(|line| line["reason"] == "bad_request").count(), 2, "{lines:?}");
+    assert_eq!(Client2::prior(proxy.listen).await.get("/").await.status, 200);
 }
 
 #[tokio::test]

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use crate::support::{
     eventually,
     frames::{
-        ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, Raw, block, frame, get,
-        post, post_of, settings, window,
+        ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, Raw, SETTINGS, block,
+        frame, get, post, post_of, reset, settings, window,
     },
+    http1::Client,
     http2::{self, Client2, Origin2},
     origin::{Origin, Peer},
     proxy::{Config, Proxy},
@@ -106,6 +107,28 @@ async fn an_upload_that_drips_alone_takes_its_connection_along() {
     assert_eq!((ended.answers, ended.goaway.map(|(code, _)| code)), (1, Some(NO_ERROR)));
     assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
     assert_eq!(reason(&proxy, "/drip").await, ("client_timeout".to_owned(), 408));
+}
+
+/// Three frames each half second, of which three bytes are data: 1.5 KiB a second with their padding.
+#[tokio::test]
+async fn an_upload_of_padding_is_answered_408() {
+    const PADDED: u8 = 8;
+    let padded = |stream| frame(DATA, PADDED, stream, &[&[255, b'x'][..], &[0; 255]].concat()).repeat(3);
+    for engine in ["lane", "exchange", "pingora"] {
+        let origin = Origin::echo("a").await;
+        let yaml = "
+            engine: <engine>
+            listeners: [{ address: <listen>, h2c: true, limits: { min_body_rate: 1KiB } }]";
+        let proxy = Config::before(&[&origin], yaml).put("engine", engine).start().await;
+        let mut raw = Raw::begin(proxy.listen, &[]).await;
+        raw.send(&[get(1, "/hold"), post(3, "/padding")].concat()).await;
+        let began = Instant::now();
+        let seen = meanwhile(&mut raw, Duration::from_millis(500), &padded(3), |frame| is_reset(frame, 3)).await;
+        let took = began.elapsed();
+        assert!((4..9).contains(&took.as_secs()), "{engine}: {took:?}");
+        assert!(seen.iter().any(|frame| frame.kind == HEADERS && frame.stream == 3), "{engine}: {seen:?}");
+        assert_eq!(reason(&proxy, "/padding").await, ("client_timeout".to_owned(), 408), "{engine}");
+    }
 }
 
 #[tokio::test]
@@ -215,6 +238,56 @@ async fn an_answer_that_is_not_read_is_reset_and_the_other_streams_go_on() {
     meanwhile(&mut raw, Duration::from_secs(5), &ping, answered).await;
 }
 
+/// Its windows are open and its socket is not read: nothing in HTTP/2 shows that it stalls.
+#[tokio::test]
+async fn a_socket_that_is_not_read_is_a_stall_and_its_answers_are_too_slow() {
+    let origin = Origin::echo("a").await;
+    for engine in ["lane", "exchange", "pingora"] {
+        let yaml = "
+            engine: <engine>
+            listeners: [{ address: <listen>, h2c: true, limits: { min_body_rate: 64KiB } }]";
+        let proxy = Config::before(&[&origin], yaml).put("engine", engine).start().await;
+        let mut client = Client::with_small_buffer(proxy.listen).await;
+        let windows =
+            [settings(&[(4, 0x7fff_ffff)]), window(0, 0x7fff_0000 - 65_535), frame(SETTINGS, ACK, 0, &[])].concat();
+        client.send([PREFACE, &windows, &get(1, "/size/100000000")].concat()).await;
+        assert_eq!(reason(&proxy, "/size/100000000").await, ("too_slow".to_owned(), 200), "{engine}");
+        proxy.metric("rrlb_h2_abuse_total", &["kind=\"stall\""], |n| n == 1.0).await;
+        proxy.metric("rrlb_connections_open", &[], |n| n == 0.0).await;
+        assert_eq!(proxy.access_log_so_far().len(), 1, "{engine}");
+    }
+}
+
+/// The h2 crate resets these streams; the client has not left.
+#[tokio::test]
+async fn a_stream_that_is_reset_for_what_its_client_did_is_a_bad_request() {
+    let overflow = window(1, 0x7fff_ffff);
+    let nothing = window(1, 0);
+    let on_itself = frame(2, 0, 1, &[0, 0, 0, 1, 0]);
+    for engine in ["lane", "exchange", "pingora"] {
+        for (what, bytes) in [("overflow", &overflow), ("nothing", &nothing), ("on itself", &on_itself)] {
+            let origin = Origin::echo("a").await;
+            let yaml = "
+                engine: <engine>
+                listeners: [{ address: <listen>, h2c: true }]";
+            let proxy = Config::before(&[&origin], yaml).put("engine", engine).start().await;
+            let mut raw = Raw::begin(proxy.listen, &[]).await;
+            raw.send(&get(1, "/hold")).await;
+            wait_until("the origin to be asked", || origin.open() == 1).await;
+            raw.send(bytes).await;
+            while !is_reset(&within(what, raw.read.next()).await.expect("the connection to go on"), 1) {}
+            assert_eq!(reason(&proxy, "/hold").await, ("bad_request".to_owned(), 0), "{engine}, {what}");
+            raw.send(&get(3, "/")).await;
+            raw.end(3).await;
+            // A client that leaves is still one.
+            raw.send(&get(5, "/hold/left")).await;
+            wait_until("the origin to be asked", || origin.count("/hold/left") == 1).await;
+            raw.send(&reset(5)).await;
+            assert_eq!(reason(&proxy, "/hold/left").await.0, "client_aborted", "{engine}, {what}");
+        }
+    }
+}
+
 /// What Pingora serves is dropped as it is where the client stands in its way; the log has what was known of it.
 #[tokio::test]
 async fn a_request_that_is_dropped_is_logged_with_its_answer_and_its_backend() {
@@ -259,6 +332,7 @@ async fn a_window_of_the_connection_that_is_opened_too_slowly_ends_it() {
     let seen = meanwhile(&mut raw, Duration::from_millis(500), &crumb, |frame| frame.kind == GOAWAY).await;
     assert_eq!(seen.last().map(|frame| frame.number(4)), Some(CALM));
     proxy.metric("rrlb_h2_abuse_total", &["kind=\"stall\""], |n| n == 1.0).await;
+    assert_eq!(reason(&proxy, "/size/100000000").await, ("too_slow".to_owned(), 200));
 }
 
 #[tokio::test]
@@ -295,7 +369,7 @@ async fn a_body_of_another_length_than_declared_is_never_whole_for_an_origin() {
         drop(raw);
         wait_until("the connection to the origin to end", || origin.open() <= 1).await;
         assert_eq!(origin.count("/"), 0, "{what}: {:?}", origin.requests());
-        assert_eq!(reason(&proxy, "/").await.0, if declared == 0 { "bad_request" } else { "client_aborted" }, "{what}");
+        assert_eq!(reason(&proxy, "/").await.0, "bad_request", "{what}");
     }
 }
 

@@ -47,6 +47,40 @@ async fn a_target_over_the_limit_is_414() {
     assert_eq!(reasons.iter().filter(|reason| *reason == "uri_too_long").count(), 4, "{reasons:?}");
 }
 
+/// Whoever moves the bytes: a URI and a field's name have a bound of their own (the http crate's).
+#[tokio::test]
+async fn the_longest_target_is_served_and_a_name_that_is_none_is_431() {
+    let origin = Origin::echo("a").await;
+    for engine in ["lane", "exchange", "pingora"] {
+        let more = "
+            engine: <engine>
+            listeners: [{ address: <listen>, h2c: true, limits: { max_header_size: 256KiB, max_uri_length: 65534B } }]
+            routes: [{ match: { path: /own }, respond: { body: own } }, { upstream: app }]";
+        let proxy = Config::before(&[&origin], more).put("engine", engine).start().await;
+        for root in ["/", "/own/"] {
+            let path = |length: usize| format!("{root}{}", "x".repeat(length - root.len()));
+            for (length, status) in [(65_534, 200), (65_535, 414), (70_000, 414)] {
+                assert_eq!(proxy.get(&path(length)).await.status(), status, "{engine} {root} {length}");
+            }
+            let named =
+                |length: usize| format!("GET {root} HTTP/1.1\r\nHost: a.test\r\n{}: y\r\n\r\n", "n".repeat(length));
+            let mut client = proxy.client().await;
+            client.send(named(65_536)).await;
+            let reply = client.response().await;
+            assert_eq!(reply.status(), 431, "{engine} {root}");
+            assert!(reply.field("proxy-status").is_some_and(|told| told.contains("header_too_large")), "{reply:?}");
+        }
+        let mut reasons = reasons(&proxy, 8).await;
+        reasons.sort();
+        let expected = ["header_too_large", "header_too_large", "ok", "respond"];
+        assert_eq!(reasons, [&expected[..], &["uri_too_long"; 4]].concat(), "{engine}");
+        // Over HTTP/2 it is the h2 crate that finds it to be no URI, before anyone sees the request.
+        let client = Client2::prior(proxy.listen).await;
+        let path = |length: usize| format!("/{}", "x".repeat(length - 1));
+        assert_eq!(client.get(&path(65_534)).await.status, 200);
+    }
+}
+
 #[tokio::test]
 async fn more_fields_than_the_limit_are_431() {
     let origin = Origin::echo("a").await;
@@ -65,6 +99,42 @@ async fn more_fields_than_the_limit_are_431() {
     assert_eq!(client.send(fields(5), vec![], None).await.status, 200);
     assert_eq!(client.send(fields(6), vec![], None).await.status, 431);
     assert_eq!(origin.total(), 2);
+}
+
+/// RFC 9110 §6.6.1.
+#[tokio::test]
+async fn what_is_refused_before_it_is_a_request_is_dated() {
+    let origin = Origin::echo("a").await;
+    let limits = "max_uri_length: 100B, max_body_size: 10B, header_timeout: 500ms, connections_per_ip: 1";
+    let proxy = limited(&origin, limits).await;
+    let dated = |answer: &[u8], status: u16| {
+        let text = String::from_utf8_lossy(answer).into_owned();
+        let dates: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("Date: ")).collect();
+        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+        assert!(matches!(dates[..], [date] if date.len() == 29 && date.ends_with(" GMT")), "{text}");
+    };
+    for (request, status) in [
+        (get(&format!("/{}", "x".repeat(200))), 414),
+        (format!("GET / HTTP/1.1\r\nHost: a.test\r\nX: {}\r\n\r\n", "x".repeat(40_000)), 431),
+        ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400),
+        ("CONNECT a.test:1 HTTP/1.1\r\nHost: a.test:1\r\n\r\n".to_owned(), 405),
+        ("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 11\r\n\r\n".to_owned(), 413),
+        ("GET / HT".to_owned(), 408),
+    ] {
+        wait_until_closed(&proxy).await;
+        let mut client = proxy.client().await;
+        client.send(request).await;
+        dated(&client.closed().await, status);
+    }
+    wait_until_closed(&proxy).await;
+    let mut first = proxy.client().await;
+    assert_eq!(first.get("/").await.status(), 200);
+    dated(&proxy.client().await.closed().await, 429);
+}
+
+/// Of the only connection there may be.
+async fn wait_until_closed(proxy: &Proxy) {
+    proxy.metric("rrlb_connections_open", &[], |open| open == 0.0).await;
 }
 
 #[tokio::test]
@@ -234,6 +304,36 @@ async fn a_body_that_was_asked_for_and_has_begun_keeps_the_rate() {
     assert_eq!(slow.any_response().await.status(), 408);
     let took = begun.elapsed();
     assert!((Duration::from_secs(4)..Duration::from_secs(15)).contains(&took), "cut after {took:?}");
+}
+
+#[tokio::test]
+async fn who_need_not_wait_to_be_asked_has_the_grace_of_all() {
+    let origin = Origin::echo("a").await;
+    for engine in ["lane", "exchange", "pingora"] {
+        let more = "
+            engine: <engine>
+            listeners: [{ address: <listen>, limits: { min_body_rate: 1KiB } }]";
+        let proxy = Config::before(&[&origin], more).put("engine", engine).start().await;
+        let silent = async |what: &str, head: &str, body: &str| {
+            let mut client = proxy.client().await;
+            client.send(format!("POST / {head}\r\nContent-Length: 900\r\n\r\n{body}")).await;
+            let begun = Instant::now();
+            if what == "was asked" {
+                assert_eq!(client.any_response().await.status(), 100);
+            }
+            let answer = within(what, client.closed()).await;
+            let (took, text) = (begun.elapsed(), String::from_utf8_lossy(&answer).into_owned());
+            let status = text.lines().map(|line| line.split(' ').nth(1)).filter_map(|word| word?.parse().ok());
+            assert_eq!(status.filter(|status| *status > 199).collect::<Vec<u16>>(), [408], "{engine}, {what}: {text}");
+            assert!((4..9).contains(&took.as_secs()), "{engine}, {what}: {took:?}");
+        };
+        tokio::join!(
+            silent("was asked", "HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue", ""),
+            silent("has begun", "HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue", "x"),
+            silent("knows no 100", "HTTP/1.0\r\nHost: a.test\r\nExpect: 100-continue", ""),
+            silent("expects another thing", "HTTP/1.1\r\nHost: a.test\r\nExpect: foo", ""),
+        );
+    }
 }
 
 #[tokio::test]

@@ -383,3 +383,59 @@ async fn an_upload_that_a_backend_does_not_take_is_504() {
         assert_eq!(proxy.access_log(1).await.remove(0)["reason"], "write_timeout", "{engine}");
     }
 }
+
+/// Whoever answers, and whichever protocol the client speaks.
+#[tokio::test]
+async fn the_request_timeout_of_a_listener_is_for_all_its_requests() {
+    let mute = Origin::script("a", |mut peer: Peer| async move {
+        while peer.request_head().await.is_some() {}
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let silent = Origin::script("b", misbehave::mute).await;
+    for engine in ["lane", "exchange", "pingora"] {
+        let yaml = "
+            engine: <engine>
+            upstreams:
+              patient: { backends: [\"<a>\"], timeouts: { total: 1m } }
+              hasty: { backends: [\"<a>\"], timeouts: { total: 300ms } }
+            listeners:
+              - { address: <listen>, h2c: true, limits: { request_timeout: 1500ms, min_body_rate: off } }
+            routes:
+              - { match: { path: /hasty }, upstream: hasty }
+              - { match: { path: /asked }, forward_auth: { url: \"http://<b>/\", timeout: 1m }, respond: { body: own } }
+              - { match: { path: /own }, respond: { body: own } }
+              - { upstream: patient }";
+        let config = Config::new(yaml).put("engine", engine).put("a", &mute.address).put("b", &silent.address);
+        let proxy = config.start().await;
+        for (path, least) in [("/", 1500), ("/hasty", 300), ("/asked", 1500)] {
+            let within_bounds = |took: Duration, who: &str| {
+                let least = Duration::from_millis(least);
+                assert!(took >= least && took < least + Duration::from_secs(1), "{engine}, {path}, {who}: {took:?}");
+            };
+            let begun = Instant::now();
+            let reply = proxy.get(path).await;
+            within_bounds(begun.elapsed(), "HTTP/1.1");
+            assert_eq!((reply.status(), &*reason(&proxy, &reply).await), (504, "total_timeout"), "{engine}, {path}");
+            let client = Client2::prior(proxy.listen).await;
+            let begun = Instant::now();
+            assert_eq!(client.get(path).await.status, 504, "{engine}, {path}");
+            within_bounds(begun.elapsed(), "HTTP/2");
+        }
+        // A body that nobody asked for is not waited for any longer.
+        let mut client = proxy.client().await;
+        client.send("POST /own HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000\r\n\r\n").await;
+        let begun = Instant::now();
+        assert_eq!(client.response().await.text(), "own");
+        client.closed().await;
+        assert!(begun.elapsed() < LIMIT, "{engine}: {:?}", begun.elapsed());
+        // Nor one on its way to a backend.
+        let mut client = proxy.client().await;
+        client.send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 1000\r\n\r\nx").await;
+        let begun = Instant::now();
+        client.closed().await;
+        assert!(begun.elapsed() < LIMIT, "{engine}: {:?}", begun.elapsed());
+        let lines = proxy.access_log(8).await;
+        assert_eq!(lines.iter().filter(|line| line["reason"] == "total_timeout").count(), 7, "{engine}: {lines:#?}");
+    }
+}

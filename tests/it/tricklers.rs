@@ -8,12 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     sync::Semaphore,
     task::JoinSet,
 };
+use tokio_rustls::TlsConnector;
 
 use crate::support::{
     address, eventually,
@@ -173,6 +175,23 @@ async fn memory_is_not_held_in_huge_pages() {
     assert!(huge <= 4 << 10, "{huge} KiB");
 }
 
+/// A client that is silent for so long before it shakes hands, and then sends `G` without an end; how long it was let.
+async fn let_for_secure(to: SocketAddr, silent: Duration, config: &Arc<ClientConfig>) -> Duration {
+    let stream = TcpStream::connect(to).await.expect("connect");
+    let began = Instant::now();
+    tokio::time::sleep(silent).await; // the client's pace
+    let name = ServerName::try_from("a.test").expect("a name");
+    let mut stream = TlsConnector::from(config.clone()).connect(name, stream).await.expect("a handshake");
+    let mut scratch = [0; 1024];
+    while stream.write_all(b"G").await.is_ok() && stream.flush().await.is_ok() {
+        let read = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut scratch)).await;
+        if matches!(read, Ok(Ok(0) | Err(_))) {
+            break;
+        }
+    }
+    began.elapsed()
+}
+
 /// A client that sends these bytes one by one and then `G` without an end; how long it was let.
 async fn let_for(to: SocketAddr, bytes: &[u8]) -> Duration {
     let mut stream = TcpStream::connect(to).await.expect("connect");
@@ -209,4 +228,30 @@ async fn what_comes_before_a_head_wins_it_no_time() {
     for (client, was_let) in [("plain text", plain), ("plain text on TLS", plain_on_tls)] {
         assert!(was_let >= timeout && was_let < timeout + Duration::from_millis(700), "{client}: {was_let:?}");
     }
+}
+
+#[tokio::test]
+async fn a_handshake_wins_a_head_no_time() {
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let timeout = Duration::from_millis(1500);
+    let yaml = "
+        certificates: { main: <main> }
+        listeners:
+          - { address: <listen>, tls: { certificates: [main] }, limits: { header_timeout: 1500ms } }";
+    let config = Config::before(&[&origin], yaml);
+    let main = ca.issue(&["a.test"]).write(config.dir(), "main");
+    let proxy = config.put("main", main).start().await;
+    let silent = Duration::from_millis(1000);
+    let (http1, http2) = (ca.client(&["http/1.1"]), ca.client(&["h2"]));
+    // The beginning of a record that has a long ClientHello, at the pace of the others.
+    let hello = [&b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"[..], &[b'r'; 500]].concat();
+    let (http1, http2, hello) = tokio::join!(
+        let_for_secure(proxy.listen, silent, &http1),
+        let_for_secure(proxy.listen, silent, &http2),
+        let_for(proxy.listen, &hello),
+    );
+    for (client, was_let) in [("HTTP/1.1", http1), ("HTTP/2", http2), ("a ClientHello", hello)] {
+        assert!(was_let < timeout + Duration::from_millis(700), "{client}: {was_let:?}");
+    }
+    assert!(http1 >= timeout && hello >= timeout, "{http1:?}, {hello:?}");
 }

@@ -112,11 +112,18 @@ async fn what_is_neither_tls_nor_http_is_closed_and_counted() {
     let (ca, origin) = (Ca::new(), Origin::echo("a").await);
     let proxy = secure(&ca, &origin, "", "").await;
     let hello_of_nothing = [&b"\x16\x03\x01\x00\x05"[..], &[0xff; 5]].concat();
-    let garbage = [b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec(), vec![0; 100], vec![0xff; 100], hello_of_nothing];
+    // All but a byte of a ClientHello that is longer than a server has to take.
+    let mut long_hello: Vec<u8> = [&b"\x01\x00\xff\xf6\x03\x03"[..], &[b'r'; 65_524]].concat();
+    long_hello.pop();
+    let record =
+        |part: &[u8]| [&[0x16, 3, 1], &u16::try_from(part.len()).expect("short").to_be_bytes()[..], part].concat();
+    let long_hello = long_hello.chunks(16_384).flat_map(record).collect();
+    let garbage =
+        [b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec(), vec![0; 100], vec![0xff; 100], hello_of_nothing, long_hello];
     for (count, garbage) in garbage.iter().enumerate() {
         let mut client = proxy.client().await;
         client.send(garbage).await;
-        assert!(!client.closed().await.starts_with(b"HTTP"), "{garbage:?}");
+        assert!(!client.closed().await.starts_with(b"HTTP"), "{count}");
         told(&proxy, "tls_malformed", count as f64 + 1.0).await;
     }
     // Who only looks whether the port is open is nobody to tell of.

@@ -86,7 +86,7 @@ graceful_shutdown_timeout_seconds: 604800
 client_bind_to_ipv4: [10.0.0.5, 10.0.0.6]
 client_bind_to_ipv6: ["fd00::5"]
 listeners:
-  - { address: 127.0.0.1:0, h2c: true, limits: { handshake_timeout: 1500ms, header_timeout: 90s, idle_timeout: 2d1h, max_header_size: 1025B, max_uri_length: 2KiB, max_headers: 7, max_body_size: 3MiB, min_body_rate: off, requests_per_connection: 3, connections: 9, connections_per_ip: 4 } }
+  - { address: 127.0.0.1:0, h2c: true, limits: { handshake_timeout: 1500ms, header_timeout: 90s, idle_timeout: 2d1h, request_timeout: 1m30s, max_header_size: 1025B, max_uri_length: 2KiB, max_headers: 7, max_body_size: 3MiB, min_body_rate: off, requests_per_connection: 3, connections: 9, connections_per_ip: 4 } }
   - { address: 127.0.0.1:0 }
   - { address: "[::1]:0", allow: "::1", deny: ["::2/128", 1.2.3.4] }
   - address: "unix:run/l\xe4rm \u00a0.sock"
@@ -219,6 +219,7 @@ listeners:
       handshake_timeout: 10s
       header_timeout: 10s
       idle_timeout: 60s
+      request_timeout: off
       max_header_size: 32KiB
       max_uri_length: 8KiB
       max_headers: 100

@@ -58,15 +58,17 @@ impl ProxyProtocol {
 /// Deadlines and sizes of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerLimits {
-    /// TLS handshake from accept to finished; default 10 s.
+    /// TLS handshake from accept to finished, no longer than `header_timeout`; default 10 s.
     pub handshake_timeout: Duration,
-    /// The whole head of a request from its first byte (from accept on a fresh connection); default 10 s.
+    /// The whole head of a request from its first byte (from accept on a fresh connection, whatever comes before it); default 10 s.
     pub header_timeout: Duration,
     /// Between requests; default 60 s.
     pub idle_timeout: Duration,
+    /// A request in all, counted from the end of its head, whatever answers it; not a WebSocket. Default: no limit.
+    pub request_timeout: Option<Duration>,
     /// Request line and all fields; default 32 KiB, 1 KiB to 1 MiB.
     pub max_header_size: ByteSize,
-    /// The request's target; default 8 KiB, 64 B to 1 MiB.
+    /// The request's target; default 8 KiB, 64 B to 65,534 B.
     pub max_uri_length: ByteSize,
     /// Fields of a request's head; default 100, 1 to 256.
     pub max_headers: u32,

@@ -1,7 +1,7 @@
 //! The front, head by head.
 
 use super::*;
-use crate::listener::tests::LIMITS;
+use crate::{listener::tests::LIMITS, types::ByteSize};
 
 fn reason(head: &[u8]) -> Option<Reason> {
     match parse(head, &LIMITS, true) {
@@ -44,6 +44,22 @@ fn what_is_here_of_a_body_is_read_with_the_head() {
     assert!(text[head.request..].starts_with("GET") && head.border.reached() && head.expects);
     let text = with("Transfer-Encoding: chunked") + "5\r\nhelloXX";
     assert_eq!(reason(text.as_bytes()), Some(Reason::BadRequest));
+}
+
+#[test]
+fn only_a_client_of_http11_that_expects_100_waits_to_be_asked() {
+    for (version, fields, expected) in [
+        ("1.1", "Expect: 100-continue", true),
+        ("1.1", "expect:  100-Continue ", true),
+        ("1.1", "Expect: foo", false),
+        ("1.1", "Expect: 100-continue=1", false),
+        ("1.1", "X: y", false),
+        ("1.0", "Expect: 100-continue", false),
+    ] {
+        let text = format!("POST / HTTP/{version}\r\nHost: x\r\nContent-Length: 5\r\n{fields}\r\n\r\n");
+        let Parsed::Request(head) = parse(text.as_bytes(), &LIMITS, false) else { panic!("a request") };
+        assert_eq!(head.expects, expected, "{text}");
+    }
 }
 
 #[test]
@@ -203,6 +219,16 @@ fn what_is_too_large_is_refused_with_its_own_reason() {
     assert_eq!(reason(target(1024).as_bytes()), None);
     assert_eq!(reason(target(1025).as_bytes()), Some(Reason::UriTooLong));
     assert_eq!(reason(&target(5000).as_bytes()[..4500]), Some(Reason::UriTooLong));
+    assert_eq!(reason(&[b'M'; 5000]), Some(Reason::BadRequest), "a method without an end");
+    let method = |target: usize| [&[b'M'; 4000][..], b" /", &b"x".repeat(target)[..]].concat();
+    assert_eq!(reason(&method(500)), Some(Reason::HeaderTooLarge));
+    assert_eq!(reason(&method(1500)), Some(Reason::UriTooLong));
+    let named =
+        |length: usize| [&b"GET / HTTP/1.1\r\nHost: a\r\n"[..], &b"n".repeat(length)[..], b": y\r\n\r\n"].concat();
+    let limits = ListenerLimits { max_header_size: ByteSize(1 << 20), ..LIMITS };
+    assert!(matches!(parse(&named(MAX_NAME), &limits, false), Parsed::Request(_)));
+    let Parsed::Refused(refused) = parse(&named(MAX_NAME + 1), &limits, false) else { panic!("no request") };
+    assert_eq!(refused.reason, Reason::HeaderTooLarge);
     let fields = |count: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(count - 1));
     assert_eq!(reason(fields(20).as_bytes()), None);
     assert_eq!(reason(fields(21).as_bytes()), Some(Reason::HeaderTooLarge));

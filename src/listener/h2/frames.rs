@@ -14,6 +14,7 @@ pub(super) const CONTINUATION: u8 = 9;
 pub(super) const END_STREAM: u8 = 1;
 pub(super) const ACK: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
+pub(super) const PADDED: u8 = 8;
 
 const HEAD: usize = 9;
 /// Enough for a GOAWAY with the h2 crate's text.
@@ -57,6 +58,8 @@ impl Head {
 pub(super) enum Found<'a> {
     /// A frame begins; its payload is still to come.
     Head(Head),
+    /// DATA that has said that so many of its bytes are padding; with the byte that says so, they are no data.
+    Padding(Head, u8),
     /// One setting of a SETTINGS frame.
     Setting(u16, u32),
     /// A frame has ended; the second is the beginning of its payload, for frames of few bytes.
@@ -147,6 +150,11 @@ impl Frames {
     fn keep<E>(&mut self, data: &[u8], see: &mut impl FnMut(Found<'_>) -> Result<(), E>) -> Result<(), E> {
         match self.head.kind {
             _ if self.preface => {}
+            DATA if self.head.has(PADDED) && self.left == self.head.length as usize => {
+                if let Some(padding) = data.first() {
+                    see(Found::Padding(self.head, *padding))?;
+                }
+            }
             SETTINGS => {
                 for byte in data {
                     self.bytes[self.kept] = *byte;

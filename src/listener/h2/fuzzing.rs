@@ -47,7 +47,7 @@ fn judged(input: &[u8], start: Instant, size: usize) -> Judgement {
                     watch.stands((length % 2 == 1).then_some(now));
                     rest = after;
                 }
-                2..5 => bytes.chunks(size).try_for_each(|part| watch.sent(part, now))?,
+                2..5 => bytes.chunks(size).try_for_each(|part| send(&mut watch, part, now))?,
                 _ => bytes.chunks(size).try_for_each(|part| receive(&mut watch, part, now))?,
             }
         }
@@ -56,6 +56,13 @@ fn judged(input: &[u8], start: Instant, size: usize) -> Judgement {
     let seen = watch.seen();
     assert!(seen.0.len() <= STREAMS, "{} streams are held", seen.0.len());
     (verdict, seen)
+}
+
+/// As the guard does.
+fn send(watch: &mut Watch, bytes: &[u8], now: Instant) -> Result<(), Verdict> {
+    watch.sent(bytes, now)?;
+    assert!(watch.broken().len() <= bytes.len() / 13 + 1);
+    Ok(())
 }
 
 /// As the guard does.

@@ -10,6 +10,7 @@ use std::{
     },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
+    vec::Drain,
 };
 
 use bytes::{Buf, Bytes};
@@ -57,6 +58,7 @@ pub(super) struct Told {
 #[derive(Debug, Default)]
 struct Words {
     left: Vec<u32>,
+    broken: Vec<u32>,
     refused: Vec<(u32, Reason)>,
     slow: Vec<(u32, Reason)>,
     refusals: Refusals,
@@ -99,6 +101,16 @@ impl Told {
         self.words.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// These streams are being reset for what their client did.
+    fn broken(&self, broken: Drain<'_, u32>) {
+        self.words().broken.extend(broken);
+    }
+
+    /// Streams that were reset so since this was asked. To be asked before their requests are polled: these see their streams' ends.
+    pub(super) fn take_broken(&self) -> Vec<u32> {
+        std::mem::take(&mut self.words().broken)
+    }
+
     /// The verdict, where there is one.
     pub(super) fn known(&self) -> Option<Verdict> {
         self.verdict.get().copied()
@@ -136,9 +148,10 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn new(conn: Box<Conn>, patience: Patience, told: Arc<Told>) -> Self {
+    /// Of a connection that began at `since`.
+    pub(super) fn new(conn: Box<Conn>, patience: Patience, told: Arc<Told>, since: Instant) -> Self {
         let tick = (patience.header.min(patience.stall) / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
-        let watch = Watch::new(patience, Instant::now());
+        let watch = Watch::new(patience, Instant::now()).begun_at(since);
         Self { conn, watch, told, over: false, tick, alarm: None, linger: LINGER_BYTES, instead: None }
     }
 
@@ -233,8 +246,21 @@ impl Guard {
         }
     }
 
+    /// Whether the socket has failed because the table of deadlines has shut it down, under a client that takes too little. It
+    /// is told first, and the h2 crate hears of it when it asks again: it would take it for the client's leaving.
+    fn has_given_up(&mut self) -> bool {
+        let first = !self.over && self.conn.is_given_up();
+        if first {
+            self.judge::<()>(Err(Verdict::Ours(H2Abuse::Stall)));
+        }
+        first
+    }
+
     /// After a write or a flush: whether the socket took it.
-    fn note<T>(&mut self, cx: &mut Context<'_>, done: Poll<T>) -> Poll<T> {
+    fn note<T>(&mut self, cx: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if matches!(done, Poll::Ready(Err(_))) && self.has_given_up() {
+            return Poll::Pending;
+        }
         // Nobody asks when it went on.
         self.watch.stands(done.is_pending().then(Instant::now));
         if done.is_pending() {
@@ -259,9 +285,12 @@ impl AsyncRead for Guard {
             return Poll::Pending; // whoever was told drives the connection to its end
         }
         let before = buf.filled().len();
-        let read = Pin::new(&mut *this.conn).poll_read(cx, buf);
-        if read.is_pending() {
+        let Poll::Ready(read) = Pin::new(&mut *this.conn).poll_read(cx, buf) else {
             this.look(cx);
+            return Poll::Pending;
+        };
+        let ended = read.is_err() || buf.filled().len() == before;
+        if ended && this.has_given_up() {
             return Poll::Pending;
         }
         this.receive(&buf.filled()[before..]);
@@ -269,7 +298,7 @@ impl AsyncRead for Guard {
             buf.set_filled(before);
             return Poll::Pending;
         }
-        read
+        Poll::Ready(read)
     }
 }
 
@@ -284,6 +313,10 @@ impl AsyncWrite for Guard {
         if let Poll::Ready(Ok(written)) = &written {
             let judged = this.watch.sent(&data[..*written], Instant::now());
             this.judge(judged);
+            let broken = this.watch.broken();
+            if broken.len() > 0 {
+                this.told.broken(broken);
+            }
         }
         this.note(cx, written)
     }

@@ -37,8 +37,8 @@ impl Pace {
     /// So many bytes moved; nobody saves up more than `most`.
     pub(super) fn moved(&mut self, bytes: u32, rate: u64, most: Duration, now: Instant) {
         self.spend(now);
-        let millis = u64::from(bytes).saturating_mul(1000) / rate.max(1);
-        self.credit = self.credit.saturating_add(Duration::from_millis(millis)).min(most.max(GRACE));
+        let nanos = u64::from(bytes).saturating_mul(1_000_000_000) / rate.max(1);
+        self.credit = self.credit.saturating_add(Duration::from_nanos(nanos)).min(most.max(GRACE));
     }
 
     /// Whether the client has been waited for longer than was paid for.

@@ -108,6 +108,13 @@ pub(super) struct Ends {
     pub(super) leaves: Notify,
 }
 
+impl Ends {
+    fn leave(&self) {
+        self.left.store(true, Ordering::Relaxed);
+        self.leaves.notify_one();
+    }
+}
+
 /// Those that are under way.
 pub(super) struct Requests {
     ring: Arc<Ring>,
@@ -189,12 +196,27 @@ impl Requests {
         alone
     }
 
+    /// Ends all of them, whose client takes nothing of its answers, before the connection ends under them.
+    pub(super) fn stalled(&mut self, deadlines: &Deadlines) {
+        self.served.iter().for_each(|served| _ = served.ends.cancel.end(Reason::TooSlow, deadlines));
+        self.poll();
+    }
+
     /// Tells those requests that their client has reset them.
     pub(super) fn left(&self, left: &[u32]) {
-        for served in self.served.iter().filter(|served| left.contains(&served.stream)) {
-            served.ends.left.store(true, Ordering::Relaxed);
-            served.ends.leaves.notify_one();
+        self.of(left).for_each(|ends| ends.leave());
+    }
+
+    /// Tells those requests that their streams are reset for what their client did.
+    pub(super) fn broken(&self, broken: &[u32]) {
+        for ends in self.of(broken) {
+            ends.cancel.set_broken();
+            ends.leave();
         }
+    }
+
+    fn of(&self, streams: &[u32]) -> impl Iterator<Item = &Ends> {
+        self.served.iter().filter(|served| streams.contains(&served.stream)).map(|served| &*served.ends)
     }
 
     /// Lets them come to their ends without their connection, in a task of their own.

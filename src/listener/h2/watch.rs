@@ -2,7 +2,7 @@
 //! itself (header lists, CONTINUATION, empty DATA, resets of streams that nobody has accepted yet) shows in the GOAWAY
 //! it writes, and is named here. Pure: bytes and time come in.
 
-mod goaway;
+mod stream;
 
 use std::{
     collections::BTreeMap,
@@ -10,11 +10,13 @@ use std::{
     vec::Drain,
 };
 
+use self::stream::Stream;
 use super::{
+    abuse::named,
     budget::Budget,
     frames::{
-        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Found, Frames, GOAWAY, HEADERS, Head, PING, RST_STREAM,
-        SETTINGS, WINDOW_UPDATE, number,
+        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Found, Frames, GOAWAY, HEADERS, Head, PADDED, PING,
+        RST_STREAM, SETTINGS, WINDOW_UPDATE, number,
     },
     pace::Pace,
 };
@@ -50,36 +52,6 @@ pub(super) enum Verdict {
 }
 
 #[derive(Debug)]
-struct Stream {
-    /// What we may send.
-    window: i64,
-    /// What the client may send.
-    room: i64,
-    /// The request has not ended.
-    sending: bool,
-    /// The answer has begun and not ended.
-    answered: bool,
-    upload: Pace,
-    answer: Pace,
-    /// Was found too slow.
-    judged: bool,
-}
-
-impl Stream {
-    /// Notes whom it waits for. After an answer has begun, a request may rest: both sides of a call may talk when they
-    /// like. `room`: the client may send on the connection.
-    fn settle(&mut self, room: bool, now: Instant) {
-        self.upload.waits(self.sending && !self.answered && self.room > 0 && room, now);
-        self.answer.waits(self.starved(), now);
-    }
-
-    /// Whether its answer waits for its own window.
-    fn starved(&self) -> bool {
-        self.answered && self.window <= 0
-    }
-}
-
-#[derive(Debug)]
 pub(super) struct Watch {
     patience: Patience,
     received: Frames,
@@ -111,6 +83,8 @@ struct Rules {
     /// Streams that the client has opened, and reset, since these were asked for.
     opened: Vec<u32>,
     left: Vec<u32>,
+    /// Streams that were reset for what their client did, since these were asked for.
+    broken: Vec<u32>,
     /// The first SETTINGS has come.
     settled: bool,
     /// A header block has begun and not ended.
@@ -138,6 +112,7 @@ impl Watch {
             newest: 0,
             opened: Vec::new(),
             left: Vec::new(),
+            broken: Vec::new(),
             settled: false,
             in_block: false,
             begun: Some(now),
@@ -145,6 +120,12 @@ impl Watch {
         };
         let (received, sent) = (Frames::from_client(), Frames::from_server());
         Self { patience, received, sent, rules, blocked: None, began: now }
+    }
+
+    /// The preface, and the SETTINGS behind it, are due counted from `since`.
+    pub(super) fn begun_at(mut self, since: Instant) -> Self {
+        self.rules.begun = Some(since);
+        self
     }
 
     /// The client has sent this.
@@ -167,6 +148,11 @@ impl Watch {
     /// The streams that the client has reset since this was asked.
     pub(super) fn left(&mut self) -> Drain<'_, u32> {
         self.rules.left.drain(..)
+    }
+
+    /// The streams that were reset for what their client did, since this was asked.
+    pub(super) fn broken(&mut self) -> Drain<'_, u32> {
+        self.rules.broken.drain(..)
     }
 
     /// This is on its way to the client.
@@ -225,6 +211,9 @@ impl Rules {
                 self.settle(now);
             }
             Found::Setting(..) => {}
+            Found::Padding(head, padding) => {
+                self.uploaded(head.stream, head.length.saturating_sub(1 + u32::from(padding)), now);
+            }
             Found::End(head, payload) => {
                 if matches!(head.kind, HEADERS | CONTINUATION) {
                     self.in_block = !head.has(END_HEADERS);
@@ -291,9 +280,9 @@ impl Rules {
     fn begins(&mut self, head: Head, now: Instant) -> Result<(), H2Abuse> {
         match head.kind {
             DATA => {
-                if head.length > 0 {
-                    self.moved = now;
-                    self.uploaded(head, now);
+                self.fills(head, now);
+                if !head.has(PADDED) {
+                    self.uploaded(head.stream, head.length, now);
                 }
                 Ok(())
             }
@@ -338,21 +327,29 @@ impl Rules {
         }
     }
 
-    /// A part of a body comes; its frame pays when it begins, however slowly the rest of it comes.
-    fn uploaded(&mut self, head: Head, now: Instant) {
+    /// DATA comes: all of its payload fills our windows.
+    fn fills(&mut self, head: Head, now: Instant) {
         let length = i64::from(head.length);
         let was = self.room > 0;
         self.room -= length;
         let room = self.room > 0;
         if let Some(stream) = self.streams.get_mut(&head.stream) {
             stream.room -= length;
-            if let Some(rate) = self.rate {
-                stream.upload.moved(head.length, rate, LONGEST, now);
-            }
             stream.settle(room, now);
         }
         if was != room {
             self.settle(now);
+        }
+    }
+
+    /// A part of a body comes; its frame pays when it begins, however slowly the rest of it comes. Padding pays for nothing.
+    fn uploaded(&mut self, stream: u32, bytes: u32, now: Instant) {
+        if bytes == 0 {
+            return;
+        }
+        self.moved = now;
+        if let (Some(rate), Some(stream)) = (self.rate, self.streams.get_mut(&stream)) {
+            stream.upload.moved(bytes, rate, LONGEST, now);
         }
     }
 
@@ -445,21 +442,23 @@ impl Rules {
                 }
             }
             Found::End(head, payload) if head.kind == RST_STREAM => {
-                self.over(head.stream);
+                let known = self.over(head.stream);
                 // Resets for another cause, a backend's fault most often, are not the client's.
                 const PROTOCOL_ERROR: u32 = 1;
                 const FLOW_CONTROL_ERROR: u32 = 3;
                 const STREAM_CLOSED: u32 = 5;
                 const FRAME_SIZE_ERROR: u32 = 6;
                 const REFUSED_STREAM: u32 = 7;
-                if let PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR | REFUSED_STREAM =
-                    number(payload, 0)
-                {
+                let code = number(payload, 0);
+                if let PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR | REFUSED_STREAM = code {
+                    if known && code != REFUSED_STREAM {
+                        self.broken.push(head.stream);
+                    }
                     self.budget.take(H2Abuse::ServerReset, 1, now).map_err(Verdict::Ours)?;
                 }
             }
             Found::End(head, payload) if head.kind == GOAWAY => {
-                if let Some(kind) = goaway::named(number(payload, 4), payload.get(8..).unwrap_or_default()) {
+                if let Some(kind) = named(number(payload, 4), payload.get(8..).unwrap_or_default()) {
                     return Err(Verdict::Theirs(kind));
                 }
             }

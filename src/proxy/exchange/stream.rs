@@ -19,7 +19,8 @@ use tokio::sync::Notify;
 use super::{
     super::{
         admit::{self, WRITE_TIMEOUT},
-        ctx::{Cancel, RequestCtx, RequestStart},
+        cancel::Cancel,
+        ctx::{RequestCtx, RequestStart},
         downstream::Downstream as _,
         finish,
         kit::Kit,

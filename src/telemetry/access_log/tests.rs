@@ -63,6 +63,8 @@ fn combined_is_as_nginx_writes_it() {
     assert!(combined(&hostile).contains("\"GET /\\x22\\x0A\\x5C\\xFF HTTP/1.1\" 000 "));
     let unread = Record { method: b"", path: b"", status: 400, ..record() };
     assert!(combined(&unread).contains("] \"-\" 400 "));
+    let half = Record { path: b"", status: 400, ..record() };
+    assert!(combined(&half).contains("] \"GET - HTTP/1.1\" 400 "));
 }
 
 #[test]

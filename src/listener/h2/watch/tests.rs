@@ -255,6 +255,39 @@ fn a_slow_request_is_named_once_and_only_while_it_may_be_sent() {
 }
 
 #[test]
+fn padding_pays_for_no_time() {
+    let now = Instant::now();
+    let at = |seconds| now + Duration::from_secs(seconds);
+    for size in [1, 9, 10, 1 << 16] {
+        let mut watch = paced(now);
+        feed(&mut watch, &frame(HEADERS, END_HEADERS, 1, &[0x82]), now);
+        // In all 16 KiB a second, of which a KiB is data in all five seconds.
+        let padded = frame(DATA, PADDED, 1, &[&[255, b'x'][..], &[0; 255]].concat());
+        let (mut named, before) = (None, watch.rules.room);
+        let grant = u32::try_from(64 * (padded.len() - 9)).expect("few").to_be_bytes();
+        for second in 0..8 {
+            for stream in [0, 1] {
+                watch.sent(&frame(WINDOW_UPDATE, 0, stream, &grant), at(second)).expect("a window");
+            }
+            for part in padded.repeat(64).chunks(size) {
+                feed(&mut watch, part, at(second));
+            }
+            let late = watch.late(at(second)).expect("no verdict");
+            named = named.or((!late.is_empty()).then_some(second));
+        }
+        assert_eq!(named, Some(6), "in parts of {size}: what was data has paid for a part of a second");
+        assert_eq!(watch.rules.room, before, "all of it fills the window");
+    }
+    // A frame that says that it is padding and more is none; the h2 crate sees to it.
+    let mut watch = paced(now);
+    feed(&mut watch, &frame(HEADERS, END_HEADERS, 1, &[0x82]), now);
+    for nonsense in [&[255, 1][..], &[0], &[]] {
+        feed(&mut watch, &frame(DATA, PADDED, 1, nonsense), now);
+    }
+    assert_eq!(watch.late(at(5)), Ok(vec![(1, Reason::ClientTimeout)]));
+}
+
+#[test]
 fn a_stalled_answer_is_named_and_all_stalled_are_a_stall() {
     let now = Instant::now();
     let at = |seconds| now + Duration::from_secs(seconds);
