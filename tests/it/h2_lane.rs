@@ -210,7 +210,7 @@ async fn a_body_longer_than_declared_never_reaches_a_backend_whole() {
     let ended = raw.end(1).await;
     assert_eq!((ended.kind, ended.number(0)), (RST_STREAM, 1), "PROTOCOL_ERROR");
     let line = proxy.access_log(1).await.remove(0);
-    assert_eq!(line["reason"], "client_aborted", "{line}");
+    assert_eq!(line["reason"], "bad_request", "{line}");
 }
 
 /// Without a body, and with an end.

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -26,6 +26,8 @@ use super::{
 };
 use crate::{listener::conn::Conn, proxy, telemetry::metrics::H2Abuse, types::Reason};
 
+/// In place of a stream: all of a connection.
+pub(super) const ALL: u32 = 0;
 /// Requests that are none, on one connection.
 const MALFORMED: usize = 32;
 
@@ -49,6 +51,8 @@ pub(super) enum Word {
 #[derive(Debug, Default)]
 pub(super) struct Told {
     verdict: OnceLock<Verdict>,
+    /// The verdict has come to who serves the connection.
+    heard: AtomicBool,
     words: Mutex<Words>,
     malformed: AtomicUsize,
     /// Rings with each word.
@@ -68,6 +72,7 @@ impl Told {
     /// The next word, where there is one.
     pub(super) fn next(&self) -> Option<Word> {
         if let Some(verdict) = self.verdict.get() {
+            self.heard.store(true, Ordering::Relaxed);
             return Some(Word::Over(*verdict));
         }
         let mut words = self.words();
@@ -106,7 +111,7 @@ impl Told {
         self.words().broken.extend(broken);
     }
 
-    /// Streams that were reset so since this was asked. To be asked before their requests are polled: these see their streams' ends.
+    /// Streams that were reset so since this was asked, or [`ALL`]. To be asked before their requests are polled: these see their streams' ends.
     pub(super) fn take_broken(&self) -> Vec<u32> {
         std::mem::take(&mut self.words().broken)
     }
@@ -159,6 +164,9 @@ impl Guard {
         judged.unwrap_or_else(|verdict| {
             // After its own GOAWAY the h2 crate reads no more by itself.
             self.over = true;
+            if let Verdict::Theirs(_) = verdict {
+                self.told.words().broken.push(ALL);
+            }
             self.told.tell(verdict);
             T::default()
         })
@@ -246,14 +254,14 @@ impl Guard {
         }
     }
 
-    /// Whether the socket has failed because the table of deadlines has shut it down, under a client that takes too little. It
-    /// is told first, and the h2 crate hears of it when it asks again: it would take it for the client's leaving.
+    /// Whether the socket has failed because the table of deadlines has shut it down, under a client that takes too little, and the
+    /// one who serves it has not heard of it yet: the h2 crate, which would take it for the client's leaving, sees it after that.
     fn has_given_up(&mut self) -> bool {
-        let first = !self.over && self.conn.is_given_up();
-        if first {
+        let given_up = self.conn.is_given_up();
+        if given_up && !self.over {
             self.judge::<()>(Err(Verdict::Ours(H2Abuse::Stall)));
         }
-        first
+        given_up && !self.told.heard.load(Ordering::Relaxed)
     }
 
     /// After a write or a flush: whether the socket took it.

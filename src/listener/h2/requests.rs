@@ -14,6 +14,7 @@ use std::{
 
 use tokio::{sync::Notify, task::coop::has_budget_remaining};
 
+use super::guard::ALL;
 use crate::{proxy::Cancel, runtime::deadlines::Deadlines, types::Reason};
 
 /// Wakes a connection's task, unless that is at work and will look itself.
@@ -216,7 +217,8 @@ impl Requests {
     }
 
     fn of(&self, streams: &[u32]) -> impl Iterator<Item = &Ends> {
-        self.served.iter().filter(|served| streams.contains(&served.stream)).map(|served| &*served.ends)
+        let all = streams.contains(&ALL);
+        self.served.iter().filter(move |served| all || streams.contains(&served.stream)).map(|served| &*served.ends)
     }
 
     /// Lets them come to their ends without their connection, in a task of their own.
