@@ -2,7 +2,7 @@
 //! (`tree`), the tree a model (`document` and its neighbours, by tables of keys), and whatever is wrong a [`Report`]
 //! with every problem in it.
 
-use std::path::Path;
+use std::{cell::Cell, path::Path};
 
 mod address;
 mod admin;
@@ -42,7 +42,7 @@ pub use decode::did_you_mean;
 pub use difference::{Difference, difference};
 pub use effective::effective;
 pub use place::{Place, place, place_in};
-pub use renewal::{RenewalError, renew_certificate, renew_client_auth};
+pub use renewal::{Renewed, RenewalError, renew_certificate, renew_client_auth};
 pub use report::{Format, Problem, Report, Severity, UnknownFormat};
 pub use schema::schema;
 pub use source::{Position, Span};
@@ -81,12 +81,13 @@ pub fn text(path: &Path) -> Result<String, Report> {
     let read = std::fs::File::open(path)
         .and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, LARGEST_FILE + 1), &mut bytes));
     if let Err(error) = read {
+        let passing = files::is_passing(&error);
         let help = match error.kind() {
             std::io::ErrorKind::NotFound => "name the file with -c",
             std::io::ErrorKind::PermissionDenied => "let the starting user read it",
             _ => "",
         };
-        return Err(refused(format!("cannot read the configuration: {}", reason(&error)), help));
+        return Err(Report { passing, ..refused(format!("cannot read the configuration: {}", reason(&error)), help) });
     }
     if bytes.len() as u64 > LARGEST_FILE {
         return Err(refused(format!("the configuration is larger than {} MiB", LARGEST_FILE >> 20), ""));
@@ -126,9 +127,10 @@ fn read(
     let mut problems = Vec::new();
     let root = tree::read(text, EMPTY_HELP, &mut problems);
     let mut decoder = decode::Decoder::new(file, env, problems);
-    decoder.files = files;
+    let files = files::Noting { files, passing: Cell::default() };
+    decoder.files = &files;
     let model = root.and_then(|root| document::decode(&mut decoder, &root));
-    let report = Report::new(file, text, decoder.problems);
+    let report = Report { passing: files.passing.get(), ..Report::new(file, text, decoder.problems) };
     match model {
         Some(model) if !report.has_errors() => Ok(Loaded { model, warnings: report }),
         _ => Err(report),
