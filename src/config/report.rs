@@ -126,6 +126,11 @@ impl Report {
         Self { problems, passing: false, file: file.to_owned(), text: text.into(), lines: Lines::of(text) }
     }
 
+    /// It is one of a file that could not be read just now, or not.
+    pub(super) fn passing(self, passing: bool) -> Self {
+        Self { passing, ..self }
+    }
+
     /// The file, as it was named.
     pub fn file(&self) -> &Path {
         &self.file

@@ -254,15 +254,17 @@ impl Certificates {
             let settled = watched.settle(passing);
             let name = watched.current.name.clone();
             match read {
-                Ok((certificate, _)) if same(&certificate, &watched.current) => {}
+                Ok((certificate, remarks)) if same(&certificate, &watched.current) => {
+                    // Of the files themselves, such as who may read the key.
+                    if settled == Settled::Changed {
+                        remarks.iter().for_each(|remark| self.remark(&format!("certificate {name}"), remark));
+                    }
+                }
                 Ok((certificate, remarks)) => {
                     remarks.iter().for_each(|remark| self.remark(&format!("certificate {name}"), remark));
-                    let lost: Vec<&str> = lost_names(&watched.current, &certificate).collect();
-                    let strict = served.iter().any(|tls| {
-                        let serving = tls.serving();
-                        serving.model.strict_sni && serving.model.certificates.iter().any(|used| used.name == name)
-                    });
-                    if strict && !lost.is_empty() {
+                    let mut lost: Vec<&str> = lost_names(&watched.current, &certificate).collect();
+                    lost.retain(|lost| served.iter().any(|tls| refuses(tls, &certificate, lost)));
+                    if !lost.is_empty() {
                         let remark =
                             format!("it is not for {} any more, and `strict_sni` refuses them", lost.join(", "));
                         self.remark(&format!("certificate {name}"), &remark);
@@ -461,6 +463,22 @@ pub fn same_clients(one: Option<&ClientAuth>, other: Option<&ClientAuth>) -> boo
 /// Names of the one that the other is not for.
 fn lost_names<'a>(old: &'a Certificate, new: &'a Certificate) -> impl Iterator<Item = &'a str> {
     old.names.iter().filter(|name| !new.names.contains(name)).map(String::as_str)
+}
+
+/// Whether a listener refuses a name now that one of its certificates is this one.
+fn refuses(tls: &Tls, new: &Certificate, name: &str) -> bool {
+    let serving = tls.serving();
+    let ListenerTls { certificates, strict_sni, .. } = &serving.model;
+    let others = certificates.iter().filter(|used| used.name != new.name).map(|used| &**used);
+    *strict_sni
+        && certificates.iter().any(|used| used.name == new.name)
+        && !others.chain([new]).any(|certificate| is_for(certificate, name))
+}
+
+/// By the name itself, or a wildcard in place of its first label.
+fn is_for(certificate: &Certificate, name: &str) -> bool {
+    let parent = name.find('.').and_then(|dot| name.get(dot..)).filter(|_| !name.starts_with('*'));
+    certificate.names.iter().any(|held| held == name || held.strip_prefix('*').is_some_and(|held| Some(held) == parent))
 }
 
 fn client_files(clients: &ClientAuth) -> (&PathBuf, Option<&PathBuf>) {

@@ -245,6 +245,25 @@ async fn what_a_start_would_warn_of_is_said_of_a_renewal_too() {
     renew(&ca.issue(&["a.test"]));
     fs::set_permissions(&key, fs::Permissions::from_mode(0o666)).expect("it is ours");
     proxy.logged("others than the owner may use the key file (mode 0666)").await;
+    // Without another certificate.
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o604)).expect("it is ours");
+    proxy.logged("others than the owner may use the key file (mode 0604)").await;
+}
+
+#[tokio::test]
+async fn a_name_that_another_certificate_has_is_not_lost() {
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let yaml = "
+        certificates: { main: <main>, other: <other> }
+        listeners: [{ address: <listen>, tls: { certificates: [main, other], strict_sni: true } }]";
+    let config = Config::before(&[&origin], yaml);
+    let main = ca.issue(&["a.test", "b.test", "x.c.test", "d.test"]).write(config.dir(), "main");
+    let other = ca.issue(&["b.test", "*.c.test"]).write(config.dir(), "other");
+    let proxy = config.put("main", main).put("other", other).start().await;
+    let new = ca.issue(&["a.test"]);
+    replace(&new, proxy.config.dir(), "key");
+    replace(&new, proxy.config.dir(), "pem");
+    proxy.logged("certificate main: it is not for d.test any more, and `strict_sni` refuses them").await;
 }
 
 /// An OCSP responder that says what it is given; nothing is 500.
