@@ -153,7 +153,7 @@ pub(super) enum Command {
         /// A header field, 'Name: value'; again for more
         #[arg(short = 'H', long = "header", value_name = "FIELD", value_parser = field)]
         headers: Vec<(String, String)>,
-        /// The client's address
+        /// The client's address; of one in `trusted_proxies` forwarding fields are believed
         #[arg(long, value_name = "IP")]
         from: Option<IpAddr>,
         #[command(flatten)]

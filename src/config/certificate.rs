@@ -174,6 +174,11 @@ pub(super) fn client_authorities(
     let lists = crl.map(|item| revocation_lists(d, item));
     let (authorities, lists) = (authorities?, lists.map_or(Some(None), |lists| lists.map(Some))?);
     or_say(d, ca, pem::client_authorities(&authorities.certificates, &[]))?;
+    if let Some(at) = authorities.certificates.iter().position(|authority| !pem::is_authority(authority)) {
+        let message = format!("certificate {} of this file is no authority's: it issues none for clients", at + 1);
+        let help = "give the certificate that theirs were signed by";
+        d.warn_at(ca.node.mark(), &ca.path, "not-an-authority", message, help);
+    }
     if let (Some(RevocationLists { lists, .. }), Some(item)) = (&lists, crl) {
         or_say(d, item, pem::client_authorities(&authorities.certificates, lists))?;
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    admin, certificate,
+    admin, believed, certificate,
     decode::{
         Decoder, Fields, Ignored::Boolean, Ignored::Count, Ignored::Scale, Item, Table, ignored, list, map, table,
         value,
@@ -114,11 +114,13 @@ pub(super) fn decode(d: &mut Decoder<'_>, root: &Node) -> Option<Model> {
         admin: admin::is_wanted(d, fields.get("admin").as_ref()),
     };
     let upstreams = upstream::decode(d, fields.get("upstreams"), &around);
-    let routes = routes(d, &fields, &upstream_names, listeners.as_deref());
     let trusted_proxies = fields.get("trusted_proxies").map_or(Some(Vec::new()), |item| {
         let items = d.one_or_more(&item, "a network or a list of networks");
         d.all(items, |d, item| d.network(item))
     });
+    // Where they are wrong, nothing is said of them a second time.
+    let trusts = trusted_proxies.as_ref().is_none_or(|networks| !networks.is_empty());
+    let routes = routes(d, &fields, &upstream_names, (listeners.as_deref(), trusts));
     let via = via(d, &fields);
     let access_log = access_log(d, &fields);
     let taken = admin::Taken {
@@ -220,12 +222,13 @@ fn routes(
     d: &mut Decoder<'_>,
     fields: &Fields<'_>,
     upstreams: &BTreeSet<Name>,
-    listeners: Option<&[super::model::Listener]>,
+    (listeners, trusts): (Option<&[super::model::Listener]>, bool),
 ) -> Option<Vec<Route>> {
     if let Some(item) = fields.get("routes") {
         let routes = route::decode(d, &item, upstreams);
         if let Some(routes) = &routes {
             reach::warn(d, routes);
+            believed::warn(d, routes, listeners, trusts);
         }
         if let (Some(routes), Some(upstreams)) = (&routes, fields.get("upstreams")) {
             warn_unused(d, &upstreams, routes.iter().map(|(_, route)| route));

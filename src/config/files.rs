@@ -2,6 +2,7 @@
 //! Nothing else that is read of a configuration comes from the system.
 
 use std::{
+    cell::Cell,
     fs::{self, File},
     io::{self, Read as _},
     os::unix::fs::PermissionsExt as _,
@@ -46,6 +47,52 @@ impl Files for System {
     }
 }
 
+/// Others' files, and whether one could not be read for what may pass (see [`is_passing`]).
+pub(super) struct Noting<'a> {
+    pub(super) files: &'a dyn Files,
+    pub(super) passing: Cell<bool>,
+}
+
+impl Noting<'_> {
+    fn note<T>(&self, read: io::Result<T>) -> io::Result<T> {
+        read.inspect_err(|error| self.passing.set(self.passing.get() || is_passing(error)))
+    }
+}
+
+impl Files for Noting<'_> {
+    fn is_folder(&self, path: &Path) -> io::Result<bool> {
+        self.note(self.files.is_folder(path))
+    }
+
+    fn mode(&self, path: &Path) -> u32 {
+        self.files.mode(path)
+    }
+
+    fn read(&self, path: &Path, largest: u64) -> io::Result<Vec<u8>> {
+        self.note(self.files.read(path, largest))
+    }
+}
+
+/// Whether a file that could not be read for this may be read a moment later though nobody touches it: no descriptor was left,
+/// or no memory, or a disk or network failed. What is not there, not to be read or no file is so until it changes.
+pub(super) fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        InvalidData, InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound, Other, PermissionDenied,
+    };
+    let lasting = [
+        InvalidData,
+        InvalidFilename,
+        InvalidInput,
+        IsADirectory,
+        NotADirectory,
+        NotFound,
+        // Our own words about it.
+        Other,
+        PermissionDenied,
+    ];
+    !lasting.contains(&error.kind())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +108,17 @@ mod tests {
         let made_up = Path::new("/proc/self/status");
         assert!(!made_up.exists() || System.read(made_up, 9).is_err());
         assert!(System.read(folder.path(), 9).is_err() && System.read(Path::new("/dev/zero"), 9).is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_lasts_and_what_is_wrong_with_reading_it_passes() {
+        for code in [libc::EMFILE, libc::ENFILE, libc::EIO, libc::ENOMEM, libc::ESTALE, libc::EINTR, libc::ETIMEDOUT] {
+            assert!(is_passing(&io::Error::from_raw_os_error(code)), "{code}");
+        }
+        for code in [libc::ENOENT, libc::EACCES, libc::EPERM, libc::EISDIR, libc::ENOTDIR, libc::ENAMETOOLONG] {
+            assert!(!is_passing(&io::Error::from_raw_os_error(code)), "{code}");
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(System.read(folder.path(), 9).is_err_and(|error| !is_passing(&error)));
     }
 }

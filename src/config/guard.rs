@@ -14,8 +14,8 @@ use super::{
 use crate::{
     policy::{
         access::Access,
-        forwarded::is_forwarding_field,
-        headers::HOP_BY_HOP,
+        forwarded::{CERTIFICATE_FIELDS, is_client_cert_field, is_forwarding_field},
+        headers::{HOP_BY_HOP, is_like},
         limit_key::LimitKey,
         password::{Users, parse_line},
         rate::Rate,
@@ -53,6 +53,7 @@ const FORWARD: Table = Table {
 
 /// Counts and bursts beyond this are no limits.
 const MOST: u32 = 1_000_000;
+const CERTIFICATE_HELP: &str = "write X-Client-Cert-Fingerprint or X-Client-Cert-Subject";
 const RATE_FORM: &str = "write a number from 1 to 1000000 and a time: 50/s, 100/m, 1000/h, 10/30s";
 /// Problems of one htpasswd file that are told one by one.
 const MOST_LINES_TOLD: usize = 10;
@@ -64,13 +65,30 @@ pub(super) fn guards(d: &mut Decoder<'_>, fields: &Fields<'_>) -> Option<Guards>
     let concurrency = optional(fields, "concurrency", |item| concurrency(d, &item));
     let basic_auth = optional(fields, "basic_auth", |item| basic_auth(d, &item));
     let forward_auth = optional(fields, "forward_auth", |item| forward_auth(d, &item));
-    Some(Guards {
+    let mut guards = Guards {
         access: access?,
         rate_limits: rate_limits?,
         concurrency: concurrency?,
         basic_auth: basic_auth?,
         forward_auth: forward_auth?,
-    })
+    };
+    let Guards { rate_limits, concurrency, basic_auth, forward_auth, .. } = &mut guards;
+    let keys = rate_limits.iter_mut().map(|limit| &mut limit.key);
+    for key in keys.chain(concurrency.as_mut().map(|limit| &mut limit.key)) {
+        identify(key, basic_auth.as_ref(), forward_auth.as_ref());
+    }
+    Some(guards)
+}
+
+/// A field that only a guard of the route says is counted by what that says, and never by what a client does.
+fn identify(key: &mut LimitKey, basic_auth: Option<&BasicAuth>, forward_auth: Option<&ForwardAuth>) {
+    let LimitKey::Header(name) = &*key else { return };
+    let mut told = forward_auth.iter().flat_map(|service| &service.copy_headers);
+    if let Some(told) = told.find(|told| is_like(name.as_str().as_bytes(), told.as_str().as_bytes())) {
+        *key = LimitKey::Told(told.clone());
+    } else if basic_auth.is_some() && *name == header::AUTHORIZATION {
+        *key = LimitKey::User;
+    }
 }
 
 /// Decodes `allow` and `deny`; `Some(None)` where neither is there.
@@ -153,6 +171,16 @@ fn key(d: &mut Decoder<'_>, fields: &Fields<'_>) -> Option<LimitKey> {
     match (fields.get("header"), fields.get("cookie")) {
         (Some(item), None) => {
             let name = d.header_name(&item)?;
+            if is_forwarding_field(&name) {
+                let message =
+                    format!("`{name}` is whatever a client says, so it could be another one with each request");
+                d.error(&item, "hearsay-key", message, "write `key: client_ip`, which goes by `trusted_proxies`");
+                return None;
+            }
+            if is_client_cert_field(&name) && !CERTIFICATE_FIELDS.contains(&name) {
+                d.error(&item, "hearsay-key", format!("nobody says `{name}`"), CERTIFICATE_HELP);
+                return None;
+            }
             Some(if name == header::HOST { LimitKey::Host } else { LimitKey::Header(name) })
         }
         (None, Some(item)) => {
@@ -199,6 +227,8 @@ fn users(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<(std::path::PathBuf, Se
         d.error(item, "bad-htpasswd", "the htpasswd file is not UTF-8 text", HELP);
         return None;
     };
+    // Some editors begin a file with it; it would be a part of the first user's name.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (mut lines, mut wrong): (Vec<(String, _)>, usize) = (Vec::new(), 0);
     let mut names = std::collections::BTreeMap::new();
     for (number, line) in text.lines().enumerate().map(|(at, line)| (at + 1, line.trim_end())) {
@@ -240,8 +270,23 @@ fn forward_auth(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<ForwardAuth> {
     let timeout = fields.get("timeout").map_or(Some(Duration::from_secs(2)), |item| d.duration(&item));
     let copy_headers = fields.get("copy_headers").map_or(Some(Vec::new()), |item| {
         let items = d.one_or_more(&item, "a field name or a list of field names");
+        let mut seen: Vec<HeaderName> = Vec::new();
         d.all(items, |d, item| {
             let name = d.header_name(item)?;
+            if name == "*" {
+                d.error(
+                    item,
+                    "bad-header-name",
+                    "`*` stands for no other fields",
+                    "name each that the backend is to get",
+                );
+                return None;
+            }
+            if seen.contains(&name) {
+                d.error(item, "duplicate-value", format!("`{name}` stands here twice"), "keep one of the two");
+                return None;
+            }
+            seen.push(name.clone());
             let own = || {
                 (HOP_BY_HOP.contains(&name) || is_forwarding_field(&name) || name == "x-request-id")
                     .then(|| (format!("`{name}` is the proxy's own business"), "take it out"))

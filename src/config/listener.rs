@@ -268,10 +268,23 @@ fn limits(d: &mut Decoder<'_>, item: Option<Item<'_>>) -> Option<ListenerLimits>
     };
     let max_header_size = size(d, "max_header_size", built_in.max_header_size, (1 << 10, 1 << 20));
     let max_uri_length = size(d, "max_uri_length", built_in.max_uri_length, (64, MAX_TARGET));
+    if let (Some(head), Some(uri), Some(item)) = (max_header_size, max_uri_length, fields.get("max_uri_length"))
+        && uri > head
+    {
+        let message =
+            format!("a head has {head} at most, so no target is as long as that: it is refused with 431 first");
+        let help = "make it smaller than `max_header_size`";
+        d.warn_at(item.node.mark(), &item.path, "no-effect", message, help);
+    }
     let max_headers = fields.get("max_headers").map_or(Some(built_in.max_headers), |item| d.count(&item, 1..=256));
     let max_body_size = off_or(d, fields.get("max_body_size"), built_in.max_body_size, |d, item| d.size(item));
-    let min_body_rate =
-        off_or(d, fields.get("min_body_rate"), built_in.min_body_rate, |d, item| size_within(d, item, (1, 1 << 30)));
+    let min_body_rate = match fields.get("min_body_rate") {
+        Some(item) if d.is_word(&item, "0") || d.is_word(&item, "0B") => {
+            d.error(&item, "out-of-range", format!("`{}` is no rate", item.node.shown()), "write `off` for none");
+            None
+        }
+        item => off_or(d, item, built_in.min_body_rate, |d, item| size_within(d, item, (1, 1 << 30))),
+    };
     let requests_per_connection = fields
         .get("requests_per_connection")
         .map_or(Some(built_in.requests_per_connection), |item| d.count(&item, 1..=MOST));

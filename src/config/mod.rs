@@ -2,10 +2,11 @@
 //! (`tree`), the tree a model (`document` and its neighbours, by tables of keys), and whatever is wrong a [`Report`]
 //! with every problem in it.
 
-use std::path::Path;
+use std::{cell::Cell, path::Path};
 
 mod address;
 mod admin;
+mod believed;
 mod certificate;
 mod decode;
 mod defaults;
@@ -42,7 +43,7 @@ pub use decode::did_you_mean;
 pub use difference::{Difference, difference};
 pub use effective::effective;
 pub use place::{Place, place, place_in};
-pub use renewal::{RenewalError, renew_certificate, renew_client_auth};
+pub use renewal::{RenewalError, Renewed, renew_certificate, renew_client_auth};
 pub use report::{Format, Problem, Report, Severity, UnknownFormat};
 pub use schema::schema;
 pub use source::{Position, Span};
@@ -81,12 +82,14 @@ pub fn text(path: &Path) -> Result<String, Report> {
     let read = std::fs::File::open(path)
         .and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, LARGEST_FILE + 1), &mut bytes));
     if let Err(error) = read {
+        let passing = files::is_passing(&error);
         let help = match error.kind() {
             std::io::ErrorKind::NotFound => "name the file with -c",
             std::io::ErrorKind::PermissionDenied => "let the starting user read it",
             _ => "",
         };
-        return Err(refused(format!("cannot read the configuration: {}", reason(&error)), help));
+        let report = refused(format!("cannot read the configuration: {}", reason(&error)), help);
+        return Err(report.passing(passing));
     }
     if bytes.len() as u64 > LARGEST_FILE {
         return Err(refused(format!("the configuration is larger than {} MiB", LARGEST_FILE >> 20), ""));
@@ -125,10 +128,11 @@ fn read(
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut problems = Vec::new();
     let root = tree::read(text, EMPTY_HELP, &mut problems);
+    let files = files::Noting { files, passing: Cell::default() };
     let mut decoder = decode::Decoder::new(file, env, problems);
-    decoder.files = files;
+    decoder.files = &files;
     let model = root.and_then(|root| document::decode(&mut decoder, &root));
-    let report = Report::new(file, text, decoder.problems);
+    let report = Report::new(file, text, decoder.problems).passing(files.passing.get());
     match model {
         Some(model) if !report.has_errors() => Ok(Loaded { model, warnings: report }),
         _ => Err(report),

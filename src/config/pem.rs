@@ -159,6 +159,12 @@ pub(super) fn lists_end(lists: &[CertificateRevocationListDer<'_>]) -> Option<AS
     lists.iter().filter_map(end).min()
 }
 
+/// Whether a certificate says that it is an authority's (RFC 5280 §4.2.1.9); one of an older version does not say.
+pub(super) fn is_authority(der: &CertificateDer<'_>) -> bool {
+    x509_parser::parse_x509_certificate(der)
+        .is_ok_and(|(_, certificate)| certificate.version != X509Version::V3 || certificate.is_ca())
+}
+
 /// Whether clients can be judged by these.
 pub(super) fn client_authorities(
     authorities: &[CertificateDer<'static>],

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     certificate::{self, now},
-    files::{Files as _, System},
+    files::{self, Files as _, System},
     model::{Certificate, ClientAuth, Ocsp, RevocationLists, TrustStore},
     pem::{self, Bad},
 };
@@ -20,6 +20,7 @@ use super::{
 pub struct RenewalError {
     file: PathBuf,
     what: String,
+    passing: bool,
 }
 
 impl RenewalError {
@@ -28,21 +29,37 @@ impl RenewalError {
         &self.file
     }
 
+    /// Whether it was the reading that failed, so that the same file may be of use a moment later.
+    pub fn is_passing(&self) -> bool {
+        self.passing
+    }
+
     fn io(file: &Path) -> impl Fn(io::Error) -> Self {
-        move |error| Self { file: file.to_owned(), what: super::reason(&error) }
+        move |error| Self { file: file.to_owned(), what: super::reason(&error), passing: files::is_passing(&error) }
     }
 
     fn bad(file: &Path) -> impl Fn(Bad) -> Self {
-        move |bad| Self { file: file.to_owned(), what: bad.message }
+        move |bad| Self { file: file.to_owned(), what: bad.message, passing: false }
     }
 }
 
-/// A certificate as its files are now, and what is odd about it.
+/// What was read of a certificate's files.
+#[derive(Debug)]
+pub struct Renewed {
+    /// The certificate.
+    pub certificate: Certificate,
+    /// What is odd about it.
+    pub remarks: Vec<String>,
+    /// Its OCSP response could not be read just now; see [`RenewalError::is_passing`].
+    pub without_ocsp: bool,
+}
+
+/// A certificate as its files are now.
 ///
 /// # Errors
 /// A file cannot be read, or they do not fit together.
-pub fn renew_certificate(old: &Certificate) -> Result<(Certificate, Vec<String>), RenewalError> {
-    let mut remarks = Vec::new();
+pub fn renew_certificate(old: &Certificate) -> Result<Renewed, RenewalError> {
+    let (mut remarks, mut without_ocsp) = (Vec::new(), false);
     let now = now();
     let Certificate { name, cert_path, key_path, ocsp, ocsp_fetch, .. } = old;
     let chain = pem::chain(&pem::read(cert_path).map_err(RenewalError::io(cert_path))?);
@@ -65,6 +82,7 @@ pub fn renew_certificate(old: &Certificate) -> Result<(Certificate, Vec<String>)
                 // The one before goes on as long as it holds.
                 return Err(error);
             }
+            without_ocsp = error.is_passing();
             remarks.push(format!("it is served without an OCSP response until there is one for it: {error}"));
             Ok(Ocsp { path: Some(path.clone()), der: Arc::default(), next_update: None })
         })
@@ -80,7 +98,7 @@ pub fn renew_certificate(old: &Certificate) -> Result<(Certificate, Vec<String>)
         ocsp: ocsp.transpose()?,
         ocsp_fetch: *ocsp_fetch,
     };
-    Ok((certificate, remarks))
+    Ok(Renewed { certificate, remarks, without_ocsp })
 }
 
 /// The authorities and lists for clients as their files are now, and what is odd about them.

@@ -109,6 +109,8 @@ fn bound(problems: &mut Vec<Problem>) {
 pub struct Report {
     /// The problems; empty where all is well.
     pub problems: Vec<Problem>,
+    /// Whether a file could not be read just now, so that the same configuration may be good a moment later.
+    pub passing: bool,
     file: PathBuf,
     text: Arc<str>,
     lines: Lines,
@@ -121,7 +123,12 @@ impl Report {
         let mut seen = std::collections::HashSet::new();
         problems.retain(|problem| seen.insert((problem.span, problem.code, problem.message.clone())));
         bound(&mut problems);
-        Self { problems, file: file.to_owned(), text: text.into(), lines: Lines::of(text) }
+        Self { problems, passing: false, file: file.to_owned(), text: text.into(), lines: Lines::of(text) }
+    }
+
+    /// It is one of a file that could not be read just now, or not.
+    pub(super) fn passing(self, passing: bool) -> Self {
+        Self { passing, ..self }
     }
 
     /// The file, as it was named.

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     policy::{
+        forwarded::{CERTIFICATE_FIELDS, is_client_cert_field, is_forged_field},
         headers::{HeaderEdits, valid_host},
         path::{self, SentPath},
         route::{HostPattern, PathPattern, RouteMatch},
@@ -239,7 +240,16 @@ fn matched_fields(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<Vec<(HeaderNam
         let message = "a host has many spellings, and HTTP/2 another field for it";
         d.error_at(named.span, &named.item.path, "host-as-header", message, "write it as `host` of this match");
     }
-    header_map(d, item).filter(|fields| fields.iter().all(|(name, _)| *name != header::HOST))
+    let fields = header_map(d, item)?;
+    let nobodys =
+        |name: &HeaderName| is_forged_field(name) || (is_client_cert_field(name) && !CERTIFICATE_FIELDS.contains(name));
+    let mut complete = true;
+    for (name, _) in fields.iter().filter(|(name, _)| nobodys(name)) {
+        let message = format!("`{name}` is taken out of every request, so this route would never match");
+        d.error(item, "never-said", message, "write the name with `-`, or take it out");
+        complete = false;
+    }
+    (complete && fields.iter().all(|(name, _)| *name != header::HOST)).then_some(fields)
 }
 
 fn action(d: &mut Decoder<'_>, fields: &Fields<'_>, upstreams: &BTreeSet<Name>) -> Option<RouteAction> {

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     config::{
+        RenewalError,
         model::{Certificate, ClientAuth, ListenerTls},
         renew_certificate, renew_client_auth,
     },
@@ -70,6 +71,8 @@ struct Watched<T> {
     certain: bool,
     /// Other than what was read, in the last look.
     other: Option<Stamps>,
+    /// They could not be read just now, and are read at the next look whether they change or not.
+    again: bool,
     /// The last OCSP response was sent along; `None` before the first look.
     stapled: Option<bool>,
 }
@@ -96,15 +99,16 @@ impl Stamp {
 impl<T> Watched<T> {
     fn new(current: T, files: Vec<PathBuf>) -> Self {
         let read = stamps(&files);
-        Self { current, files, read, certain: false, other: None, stapled: None }
+        Self { current, files, read, certain: false, other: None, again: false, stapled: None }
     }
 
-    /// Whether the files are to be read now: they are other than they were, and have been so for one look.
+    /// Whether the files are to be read now: they are other than they were, and have been so for one look. Or they could not be
+    /// read at the last one.
     fn look(&mut self) -> bool {
         let stamps = stamps(&self.files);
         if self.certain && self.read == stamps {
             self.other = None;
-            return false;
+            return self.again;
         }
         if self.other.as_ref() == Some(&stamps) {
             return true;
@@ -113,17 +117,29 @@ impl<T> Watched<T> {
         false
     }
 
-    /// The files are read, well or not, and not again before they change. Returns whether they had changed.
-    fn settle(&mut self) -> bool {
+    /// The files are read, well or not, and not again before they change, unless the reading itself failed (`passing`).
+    fn settle(&mut self, passing: bool) -> Settled {
         self.certain = true;
-        let Some(stamps) = self.other.take() else { return false };
+        let again = std::mem::replace(&mut self.again, passing);
+        let Some(stamps) = self.other.take() else { return if again { Settled::Again } else { Settled::AsBefore } };
         let before = std::mem::replace(&mut self.read, stamps);
-        before != self.read
+        if before == self.read { Settled::AsBefore } else { Settled::Changed }
     }
 
     fn is_settled(&self) -> bool {
         self.certain && self.other.is_none()
     }
+}
+
+/// Why files were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settled {
+    /// They could not be the last time, and have not changed since.
+    Again,
+    /// For certainty, at the first look.
+    AsBefore,
+    /// They have changed.
+    Changed,
 }
 
 fn stamps(files: &[PathBuf]) -> Stamps {
@@ -230,19 +246,25 @@ impl Certificates {
     ) {
         if watched.look() {
             let read = renew_certificate(&watched.current);
-            let read = read.map(|(read, remarks)| (stapling.filled(&Arc::new(read)), remarks));
-            let changed = watched.settle();
+            let passing = match &read {
+                Ok(read) => read.without_ocsp,
+                Err(error) => error.is_passing(),
+            };
+            let read = read.map(|read| (stapling.filled(&Arc::new(read.certificate)), read.remarks));
+            let settled = watched.settle(passing);
             let name = watched.current.name.clone();
             match read {
-                Ok((certificate, _)) if same(&certificate, &watched.current) => {}
+                Ok((certificate, remarks)) if same(&certificate, &watched.current) => {
+                    // Of the files themselves, such as who may read the key.
+                    if settled == Settled::Changed {
+                        remarks.iter().for_each(|remark| self.remark(&format!("certificate {name}"), remark));
+                    }
+                }
                 Ok((certificate, remarks)) => {
                     remarks.iter().for_each(|remark| self.remark(&format!("certificate {name}"), remark));
-                    let lost: Vec<&str> = lost_names(&watched.current, &certificate).collect();
-                    let strict = served.iter().any(|tls| {
-                        let serving = tls.serving();
-                        serving.model.strict_sni && serving.model.certificates.iter().any(|used| used.name == name)
-                    });
-                    if strict && !lost.is_empty() {
+                    let mut lost: Vec<&str> = lost_names(&watched.current, &certificate).collect();
+                    lost.retain(|lost| served.iter().any(|tls| refuses(tls, &certificate, lost)));
+                    if !lost.is_empty() {
                         let remark =
                             format!("it is not for {} any more, and `strict_sni` refuses them", lost.join(", "));
                         self.remark(&format!("certificate {name}"), &remark);
@@ -251,7 +273,7 @@ impl Certificates {
                     self.handle(&watched.current).not_after.set(watched.current.not_after);
                     fresh.push(name.to_string());
                 }
-                Err(error) => self.failed(name.as_str(), &error.to_string(), changed),
+                Err(error) => self.failed(name.as_str(), &error, settled),
             }
         }
         if watched.current.ocsp.is_none() && !watched.current.ocsp_fetch {
@@ -274,7 +296,7 @@ impl Certificates {
             return;
         }
         let read = renew_client_auth(&watched.current);
-        let changed = watched.settle();
+        let settled = watched.settle(read.as_ref().is_err_and(RenewalError::is_passing));
         match read {
             Ok((clients, remark)) => {
                 let before = std::mem::replace(&mut watched.current, clients);
@@ -292,7 +314,7 @@ impl Certificates {
                     self.tell_next_update(&watched.current);
                 }
             }
-            Err(error) => self.failed(&error.file().display().to_string(), &error.to_string(), changed),
+            Err(error) => self.failed(&error.file().display().to_string(), &error, settled),
         }
     }
 
@@ -380,15 +402,21 @@ impl Certificates {
         self.tell("certificate.reloaded", name.to_owned(), String::new());
     }
 
-    fn failed(&self, name: &str, why: &str, changed: bool) {
-        if !changed {
+    fn failed(&self, name: &str, why: &RenewalError, settled: Settled) {
+        let more = if why.is_passing() { "; it is read again each second" } else { "" };
+        match settled {
+            // It was said.
+            Settled::Again if why.is_passing() => return,
             // A key that only root may read is like that once `user:` holds.
-            log::warn!("certificate {name} cannot be read again, and so will not be renewed by itself: {why}");
-            return;
+            Settled::AsBefore if !why.is_passing() => {
+                log::warn!("certificate {name} cannot be read again, and so will not be renewed by itself: {why}");
+                return;
+            }
+            _ => {}
         }
         self.metrics.certificate_reload_failures.increment();
-        log::error!("certificate {name} stays as it was: {why}");
-        self.tell("certificate.failed", format!("{name}: stays as it was"), why.to_owned());
+        log::error!("certificate {name} stays as it was: {why}{more}");
+        self.tell("certificate.failed", format!("{name}: stays as it was"), format!("{why}{more}"));
     }
 
     /// What a start would warn of.
@@ -435,6 +463,22 @@ pub fn same_clients(one: Option<&ClientAuth>, other: Option<&ClientAuth>) -> boo
 /// Names of the one that the other is not for.
 fn lost_names<'a>(old: &'a Certificate, new: &'a Certificate) -> impl Iterator<Item = &'a str> {
     old.names.iter().filter(|name| !new.names.contains(name)).map(String::as_str)
+}
+
+/// Whether a listener refuses a name now that one of its certificates is this one.
+fn refuses(tls: &Tls, new: &Certificate, name: &str) -> bool {
+    let serving = tls.serving();
+    let ListenerTls { certificates, strict_sni, .. } = &serving.model;
+    let others = certificates.iter().filter(|used| used.name != new.name).map(|used| &**used);
+    *strict_sni
+        && certificates.iter().any(|used| used.name == new.name)
+        && !others.chain([new]).any(|certificate| is_for(certificate, name))
+}
+
+/// By the name itself, or a wildcard in place of its first label.
+fn is_for(certificate: &Certificate, name: &str) -> bool {
+    let parent = name.find('.').and_then(|dot| name.get(dot..)).filter(|_| !name.starts_with('*'));
+    certificate.names.iter().any(|held| held == name || held.strip_prefix('*').is_some_and(|held| Some(held) == parent))
 }
 
 fn client_files(clients: &ClientAuth) -> (&PathBuf, Option<&PathBuf>) {

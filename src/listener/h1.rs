@@ -278,7 +278,7 @@ fn exchange<'a>(
         // The bytes are the request's alone then, and are freed with it.
         *conn.ahead() = bytes::BytesMut::new();
     }
-    let proxy = current.for_head(&bytes[..length], start.seed);
+    let proxy = current.for_head(&bytes[..length], &start);
     let mut session = ServerSession::new_http1(conn);
     session.set_pipelined_prefix(bytes);
     session.set_connection_user_context(Some(Box::new(start)));

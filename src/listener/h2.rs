@@ -382,7 +382,7 @@ async fn by_pingora(
     let (info, current, began) = (start.info.clone(), start.current.clone(), start.began);
     // For a request that will not come to its own line in the log.
     let known = head.clone();
-    let proxy = current.for_request(&head, start.seed);
+    let proxy = current.for_request(&head, &start);
     head.extensions.insert(start);
     let session = ServerSession::new_custom(Box::new(StreamSession::new(head.into(), upload, respond)));
     let served = proxy.process_new_http(session, endpoint.place().last(&post.draining));

@@ -23,6 +23,9 @@ pub const X_CLIENT_CERT_FINGERPRINT: HeaderName = HeaderName::from_static("x-cli
 pub const X_CLIENT_CERT_SUBJECT: HeaderName = HeaderName::from_static("x-client-cert-subject");
 /// `X-Client-Cert-Verify`
 pub const X_CLIENT_CERT_VERIFY: HeaderName = HeaderName::from_static("x-client-cert-verify");
+/// What backends are told of a client's certificate.
+pub const CERTIFICATE_FIELDS: [HeaderName; 3] =
+    [X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY];
 /// `X-Forwarded-For`
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// `X-Forwarded-Host`

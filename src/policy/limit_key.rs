@@ -2,7 +2,7 @@
 //! outside can choose keys that meet in one place. A successor goes on with a process's seed and counts, so what is
 //! hashed is spelled out byte by byte, and does not change between releases.
 
-use std::{hash::Hasher as _, net::IpAddr};
+use std::{borrow::Cow, hash::Hasher as _, net::IpAddr};
 
 use http::{HeaderName, header};
 use siphasher::sip::SipHasher13;
@@ -10,6 +10,7 @@ use siphasher::sip::SipHasher13;
 use super::{
     fields::Fields,
     headers::is_like,
+    password::Credentials,
     route::{LONGEST_HOST, canonical_host},
 };
 
@@ -58,7 +59,7 @@ pub struct Asker<'a, F> {
     pub client: Option<IpAddr>,
     /// `Host` or `:authority` as sent.
     pub host: Option<&'a str>,
-    /// The fields.
+    /// The fields, as far as they are believed; see [`super::believed`].
     pub fields: &'a F,
 }
 
@@ -73,14 +74,18 @@ pub enum LimitKey {
     /// The client's address; of IPv6 the first 64 bits, which one customer has at least. All clients of unix sockets are
     /// one.
     ClientIp,
-    /// The value of a cookie; all requests without it are one.
+    /// The value of a cookie as frameworks decode it, see [`cookie_value`]; all requests without it are one.
     Cookie(String),
-    /// The value of a field; all requests without it are one.
+    /// The value of a field; all requests without it are one. Of `Authorization` neither the scheme's case nor blanks matter.
     Header(HeaderName),
     /// The host as routes match it, whatever protocol says it; all requests without one, or with none that can be, are one.
     Host,
     /// All requests of the route.
     Route,
+    /// What the authentication service says in this field; all requests of which it says nothing there are one.
+    Told(HeaderName),
+    /// The user whose password was verified.
+    User,
 }
 
 impl LimitKey {
@@ -89,9 +94,14 @@ impl LimitKey {
         match self {
             Self::ClientIp => "client_ip",
             Self::Cookie(_) => "cookie",
-            Self::Header(_) | Self::Host => "header",
+            Self::Header(_) | Self::Host | Self::Told(_) | Self::User => "header",
             Self::Route => "route",
         }
+    }
+
+    /// Whether it is known only when the request has been let in.
+    pub fn is_identity(&self) -> bool {
+        matches!(self, Self::Told(_) | Self::User)
     }
 
     /// The number of a request's key.
@@ -101,7 +111,14 @@ impl LimitKey {
     pub fn of(&self, asker: &Asker<'_, impl Fields>, seed: &Seed) -> Result<u64, TwoKeys> {
         Ok(match self {
             Self::ClientIp => of_client(asker.client, seed),
-            Self::Cookie(name) => seed.hash(cookie(asker.fields, name.as_bytes())?),
+            Self::Cookie(name) => seed.hash(cookie(asker.fields, name.as_bytes())?.as_deref()),
+            Self::Header(name) if *name == header::AUTHORIZATION => {
+                let mut scheme = [0; LONGEST_SCHEME];
+                match field(asker.fields, name)? {
+                    Some(value) => seed.hash(authorization(value, &mut scheme)),
+                    None => seed.hash([]),
+                }
+            }
             Self::Header(name) => seed.hash(field(asker.fields, name)?),
             Self::Host => {
                 let mut buffer = [0; LONGEST_HOST];
@@ -109,6 +126,8 @@ impl LimitKey {
                 seed.hash(host.filter(|host| !host.is_empty()).map(str::as_bytes))
             }
             Self::Route => 1,
+            Self::Told(name) => seed.hash(asker.fields.all(name)),
+            Self::User => seed.hash(Credentials::of(asker.fields).as_ref().map(Credentials::user)),
         })
     }
 }
@@ -129,22 +148,87 @@ fn field<'h>(fields: &'h impl Fields, name: &'h HeaderName) -> Result<Option<&'h
     if alike.any(|(_, other)| Some(other) != value) { Err(TwoKeys) } else { Ok(value) }
 }
 
-/// The value of the cookies of that name (RFC 6265 §5.4), without quotes around it.
-fn cookie<'h>(headers: &'h impl Fields, name: &[u8]) -> Result<Option<&'h [u8]>, TwoKeys> {
+/// Longer names of schemes are nobody's.
+const LONGEST_SCHEME: usize = 32;
+
+/// Scheme, in lower case, and credentials (RFC 9110 §11.4): case, blanks and padding make no other client.
+fn authorization<'v>(value: &'v [u8], lower: &'v mut [u8; LONGEST_SCHEME]) -> [&'v [u8]; 2] {
+    let value = value.trim_ascii();
+    let end = value.iter().position(u8::is_ascii_whitespace).unwrap_or(value.len());
+    let (scheme, rest) = value.split_at(end);
+    let padding = rest.iter().rev().take_while(|byte| **byte == b'=').count();
+    let rest = rest.get(..rest.len() - padding).unwrap_or_default().trim_ascii();
+    match lower.get_mut(..scheme.len()) {
+        Some(lower) => {
+            lower.copy_from_slice(scheme);
+            lower.make_ascii_lowercase();
+            [lower, rest]
+        }
+        None => [scheme, rest],
+    }
+}
+
+/// The value of the cookies of that name (RFC 6265 §5.4).
+fn cookie<'h>(headers: &'h impl Fields, name: &[u8]) -> Result<Option<Cow<'h, [u8]>>, TwoKeys> {
     let lines = headers.all(&header::COOKIE);
     let pairs = lines.flat_map(|line| line.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
-    let mut values = pairs
-        .filter_map(|pair| {
-            let at = pair.iter().position(|byte| *byte == b'=')?;
-            let (found, value) = (pair.get(..at)?, pair.get(at + 1..)?);
-            (found.trim_ascii_end() == name).then(|| value.trim_ascii_start())
-        })
-        .map(|value| match value {
-            [b'"', inner @ .., b'"'] => inner,
-            plain => plain,
-        });
+    let mut values = pairs.filter_map(|pair| {
+        let at = pair.iter().position(|byte| *byte == b'=')?;
+        let (found, value) = (pair.get(..at)?, pair.get(at + 1..)?);
+        (found.trim_ascii_end() == name).then(|| cookie_value(value.trim_ascii_start()))
+    });
     let value = values.next();
-    if values.any(|other| Some(other) != value) { Err(TwoKeys) } else { Ok(value) }
+    if values.any(|other| Some(&other) != value.as_ref()) { Err(TwoKeys) } else { Ok(value) }
+}
+
+/// A cookie's value without what frameworks undo, whichever of it they do: quotes with escapes in them, percent-encoding, `+` for
+/// a blank. So that nobody buys a fresh budget by another spelling; who does not undo it counts two values as one.
+pub fn cookie_value(value: &[u8]) -> Cow<'_, [u8]> {
+    let (inner, quoted) = match value {
+        [b'"', inner @ .., b'"'] => (inner, true),
+        plain => (plain, false),
+    };
+    if !inner.iter().any(|byte| matches!(byte, b'%' | b'+') || (quoted && *byte == b'\\')) {
+        return Cow::Borrowed(inner);
+    }
+    let inner = if quoted { unescaped(inner) } else { Cow::Borrowed(inner) };
+    let (mut out, mut rest) = (Vec::with_capacity(inner.len()), &*inner);
+    while let [first, after @ ..] = rest {
+        let (byte, after) = match (first, after) {
+            (b'%', [high, low, after @ ..]) => match (hex(*high), hex(*low)) {
+                (Some(high), Some(low)) => ((high << 4) | low, after),
+                _ => (*first, rest.get(1..).unwrap_or_default()),
+            },
+            _ => (*first, after),
+        };
+        out.push(if byte == b'+' { b' ' } else { byte });
+        rest = after;
+    }
+    Cow::Owned(out)
+}
+
+/// Escapes of a quoted string: a sign, or three octal digits.
+fn unescaped(quoted: &[u8]) -> Cow<'_, [u8]> {
+    let octal = |digit: u8| matches!(digit, b'0'..=b'7').then(|| u32::from(digit - b'0'));
+    let (mut out, mut rest) = (Vec::with_capacity(quoted.len()), quoted);
+    while let [first, after @ ..] = rest {
+        let number = match after {
+            [a, b, c, ..] => octal(*a).zip(octal(*b)).zip(octal(*c)).map(|((a, b), c)| (a << 6) | (b << 3) | c),
+            _ => None,
+        };
+        let (byte, taken) = match (first, after, number.and_then(|number| u8::try_from(number).ok())) {
+            (b'\\', _, Some(byte)) => (byte, 4),
+            (b'\\', [escaped, ..], None) => (*escaped, 2),
+            _ => (*first, 1),
+        };
+        out.push(byte);
+        rest = rest.get(taken..).unwrap_or_default();
+    }
+    Cow::Owned(out)
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
 #[cfg(test)]
@@ -192,6 +276,40 @@ mod tests {
         assert_eq!(of(&[("cookie", "id=1")]), of(&[("cookie", "a=b"), ("cookie", " c=d;id=\"1\" ")]));
         assert_ne!(of(&[("cookie", "id=1")]), of(&[("cookie", "id=2")]));
         assert_eq!(of(&[("cookie", "xid=1; idx=2; id")]), of(&[]));
+    }
+
+    #[test]
+    fn another_spelling_of_a_cookie_is_no_other_key() {
+        let cookie = LimitKey::Cookie("sid".to_owned());
+        let of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("cookie", format!("sid={value}").parse().expect("a value"));
+            cookie.of(&Asker { client: None, host: None, fields: &headers }, &Seed::new([7; 16])).expect("one value")
+        };
+        for spelled in ["%5A", "%5a", "\"Z\"", "\"%5A\"", "\"\\Z\"", "\"\\132\""] {
+            assert_eq!(of(spelled), of("Z"), "{spelled}");
+        }
+        for spelled in ["a%2Bb", "a b", "a%20b", "a%2bb"] {
+            assert_eq!(of(spelled), of("a+b"), "{spelled}");
+        }
+        for (one, other) in [("%", ""), ("%5", "5"), ("%zz", "zz"), ("%255A", "Z"), ("\\132", "Z"), ("z", "Z")] {
+            assert_ne!(of(one), of(other), "{one}");
+        }
+        assert_eq!(cookie_value(b"\"\\777\\\""), &b"777\\"[..], "no byte, and nothing behind the last");
+    }
+
+    #[test]
+    fn another_spelling_of_credentials_is_no_other_key() {
+        let field = LimitKey::Header(header::AUTHORIZATION);
+        let of = |value: &'static str| of(&field, &[("authorization", value)]).expect("one value");
+        for spelled in ["basic Ym9i", "BASIC Ym9i", "Basic   Ym9i", "Basic Ym9i==", "Basic Ym9i "] {
+            assert_eq!(of(spelled), of("Basic Ym9i"), "{spelled}");
+        }
+        assert_ne!(of("Basic Ym9i"), of("Basic ym9i"));
+        assert_ne!(of("Bearer Ym9i"), of("Basic Ym9i"));
+        let user = |value: &'static str| self::of(&LimitKey::User, &[("authorization", value)]).expect("one value");
+        assert_eq!(user("Basic Ym9iOnB3"), user("bAsIc  Ym9iOm5v"), "bob's, with two passwords");
+        assert_ne!(user("Basic Ym9iOnB3"), user("Basic YWw6cHc="));
     }
 
     #[test]

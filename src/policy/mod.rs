@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod balance;
+pub mod believed;
 pub mod budget;
 pub mod concurrency;
 pub mod fields;

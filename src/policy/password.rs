@@ -204,7 +204,8 @@ impl Credentials {
         Some(Self { pair, colon })
     }
 
-    fn user(&self) -> &[u8] {
+    /// The user's name.
+    pub fn user(&self) -> &[u8] {
         self.pair.get(..self.colon).unwrap_or_default()
     }
 
@@ -222,9 +223,12 @@ impl std::fmt::Debug for Credentials {
 /// What stands for credentials in the cache: a keyed hash, of which neither user nor password can be found.
 pub type Tag = [u8; 32];
 
-/// How long a verification holds.
-pub const VERDICT_LIFE: Duration = Duration::from_secs(60);
-/// Verdicts of each kind that are kept; each takes about 100 bytes.
+/// How long bad credentials are known as such.
+pub const BAD_LIFE: Duration = Duration::from_secs(60);
+/// How long good ones are, since they were last used. A reload that finds another file forgets them at once, so time adds nothing to
+/// what they prove; who is known waits for nobody who guesses.
+pub const GOOD_LIFE: Duration = Duration::from_secs(12 * 3600);
+/// Verdicts of each kind that are kept; each takes about 130 bytes.
 const MOST_VERDICTS: usize = 8192;
 
 /// What was verified lately. Good and bad credentials are kept apart, so that guessing pushes nobody out.
@@ -234,11 +238,12 @@ pub struct Verdicts {
     bad: Kept,
 }
 
-/// Tags with the time until which they hold, which is in the order in which they came.
+/// Tags with the time until which they hold, and that time in the order in which they came, or were found in use when it was their turn
+/// to go (the CLOCK algorithm; a look-up costs no more for it).
 #[derive(Default)]
 struct Kept {
     until: HashMap<Tag, Instant>,
-    order: VecDeque<Tag>,
+    order: VecDeque<(Tag, Instant)>,
 }
 
 impl Verdicts {
@@ -256,28 +261,39 @@ impl Verdicts {
         out
     }
 
-    /// What is known of a tag at `now`.
-    pub fn get(&self, tag: &Tag, now: Instant) -> Option<bool> {
-        let holds = |kept: &Kept| kept.until.get(tag).is_some_and(|until| now < *until);
-        if holds(&self.good) {
+    /// What is known of a tag at `now`. What is good holds longer for having been asked.
+    pub fn get(&mut self, tag: &Tag, now: Instant) -> Option<bool> {
+        if let Some(until) = self.good.until.get_mut(tag).filter(|until| now < **until) {
+            *until = now + GOOD_LIFE;
             return Some(true);
         }
-        holds(&self.bad).then_some(false)
+        self.bad.until.get(tag).is_some_and(|until| now < *until).then_some(false)
     }
 
     /// Keeps what was found out at `now`.
     pub fn put(&mut self, tag: Tag, good: bool, now: Instant) {
-        let kept = if good { &mut self.good } else { &mut self.bad };
-        while kept.order.len() >= MOST_VERDICTS
-            || kept.order.front().is_some_and(|first| kept.until.get(first).is_none_or(|until| *until <= now))
-        {
-            let Some(first) = kept.order.pop_front() else { break };
-            kept.until.remove(&first);
+        let (kept, life) = if good { (&mut self.good, GOOD_LIFE) } else { (&mut self.bad, BAD_LIFE) };
+        kept.make_room(now);
+        // One that still holds keeps its place in the order.
+        if kept.until.insert(tag, now + life).is_none() {
+            kept.order.push_back((tag, now + life));
         }
-        // One that still holds keeps its time, and its place in the order.
-        if let std::collections::hash_map::Entry::Vacant(entry) = kept.until.entry(tag) {
-            entry.insert(now + VERDICT_LIFE);
-            kept.order.push_back(tag);
+    }
+}
+
+impl Kept {
+    /// Takes out what holds no more, and while it is full the first that has not been used since it was last looked at here.
+    fn make_room(&mut self, now: Instant) {
+        while let Some((tag, seen)) = self.order.front().copied() {
+            if self.order.len() < MOST_VERDICTS && now < seen {
+                break;
+            }
+            self.order.pop_front();
+            match self.until.get(&tag).copied() {
+                // Used since.
+                Some(until) if until > seen && now < until => self.order.push_back((tag, until)),
+                _ => drop(self.until.remove(&tag)),
+            }
         }
     }
 }

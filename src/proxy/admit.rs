@@ -20,11 +20,13 @@ use super::{
 use crate::{
     config::model::Engine,
     policy::{
+        believed::Believed,
         fields::Fields,
         forwarded::{ClientIdentity, is_client_cert_field},
         framing::length,
         headers::{RequestId, is_websocket, same_host, valid_host, valid_request_id},
         path::{Ambiguous, canonical, is_uri_path, split_target},
+        rewrite::ClientCert,
         route::{RequestView, without_port},
     },
     runtime::snapshot::{Action, Snapshot, choose},
@@ -130,7 +132,7 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
         return Ok(reject::answer(session, ctx, Reason::Internal).await > 0);
     };
     let request = session.req_header();
-    let decided = target(request).and_then(|target| decide(&current, &session.request(), target));
+    let decided = target(request).and_then(|target| decide(&current, ctx.info(), &session.request(), target));
     let (index, target) = match decided {
         Ok(Some(decided)) => decided,
         Ok(None) => return refuse(session, ctx, Reason::NoRoute, None).await,
@@ -277,12 +279,17 @@ fn list_size(request: &Parts) -> u64 {
 /// The position of a request's route, and what its backend is asked for where that is not the target as it came.
 pub(super) fn decide(
     snapshot: &Snapshot,
+    info: Option<&ConnInfo>,
     request: &Client<'_, impl Fields>,
     target: &str,
 ) -> Result<Option<(usize, Option<PathAndQuery>)>, Ambiguous> {
     let (path, query) = split_target(request.method, target);
-    let host = request.host.unwrap_or_default();
-    let found = snapshot.find(&RequestView { host, path, method: request.method, headers: request.fields })?;
+    let (host, method) = (request.host.unwrap_or_default(), request.method);
+    let believed = snapshot.asks_doubtful().then(|| believed(info, is_trusted(snapshot, info), request.fields));
+    let found = match &believed {
+        Some(headers) => snapshot.find(&RequestView { host, path, method, headers })?,
+        None => snapshot.find(&RequestView { host, path, method, headers: request.fields })?,
+    };
     let Some(index) = found.route else { return Ok(None) };
     let Action::Proxy { path: how, strip_prefix, .. } = &snapshot.route(index).action else {
         return Ok(Some((index, None)));
@@ -294,6 +301,17 @@ pub(super) fn decide(
     let sent = Bytes::from([sent, query].concat());
     let sent = PathAndQuery::from_maybe_shared(sent).map_err(|_| Ambiguous)?;
     Ok(Some((index, Some(sent))))
+}
+
+/// Whether what the peer says of hops before it is believed.
+pub(super) fn is_trusted(snapshot: &Snapshot, info: Option<&ConnInfo>) -> bool {
+    info.and_then(ConnInfo::author).is_some_and(|author| snapshot.trusted().contains(author))
+}
+
+/// The fields of a request as far as they are believed of its client, before anybody else was asked about it.
+pub(super) fn believed<'a, F>(info: Option<&'a ConnInfo>, peer_trusted: bool, sent: &'a F) -> Believed<'a, F> {
+    let certificate = info.map_or(ClientCert::NotAsked, |info| info.verified().told());
+    Believed { sent, peer_trusted, certificate, told: &[], identity: &[] }
 }
 
 /// The target as it came.

@@ -3,7 +3,7 @@
 use http::HeaderValue;
 use rustls::ProtocolVersion;
 
-use crate::config::model::Alpn;
+use crate::{config::model::Alpn, policy::rewrite::ClientCert};
 
 /// What is known of a client's TLS session.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,17 @@ pub enum Verified {
     NotAsked,
     /// It showed a good one.
     Success(Box<ClientCertificate>),
+}
+
+impl Verified {
+    /// What is said of it, to backends and to who decides by it.
+    pub(super) fn told(&self) -> ClientCert<'_> {
+        match self {
+            Self::None => ClientCert::None,
+            Self::NotAsked => ClientCert::NotAsked,
+            Self::Success(shown) => ClientCert::Success { subject: &shown.subject, fingerprint: &shown.fingerprint },
+        }
+    }
 }
 
 /// What backends are told of a client's certificate.

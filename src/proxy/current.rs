@@ -6,7 +6,7 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 use pingora_proxy::HttpProxy;
 
-use super::{App, profile::Proxies};
+use super::{App, ctx::RequestStart, profile::Proxies};
 use crate::{config::model::LogFormat, runtime::snapshot::Snapshot, telemetry::log_writer::LogHandle};
 
 /// A worker's own handle of what runs: counting its uses touches no other worker's memory.
@@ -55,13 +55,13 @@ impl Current {
     }
 
     /// The proxy for an HTTP/1 request with this head, which the front has parsed before.
-    pub fn for_head(&self, head: &[u8], seed: u64) -> &Arc<HttpProxy<App>> {
-        self.proxies.for_head(&self.snapshot, head, seed)
+    pub fn for_head(&self, head: &[u8], start: &RequestStart) -> &Arc<HttpProxy<App>> {
+        self.proxies.for_head(&self.snapshot, head, start)
     }
 
     /// The proxy for an HTTP/2 request.
-    pub fn for_request(&self, request: &http::request::Parts, seed: u64) -> &Arc<HttpProxy<App>> {
-        self.proxies.for_request(&self.snapshot, request, seed)
+    pub fn for_request(&self, request: &http::request::Parts, start: &RequestStart) -> &Arc<HttpProxy<App>> {
+        self.proxies.for_request(&self.snapshot, request, start)
     }
 }
 

@@ -9,7 +9,6 @@ use pingora_proxy::Session;
 
 use super::{
     admit,
-    client::Verified,
     ctx::{ConnInfo, RequestCtx},
     downstream::Downstream as _,
     grpc_web, guard,
@@ -99,13 +98,7 @@ impl<'a, F: Fields> Client<'a, F> {
             drop_authorization: told.drop_authorization,
             told: told.names,
             identity: told.identity,
-            certificate: match info.map(ConnInfo::verified) {
-                None | Some(Verified::NotAsked) => ClientCert::NotAsked,
-                Some(Verified::None) => ClientCert::None,
-                Some(Verified::Success(shown)) => {
-                    ClientCert::Success { subject: &shown.subject, fingerprint: &shown.fingerprint }
-                }
-            },
+            certificate: info.map_or(ClientCert::NotAsked, |info| info.verified().told()),
             via: ctx.current().and_then(|current| current.via(self.version)),
             request_id: ctx.request_id.as_ref().map(Id::as_bytes),
             edits: ctx.route().map_or(NO_EDITS, |route| &route.request_headers),

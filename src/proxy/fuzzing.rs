@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, io::Cursor, time::Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use pingora_core::protocols::http::v1::client::HttpSession;
 use pingora_http::ResponseHeader;
 use tokio::runtime::{Builder, Runtime};
@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::{RequestCtx, watch};
 use crate::policy::{
     fuzzing::fields,
-    limit_key::{Asker, LimitKey, Seed, TwoKeys},
+    limit_key::{Asker, LimitKey, Seed, TwoKeys, cookie_value},
     rewrite::join_cookies,
 };
 
@@ -112,7 +112,6 @@ async fn body(session: &mut HttpSession, head: &ResponseHeader, rest: &[u8]) {
 /// # Panics
 /// If that does not hold.
 pub fn cookies(input: &[u8]) {
-    const PROBE: HeaderName = HeaderName::from_static("x-probe");
     let mut lines = input.splitn(2, |byte| *byte == b'\n');
     let Some(Ok(name)) = lines.next().map(std::str::from_utf8) else { return };
     if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte)) {
@@ -124,13 +123,18 @@ pub fn cookies(input: &[u8]) {
     let of = |fields: &HeaderMap| key.of(&Asker { client: None, host: None, fields }, &seed);
     let number = of(&fields);
 
-    // A field with that one value has the same number; two values have none.
+    // A cookie with that one value has the same number; two values have none.
     let values = cookies_of(&fields, name);
-    let mut probe = HeaderMap::new();
-    if let Some(value) = values.first() {
-        probe.insert(PROBE, HeaderValue::from_bytes(value).expect("a part of a field's value"));
-    }
-    let one = LimitKey::Header(PROBE).of(&Asker { client: None, host: None, fields: &probe }, &seed);
+    let one = match values.first() {
+        Some(value) => {
+            let mut alone = HeaderMap::new();
+            let whole = [name.as_bytes(), b"=", value].concat();
+            alone.insert(header::COOKIE, HeaderValue::from_bytes(&whole).expect("a part of a field's value"));
+            of(&alone)
+        }
+        None => of(&HeaderMap::new()),
+    };
+    let values: Vec<_> = values.iter().map(|value| cookie_value(value)).collect();
     let several = values.iter().any(|value| Some(value) != values.first());
     assert_eq!(number, if several { Err(TwoKeys) } else { one });
 
@@ -151,7 +155,7 @@ pub fn cookies(input: &[u8]) {
     let mut more = fields.clone();
     more.append(header::COOKIE, HeaderValue::try_from(format!("{name}-2=1; ")).expect("a value"));
     assert_eq!(of(&more), number);
-    if values.iter().any(|value| value.as_slice() != b"another") {
+    if values.iter().any(|value| **value != b"another"[..]) {
         let again = HeaderValue::try_from(format!("{name}=another")).expect("a value");
         more.append(header::COOKIE, again);
         assert_eq!(of(&more), Err(TwoKeys), "a second one counts");
@@ -166,9 +170,7 @@ fn cookies_of(fields: &HeaderMap, name: &str) -> Vec<Vec<u8>> {
     for pair in text.split(|byte| *byte == b';') {
         let Some(at) = pair.iter().position(|byte| *byte == b'=') else { continue };
         if pair[..at].trim_ascii() == name.as_bytes() {
-            let value = pair[at + 1..].trim_ascii();
-            let quoted = value.len() > 1 && value.starts_with(b"\"") && value.ends_with(b"\"");
-            values.push(if quoted { value[1..value.len() - 1].to_vec() } else { value.to_vec() });
+            values.push(pair[at + 1..].trim_ascii().to_vec());
         }
     }
     values

@@ -1,25 +1,34 @@
 //! What a request must pass before its route does anything with it, in this order: addresses, rates, a
-//! password, another service's word, concurrency. Who is refused is decided in `policy/`; here it is asked and answered.
+//! password, another service's word, rates by who that has said it is, concurrency. Who is refused is decided in `policy/`; here it is asked and answered.
 
 mod basic;
 mod forward;
+mod questions;
 mod secure;
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use pingora_proxy::Session;
 use tokio::time::timeout_at;
 
-use self::{basic::Verifier, forward::AuthClient};
-use super::{admit::refuse, ctx::RequestCtx, downstream::Downstream as _, edit::Client, kit::Kit};
+use self::{basic::Verifier, forward::AuthClient, questions::Questions};
+use super::{
+    admit::{self, refuse},
+    ctx::RequestCtx,
+    downstream::Downstream as _,
+    edit::Client,
+    kit::Kit,
+};
 use crate::{
     policy::{
+        believed::Believed,
         concurrency::Permit,
         fields::Fields,
         limit_key::{Asker, TwoKeys},
     },
-    runtime::guards::Guards,
+    runtime::guards::{Guards, Rated},
     types::Reason,
 };
 
@@ -33,6 +42,7 @@ const TOO_MANY_RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 pub(super) struct Asking {
     passwords: Verifier,
     services: AuthClient,
+    questions: Questions,
 }
 
 /// What a request has from its guards, until it ends.
@@ -121,8 +131,14 @@ pub(super) struct Refusal {
     pub(super) field: Option<(HeaderName, HeaderValue)>,
 }
 
-fn asker<'a, F>(request: &Client<'a, F>, ctx: &RequestCtx) -> Asker<'a, F> {
-    Asker { client: ctx.client, host: request.host, fields: request.fields }
+/// What limits count by: what a backend would be told of who asks.
+fn believed<'a, F>(request: &Client<'a, F>, ctx: &'a RequestCtx) -> Believed<'a, F> {
+    let Told { names, identity, .. } = towards_backend(ctx);
+    Believed { told: names, identity, ..admit::believed(ctx.info(), ctx.peer_trusted, request.fields) }
+}
+
+fn asker<'a, F>(request: &Client<'a, F>, ctx: &RequestCtx, fields: &'a Believed<'a, F>) -> Asker<'a, Believed<'a, F>> {
+    Asker { client: ctx.client, host: request.host, fields }
 }
 
 impl From<TwoKeys> for Refusal {
@@ -135,23 +151,47 @@ fn at_first(request: &Client<'_, impl Fields>, ctx: &mut RequestCtx, guards: &Gu
     if guards.access.as_ref().is_some_and(|access| !access.allows(ctx.client)) {
         return Err(Refusal { reason: Reason::Denied, field: None });
     }
-    let asker = asker(request, ctx);
-    let admitted = ctx.admitted.insert(Box::default());
+    // Nobody has said anything of it yet.
+    ctx.admitted = None;
     if let Some(limits) = &guards.rate {
-        let rated = limits.decide(&asker, Instant::now())?;
-        admitted.rate = rated.field;
-        if let Some(seconds) = rated.retry_after {
-            let retry_after = (header::RETRY_AFTER, HeaderValue::from(seconds));
-            return Err(Refusal { reason: Reason::RateLimited, field: Some(retry_after) });
-        }
+        let fields = believed(request, ctx);
+        let rated = limits.decide(&asker(request, ctx, &fields), Instant::now())?;
+        rate(rated, ctx)?;
     }
     Ok(())
 }
 
+/// Keeps what is told of a rate, and refuses who is beyond it.
+fn rate(rated: Rated, ctx: &mut RequestCtx) -> Result<(), Refusal> {
+    let admitted = ctx.admitted.get_or_insert_default();
+    let Some(seconds) = rated.retry_after else {
+        admitted.rate = match (admitted.rate.take(), rated.field) {
+            (Some(first), Some(last)) => {
+                HeaderValue::from_maybe_shared(Bytes::from([first.as_bytes(), b", ", last.as_bytes()].concat())).ok()
+            }
+            (first, last) => first.or(last),
+        };
+        return Ok(());
+    };
+    admitted.rate = rated.field;
+    let retry_after = (header::RETRY_AFTER, HeaderValue::from(seconds));
+    Err(Refusal { reason: Reason::RateLimited, field: Some(retry_after) })
+}
+
 /// Last: who is not let in must not take the place of somebody who is.
 fn at_last(request: &Client<'_, impl Fields>, ctx: &mut RequestCtx, guards: &Guards) -> Result<(), Refusal> {
+    if guards.rate.is_none() && guards.concurrency.is_none() {
+        return Ok(());
+    }
+    let fields = believed(request, ctx);
+    let asker = asker(request, ctx, &fields);
+    let rated = guards.rate.as_ref().map_or(Ok(None), |limits| limits.decide_last(&asker, Instant::now()))?;
+    if let Some(rated) = rated {
+        rate(rated, ctx)?;
+    }
     if let Some(limit) = &guards.concurrency {
-        let permit = limit.enter(&asker(request, ctx))?;
+        let fields = believed(request, ctx);
+        let permit = limit.enter(&self::asker(request, ctx, &fields))?;
         if permit.is_none() {
             let retry_after = (header::RETRY_AFTER, TOO_MANY_RETRY_AFTER);
             return Err(Refusal { reason: Reason::TooManyConcurrent, field: Some(retry_after) });

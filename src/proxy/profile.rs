@@ -7,10 +7,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora_proxy::HttpProxy;
 
-use super::App;
+use super::{App, admit, ctx::RequestStart};
 use crate::runtime::{peer::TlsProfile, snapshot::Snapshot};
 
 /// Never empty.
@@ -31,7 +31,7 @@ impl Proxies {
     }
 
     /// The proxy for an HTTP/1 request with this head, which the front has parsed before.
-    pub(super) fn for_head(&self, snapshot: &Snapshot, head: &[u8], seed: u64) -> &Arc<HttpProxy<App>> {
+    pub(super) fn for_head(&self, snapshot: &Snapshot, head: &[u8], start: &RequestStart) -> &Arc<HttpProxy<App>> {
         if self.others.is_empty() {
             return &self.default;
         }
@@ -49,7 +49,7 @@ impl Proxies {
             })
             .collect();
         let (Some(method), Some(target)) = (method, request.path) else { return &self.default };
-        self.pick(snapshot, &method, target, &headers, None, seed)
+        self.pick(snapshot, &method, target, &headers, None, start)
     }
 
     /// The proxy for an HTTP/2 request.
@@ -57,14 +57,14 @@ impl Proxies {
         &self,
         snapshot: &Snapshot,
         request: &http::request::Parts,
-        seed: u64,
+        start: &RequestStart,
     ) -> &Arc<HttpProxy<App>> {
         if self.others.is_empty() {
             return &self.default;
         }
         let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
         let authority = request.uri.authority().map(http::uri::Authority::as_str);
-        self.pick(snapshot, &request.method, target, &request.headers, authority, seed)
+        self.pick(snapshot, &request.method, target, &request.headers, authority, start)
     }
 
     fn pick(
@@ -74,9 +74,12 @@ impl Proxies {
         target: &str,
         headers: &HeaderMap,
         authority: Option<&str>,
-        seed: u64,
+        start: &RequestStart,
     ) -> &Arc<HttpProxy<App>> {
-        let upstream = snapshot.upstream_for(method, target, headers, authority, seed);
+        let info = Some(&*start.info);
+        let host = authority.or_else(|| headers.get(header::HOST).and_then(|host| host.to_str().ok()));
+        let headers = admit::believed(info, admit::is_trusted(snapshot, info), headers);
+        let upstream = snapshot.upstream_for(method, target, &headers, host, start.seed);
         let upstream = upstream.filter(|upstream| upstream.tls.is_some());
         upstream.and_then(|upstream| self.others.get(&upstream.tls_profile)).unwrap_or(&self.default)
     }

@@ -5,6 +5,7 @@ mod carried;
 
 use std::{
     fmt::Write as _,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Instant,
 };
@@ -73,7 +74,10 @@ impl Guards {
 
 /// Rate limits that a request must all keep within.
 pub struct RateLimits {
+    /// Those whose key is known only when a request has been let in come last.
     limits: Box<[Arc<RateLimit>]>,
+    /// How many come before those.
+    first: usize,
     /// What they are called in fields.
     names: Box<[String]>,
     /// `RateLimit-Policy`, the same for all answers.
@@ -137,7 +141,8 @@ impl RateLimits {
             return None;
         }
         let mut limits = Vec::with_capacity(models.len());
-        for model::RateLimit { key, rate } in models {
+        let (last, first): (Vec<_>, Vec<_>) = models.iter().partition(|model| model.key.is_identity());
+        for model::RateLimit { key, rate } in first.iter().chain(&last) {
             let fresh = || {
                 let (table, seed) = (RateTable::new(*rate), seed.clone());
                 Arc::new(RateLimit { key: key.clone(), table, seed, epoch: Instant::now() })
@@ -148,59 +153,74 @@ impl RateLimits {
         let items: Vec<String> =
             names.iter().zip(&limits).map(|(name, limit)| policy(name, limit.table.rate())).collect();
         let policy = HeaderValue::try_from(items.join(", ")).expect("words and numbers are a value");
-        Some(Self { limits: limits.into(), names, policy })
+        Some(Self { limits: limits.into(), first: first.len(), names, policy })
     }
 
-    /// Each of them, as the configuration lists them.
+    /// Each of them, as the configuration lists them, but for those that wait for who somebody is.
     pub fn limits(&self) -> &[Arc<RateLimit>] {
         &self.limits
     }
 
-    /// Decides about a request at `now`. One that exceeds any of the limits counts for none, so that a client beyond its
-    /// own does not use up what all share.
+    /// Decides about a request at `now`, before it is known who asks. One that exceeds any of these limits counts for none of them, so
+    /// that a client beyond its own does not use up what all share.
     ///
     /// # Errors
     /// It has two keys of one limit, and counts for none.
     pub fn decide(&self, asker: &Asker<'_, impl Fields>, now: Instant) -> Result<Rated, TwoKeys> {
+        self.within(0..self.first, asker, now)
+    }
+
+    /// The same for the limits by who somebody is; `None` where there is none.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decide_last(&self, asker: &Asker<'_, impl Fields>, now: Instant) -> Result<Option<Rated>, TwoKeys> {
+        let last = self.first..self.limits.len();
+        if last.is_empty() { Ok(None) } else { self.within(last, asker, now).map(Some) }
+    }
+
+    fn within(&self, which: Range<usize>, asker: &Asker<'_, impl Fields>, now: Instant) -> Result<Rated, TwoKeys> {
+        let limits = self.limits.get(which.clone()).unwrap_or_default();
+        let names = self.names.get(which).unwrap_or_default();
         let asked = |limit: &RateLimit| {
             let key = limit.key.of(asker, limit.seed.get());
             key.map(|key| (key, limit.clock(now)))
         };
-        if let [only] = &*self.limits {
+        if let [only] = limits {
             let (key, now) = asked(only)?;
-            return Ok(self.told(&[only.table.decide(key, now)]));
+            return Ok(told(names, &[only.table.decide(key, now)]));
         }
-        let asked = self.limits.iter().map(|limit| asked(limit).map(|asked| (&**limit, asked)));
+        let asked = limits.iter().map(|limit| asked(limit).map(|asked| (&**limit, asked)));
         let asked = asked.collect::<Result<Vec<(&RateLimit, (u64, u64))>, TwoKeys>>()?;
         let looked: Vec<Verdict> = asked.iter().map(|(limit, (key, now))| limit.table.look(*key, *now)).collect();
         if looked.iter().any(|verdict| matches!(verdict, Verdict::Exceeded { .. })) {
-            return Ok(self.told(&looked));
+            return Ok(told(names, &looked));
         }
         // Another thread may have been quicker; then this request counts for some of the limits and is refused.
         let verdicts: Vec<Verdict> = asked.iter().map(|(limit, (key, now))| limit.table.decide(*key, *now)).collect();
-        Ok(self.told(&verdicts))
+        Ok(told(names, &verdicts))
     }
+}
 
-    /// The fields of draft-ietf-httpapi-ratelimit-headers-10. Of a refused request only the exceeded limits are told.
-    fn told(&self, verdicts: &[Verdict]) -> Rated {
-        let longest = verdicts.iter().filter_map(|verdict| match verdict {
-            Verdict::Exceeded { retry_after } => Some(seconds(*retry_after)),
-            Verdict::Pass { .. } => None,
-        });
-        let retry_after = longest.max();
-        let mut text = String::with_capacity(32 * verdicts.len());
-        for (name, verdict) in self.names.iter().zip(verdicts) {
-            let (remaining, reset) = match verdict {
-                Verdict::Exceeded { retry_after } => (0, *retry_after),
-                Verdict::Pass { remaining, reset } if retry_after.is_none() => (*remaining, *reset),
-                Verdict::Pass { .. } => continue,
-            };
-            let comma = if text.is_empty() { "" } else { ", " };
-            // Writing to memory cannot fail.
-            let _ = write!(text, "{comma}\"{name}\";r={remaining};t={}", seconds(reset));
-        }
-        Rated { field: HeaderValue::try_from(text).ok(), retry_after }
+/// The fields of draft-ietf-httpapi-ratelimit-headers-10. Of a refused request only the exceeded limits are told.
+fn told(names: &[String], verdicts: &[Verdict]) -> Rated {
+    let longest = verdicts.iter().filter_map(|verdict| match verdict {
+        Verdict::Exceeded { retry_after } => Some(seconds(*retry_after)),
+        Verdict::Pass { .. } => None,
+    });
+    let retry_after = longest.max();
+    let mut text = String::with_capacity(32 * verdicts.len());
+    for (name, verdict) in names.iter().zip(verdicts) {
+        let (remaining, reset) = match verdict {
+            Verdict::Exceeded { retry_after } => (0, *retry_after),
+            Verdict::Pass { remaining, reset } if retry_after.is_none() => (*remaining, *reset),
+            Verdict::Pass { .. } => continue,
+        };
+        let comma = if text.is_empty() { "" } else { ", " };
+        // Writing to memory cannot fail.
+        let _ = write!(text, "{comma}\"{name}\";r={remaining};t={}", seconds(reset));
     }
+    Rated { field: HeaderValue::try_from(text).ok().filter(|text| !text.is_empty()), retry_after }
 }
 
 /// Whole seconds, rounded up, at least 1.
@@ -275,7 +295,7 @@ impl BasicAuth {
 
     /// What stands for credentials in the cache, and what it knows of them.
     pub fn known(&self, credentials: &Credentials, now: Instant) -> (Tag, Option<bool>) {
-        let verdicts = self.verdicts();
+        let mut verdicts = self.verdicts();
         let tag = verdicts.tag(credentials);
         let verdict = verdicts.get(&tag, now);
         (tag, verdict)

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     config::model::{self, Engine, Model, Redirect, Respond},
     policy::{
+        believed::is_doubtful,
         fields::Fields,
         forwarded::TrustedProxies,
         headers::HeaderEdits,
@@ -36,6 +37,8 @@ struct Rules {
     router: Router,
     routes: Box<[Route]>,
     trusted: TrustedProxies,
+    /// See [`Snapshot::asks_doubtful`].
+    asks_doubtful: bool,
     engine: Engine,
     via: Option<Via>,
 }
@@ -168,6 +171,10 @@ impl Snapshot {
             router: Router::new(model.routes.iter().map(|route| &route.matches)),
             routes: model.routes.iter().map(&mut route).collect(),
             trusted: TrustedProxies::new(&model.trusted_proxies),
+            asks_doubtful: model.routes.iter().any(|route| {
+                let mut names = route.matches.headers.iter().map(|(name, _)| name);
+                names.any(is_doubtful)
+            }),
             engine: model.engine,
             via: model.via.as_ref().and_then(|name| Via::new(name.as_str())),
         };
@@ -207,6 +214,12 @@ impl Snapshot {
     /// Peers whose forwarding fields are believed.
     pub fn trusted(&self) -> &TrustedProxies {
         &self.rules.trusted
+    }
+
+    /// Whether a route matches by a field that is not simply the client's to say, so that whoever looks for a route must show
+    /// [`crate::policy::believed::Believed`].
+    pub fn asks_doubtful(&self) -> bool {
+        self.rules.asks_doubtful
     }
 
     /// The first route that takes a request.

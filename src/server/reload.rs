@@ -158,8 +158,14 @@ impl Running {
 
     /// The error comes with what is logged of it.
     fn load_and_replace(&self, how: &Reload, who: &str) -> Result<ReloadReport, (OperatorError, String)> {
-        let text = config::text(&self.file).map_err(|report| invalid(&report))?;
-        let loaded = config::parse(&text, &self.file).map_err(|report| invalid(&report))?;
+        let loaded = config::text(&self.file).and_then(|text| Ok((config::parse(&text, &self.file)?, text)));
+        let (loaded, text) = loaded.map_err(|report| {
+            if report.passing {
+                // Nothing has to change for it to be read again.
+                self.forget_file();
+            }
+            invalid(&report)
+        })?;
         for line in loaded.warnings.render(Format::Short).lines() {
             log::warn!("{line}");
         }

@@ -111,7 +111,13 @@ impl Running {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen::now(&self.file);
     }
 
-    /// Reloads where the file has changed and has been stable for one look. A bad file is not tried again before it changes.
+    /// The file is read at the next look, whether it changes or not.
+    pub(super) fn forget_file(&self) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Reloads where the file has changed and has been stable for one look. A bad file is not tried again before it changes; one that
+    /// could not be read is.
     pub(super) fn look_at_file(&self) {
         let changed = {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

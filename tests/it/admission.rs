@@ -399,6 +399,11 @@ async fn service() -> Origin {
                     let fields = "WWW-Authenticate: Bearer realm=\"x\"\r\nContent-Type: application/json\r\n";
                     peer.reply(401, fields, "{\"no\":1}").await;
                 }
+                Some("busy") => peer.reply(429, "Retry-After: 30\r\nCache-Control: no-store\r\n", "").await,
+                Some("nothing said") => peer.reply(401, "", "").await,
+                Some("our method") => peer.reply(405, "Allow: POST\r\n", "").await,
+                Some("our credentials") => peer.reply(407, "Proxy-Authenticate: Basic realm=x\r\n", "").await,
+                Some("our protocol") => peer.reply(426, "Upgrade: h2c\r\nConnection: Upgrade\r\n", "").await,
                 Some("broken") => peer.reply(500, "", "oops").await,
                 Some("nowhere") => peer.reply(302, "", "").await,
                 Some("not modified") => peer.send("HTTP/1.1 304 Not Modified\r\nLocation: /\r\n\r\n").await,
@@ -634,6 +639,16 @@ async fn a_refusal_of_the_service_goes_to_the_client() {
         (reply.field("www-authenticate"), reply.field("content-type")),
         (Some("Bearer realm=\"x\""), Some("application/json"))
     );
+    let reply = get_with(proxy.listen, "/", "X-Want: busy\r\n").await;
+    let told = (reply.status(), reply.field("retry-after"), reply.field("cache-control"));
+    assert_eq!(told, (429, Some("30"), Some("no-store")));
+    let reply = get_with(proxy.listen, "/", "X-Want: nothing said\r\n").await;
+    let challenge = Some("Unspecified realm=\"restricted\"");
+    assert_eq!((reply.status(), reply.field("www-authenticate")), (401, challenge), "a 401 has a challenge");
+    for want in ["our method", "our credentials", "our protocol"] {
+        let reply = get_with(proxy.listen, "/", &format!("X-Want: {want}\r\n")).await;
+        refused_for(&proxy, &reply, 503, "auth_unavailable").await;
+    }
     let reply = get_with(proxy.listen, "/", "X-Want: large\r\n").await;
     assert_eq!((reply.status(), reply.text().as_str()), (403, ""), "more than a client is to get, and a refusal still");
     let reply = get_with(proxy.listen, "/", "X-Want: broken\r\n").await;
@@ -673,6 +688,166 @@ async fn a_service_that_is_slow_silent_or_lying_lets_nobody_in() {
     assert_eq!(origin.total(), 1);
     service.restart().await;
     assert_eq!(proxy.get("/").await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_service_that_has_closed_its_connection_is_asked_again() {
+    let origin = Origin::echo("a").await;
+    let service = Origin::script("auth", |mut peer: Peer| async move {
+        if peer.request().await.is_some() {
+            peer.reply(200, "", "").await;
+            // And closes on the next.
+            peer.request().await;
+        }
+    })
+    .await;
+    let proxy = guarded(&origin, &format!("forward_auth: {{ url: \"http://{}/\" }}", service.address), "").await;
+    let mut client = proxy.client().await;
+    for number in 0..10 {
+        assert_eq!(client.get("/").await.status(), 200, "the {number}th");
+    }
+    assert!(service.total() > 10, "no connection was kept");
+}
+
+#[tokio::test]
+async fn a_password_for_us_is_not_told_to_the_service() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    for (keep, told) in [(false, None), (true, Some("Basic YTpzZWNyZXQ="))] {
+        let guards = format!(
+            "basic_auth: {{ file: users, keep: {keep} }}, forward_auth: {{ url: \"http://{}/\" }}",
+            service.address
+        );
+        let config = configured(&origin, &guards, "");
+        htpasswd(&config);
+        let proxy = config.start().await;
+        assert_eq!(get_with(proxy.listen, "/", SECRET).await.status(), 200);
+        assert_eq!(service.requests().last().expect("a question").field("authorization"), told);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_for_much_takes_neither_all_connections_nor_everybodys_turn() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let guards = format!("forward_auth: {{ url: \"http://{}/\", timeout: 60s }}", service.address);
+    let proxy = guarded(&origin, &guards, "threads: 1").await;
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let client = std::sync::Arc::new(Client2::prior(proxy.listen).await);
+        for _ in 0..90 {
+            let client = client.clone();
+            asking.spawn(async move {
+                let mut ask = request("GET", "/");
+                ask.headers_mut().insert("x-want", "slow".parse().expect("a value"));
+                client.send(ask, vec![], None).await.status
+            });
+        }
+    }
+    let refused = asking.join_next().await.expect("one that is too many").expect("no panic");
+    assert_eq!(refused, 503);
+    proxy.logged_reason("auth_unavailable").await;
+    wait_until("the questions", || service.total() >= 32).await;
+    let other: IpAddr = [127, 0, 0, 9].into();
+    assert_eq!(Client::connect_from(other, proxy.listen).await.get("/").await.status(), 200);
+    assert!((33..=34).contains(&service.connections()), "{} connections", service.connections());
+    asking.shutdown().await;
+    eventually("the turns to be free", async || proxy.get("/").await.status() == 200).await;
+}
+
+#[tokio::test]
+async fn a_limit_by_what_the_service_says_counts_that_and_not_what_a_client_says() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    for limits in ["{ rate: 2/h, key: { header: X-User } }", "[{ rate: 2/h, key: { header: x_user } }, { rate: 9/h }]"]
+    {
+        let url = &service.address;
+        let guards =
+            format!("rate_limit: {limits}, forward_auth: {{ url: \"http://{url}/\", copy_headers: [X-User] }}");
+        let proxy = guarded(&origin, &guards, "").await;
+        let ask = async |user: &str| get_with(proxy.listen, "/", &format!("X-User: {user}\r\n")).await;
+        assert_eq!(ask("one").await.status(), 200);
+        let reply = ask("two").await;
+        assert_eq!(reply.status(), 200);
+        let (policy, rate) = (reply.field("ratelimit-policy").expect("it"), reply.field("ratelimit").expect("it"));
+        assert!(policy.ends_with("\"header\";q=2;w=3600") && rate.contains("\"header\";r=0"), "{reply:?}");
+        assert_eq!((policy.contains("client_ip"), rate.contains("client_ip")), (limits.len() > 50, limits.len() > 50));
+        let before = service.total();
+        refused_for(&proxy, &ask("three").await, 429, "rate_limited").await;
+        assert_eq!(service.total(), before + 1, "it was asked who that is");
+        assert_eq!(get_with(proxy.listen, "/", "X-Want: nobody\r\nX-User: alice\r\n").await.status(), 200, "nobody");
+    }
+    let guards = format!(
+        "concurrency: {{ limit: 1, key: {{ header: X-User }} }}, \
+         forward_auth: {{ url: \"http://{}/\", copy_headers: [X-User] }}",
+        service.address
+    );
+    let proxy = guarded(&origin, &guards, "").await;
+    let mut first = proxy.client().await;
+    first.send("GET /hold HTTP/1.1\r\nHost: a.test\r\nX-User: one\r\n\r\n").await;
+    wait_until("the request at the origin", || origin.count("/hold") == 1).await;
+    refused_for(&proxy, &get_with(proxy.listen, "/", "X-User: two\r\n").await, 429, "too_many_concurrent").await;
+}
+
+#[tokio::test]
+async fn a_limit_by_credentials_counts_the_user_however_they_are_spelled() {
+    let origin = Origin::echo("a").await;
+    let guards = "basic_auth: { file: users }, rate_limit: { rate: 2/h, key: { header: Authorization } }";
+    let config = configured(&origin, guards, "");
+    htpasswd(&config);
+    let proxy = config.start().await;
+    for _ in 0..4 {
+        assert_eq!(get_with(proxy.listen, "/", WRONG).await.status(), 401, "who is not let in does not count");
+    }
+    for spelled in ["Basic YTpzZWNyZXQ=", "BASIC  YTpzZWNyZXQ="] {
+        assert_eq!(get_with(proxy.listen, "/", &format!("Authorization: {spelled}\r\n")).await.status(), 200);
+    }
+    for spelled in ["Basic YTpzZWNyZXQ=", "basic YTpzZWNyZXQ=", "Basic   YTpzZWNyZXQ"] {
+        let reply = get_with(proxy.listen, "/", &format!("Authorization: {spelled}\r\n")).await;
+        refused_for(&proxy, &reply, 429, "rate_limited").await;
+    }
+}
+
+#[tokio::test]
+async fn another_spelling_of_a_cookie_buys_no_fresh_budget() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "rate_limit: { rate: 1/h, key: { cookie: sid } }", "").await;
+    let ask = async |value: &str| get_with(proxy.listen, "/", &format!("Cookie: sid={value}\r\n")).await.status();
+    assert_eq!(ask("Z").await, 200);
+    for spelled in ["Z", "%5A", "%5a", "\"Z\"", "\"\\132\""] {
+        assert_eq!(ask(spelled).await, 429, "{spelled}");
+    }
+    assert_eq!(ask("Y").await, 200);
+}
+
+#[tokio::test]
+async fn a_route_believes_of_hops_whom_backends_do() {
+    let origin = Origin::echo("a").await;
+    let yaml = "
+        listeners: [{ address: <listen>, h2c: true }]
+        trusted_proxies: 127.0.9.0/24
+        routes:
+          - { match: { header: { X-Real-IP: 10.0.0.1 } }, respond: { status: 201 } }
+          - { match: { path: /p, header: { X-Forwarded-Proto: https } }, respond: { status: 202 } }
+          - { upstream: app }";
+    let proxy = Config::before(&[&origin], yaml).start().await;
+    let ask = async |from: [u8; 4], fields: &str| {
+        let mut client = Client::connect_from(from.into(), proxy.listen).await;
+        client.ask(format!("GET /p HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n")).await.status()
+    };
+    for (fields, status) in [("X-Real-IP: 10.0.0.1\r\n", 201), ("X-Forwarded-Proto: https\r\n", 202), ("", 200)] {
+        assert_eq!(ask([127, 0, 9, 1], fields).await, status, "{fields} of a trusted proxy");
+        assert_eq!(ask([127, 0, 0, 1], fields).await, 200, "{fields} of anybody");
+    }
+    let mut asked = request("GET", "/p");
+    asked.headers_mut().insert("x-real-ip", "10.0.0.1".parse().expect("a value"));
+    assert_eq!(Client2::prior(proxy.listen).await.send(asked, vec![], None).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_mark_at_the_beginning_of_an_htpasswd_file_is_no_part_of_a_name() {
+    let origin = Origin::echo("a").await;
+    let config = configured(&origin, "basic_auth: { file: users }", "");
+    let hash = bcrypt::hash("secret", 4).expect("a hash");
+    std::fs::write(config.dir().join("users"), format!("\u{feff}a:{hash}\n")).expect("written");
+    assert_eq!(get_with(config.start().await.listen, "/", SECRET).await.status(), 200);
 }
 
 #[tokio::test]

@@ -89,6 +89,73 @@ async fn what_does_not_fit_together_keeps_the_old_pair() {
     assert_eq!(origin.total(), 0);
 }
 
+/// From now on the process may open so many files, those that are open included. Returns how many it might before.
+fn allow_descriptors(proxy: &Proxy, most: libc::rlim_t) -> libc::rlim_t {
+    let pid = libc::pid_t::try_from(proxy.pid()).expect("a pid");
+    let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both are limits of ours, and the process is our child.
+    unsafe {
+        assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before), 0);
+        let limit = libc::rlimit { rlim_cur: most, ..before };
+        assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()), 0);
+    }
+    before.rlim_cur
+}
+
+#[tokio::test]
+async fn what_could_not_be_read_for_want_of_descriptors_is_read_again_though_nobody_touches_it() {
+    let (ca, clients, origin) = (Ca::new(), Ca::new(), Origin::echo("a").await);
+    let yaml = "
+        certificates: { main: <main> }
+        listeners: [{ address: <listen>, tls: { certificates: [main], client_auth: {
+            mode: optional, ca: <dir>/ca.pem, crl: <dir>/clients.crl } } }]";
+    let config = Config::before(&[&origin], yaml);
+    clients.write(config.dir());
+    let list = config.dir().join("clients.crl");
+    fs::write(&list, clients.revoke(&[], 2090)).expect("write");
+    let (old, new) = (ca.issue(&["a.test"]), ca.issue(&["a.test"]));
+    let main = old.write(config.dir(), "main");
+    let proxy = config.put("main", main).start().await;
+    let gone = clients.issue_client("gone");
+    let config = gone.client(&ca, &["http/1.1"], &[&rustls::version::TLS12, &rustls::version::TLS13]);
+    let is_served = async || match Client::try_tls(proxy.listen, "a.test", &config).await {
+        Ok(mut client) => client.try_get("/").await.is_ok_and(|answer| answer.status() == 200),
+        Err(_) => false,
+    };
+    assert!(is_served().await);
+    let before = allow_descriptors(&proxy, 3);
+    replace(&new, proxy.config.dir(), "pem");
+    replace(&new, proxy.config.dir(), "key");
+    fs::write(&list, clients.revoke(&[&gone], 2090)).expect("write");
+    proxy.logged("certificate main stays as it was").await;
+    proxy.logged("clients.crl stays as it was").await;
+    allow_descriptors(&proxy, before);
+    eventually("the new certificate", async || shown(&proxy).await == *new.der).await;
+    eventually("the revoked one to be refused", async || !is_served().await).await;
+    let said = proxy.stderr().matches("it is read again each second").count();
+    assert!((2..=3).contains(&said), "said {said} times: {}", proxy.stderr());
+}
+
+#[tokio::test]
+async fn a_configuration_that_could_not_be_read_for_want_of_descriptors_is_read_again() {
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let yaml = "
+        certificates: { main: <main> }
+        reload_on_change: true
+        listeners: [{ address: <listen>, tls: { certificates: [main] } }]";
+    let config = Config::before(&[&origin], yaml);
+    let main = ca.issue(&["a.test"]).write(config.dir(), "main");
+    let proxy = config.put("main", main).start().await;
+    let file = proxy.config.write();
+    let before = allow_descriptors(&proxy, 3);
+    let text = fs::read_to_string(&file).expect("read");
+    fs::write(&file, format!("{text}\nvia: other\n")).expect("write");
+    proxy.signal(libc::SIGHUP);
+    proxy.logged("not reloaded").await;
+    allow_descriptors(&proxy, before);
+    proxy.metric("rrlb_config_generation", &[], |generation| generation >= 2.0).await;
+}
+
 #[tokio::test]
 async fn an_ocsp_response_is_sent_while_it_holds() {
     let (ca, origin) = (Ca::new(), Origin::echo("a").await);
@@ -178,6 +245,25 @@ async fn what_a_start_would_warn_of_is_said_of_a_renewal_too() {
     renew(&ca.issue(&["a.test"]));
     fs::set_permissions(&key, fs::Permissions::from_mode(0o666)).expect("it is ours");
     proxy.logged("others than the owner may use the key file (mode 0666)").await;
+    // Without another certificate.
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o604)).expect("it is ours");
+    proxy.logged("others than the owner may use the key file (mode 0604)").await;
+}
+
+#[tokio::test]
+async fn a_name_that_another_certificate_has_is_not_lost() {
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let yaml = "
+        certificates: { main: <main>, other: <other> }
+        listeners: [{ address: <listen>, tls: { certificates: [main, other], strict_sni: true } }]";
+    let config = Config::before(&[&origin], yaml);
+    let main = ca.issue(&["a.test", "b.test", "x.c.test", "d.test"]).write(config.dir(), "main");
+    let other = ca.issue(&["b.test", "*.c.test"]).write(config.dir(), "other");
+    let proxy = config.put("main", main).put("other", other).start().await;
+    let new = ca.issue(&["a.test"]);
+    replace(&new, proxy.config.dir(), "key");
+    replace(&new, proxy.config.dir(), "pem");
+    proxy.logged("certificate main: it is not for d.test any more, and `strict_sni` refuses them").await;
 }
 
 /// An OCSP responder that says what it is given; nothing is 500.

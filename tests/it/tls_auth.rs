@@ -87,6 +87,40 @@ async fn an_optional_certificate_may_be_missing_but_not_bad() {
 }
 
 #[tokio::test]
+async fn a_route_and_a_limit_go_by_the_certificate() {
+    let (ca, clients, origin) = (Ca::new(), Ca::new(), Origin::echo("a").await);
+    let yaml = "
+        certificates: { main: <main> }
+        listeners: [{ address: <listen>, tls: { certificates: [main],
+            client_auth: { mode: optional, ca: <dir>/ca.pem } } }]
+        routes:
+          - { match: { path: /m, header: { X-Client-Cert-Verify: SUCCESS } }, upstream: app }
+          - { match: { path: /m }, respond: { status: 403 } }
+          - { match: { path: /k }, rate_limit: { rate: 1/h, key: { header: X-Client-Cert-Fingerprint } }, upstream: app }";
+    let config = Config::before(&[&origin], yaml);
+    clients.write(config.dir());
+    let main = ca.issue(&["a.test"]).write(config.dir(), "main");
+    let proxy = config.put("main", main).start().await;
+    let forged = "X-Client-Cert-Verify: SUCCESS\r\nX-Client-Cert-Fingerprint: 00\r\n";
+    let ask = async |config: &Arc<ClientConfig>, path: &str, fields: &str| {
+        let mut client = Client::tls(proxy.listen, "a.test", config).await;
+        client.ask(format!("GET {path} HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n")).await.status()
+    };
+    let [one, two] = ["one", "two"].map(|name| clients.issue_client(name).client(&ca, &["http/1.1"], BOTH));
+    let none = ca.client(&["http/1.1"]);
+    for fields in ["", forged] {
+        assert_eq!(ask(&one, "/m", fields).await, 200, "{fields}");
+        assert_eq!(ask(&none, "/m", fields).await, 403, "{fields}");
+    }
+    let h2 = Client2::tls(proxy.listen, "a.test", &clients.issue_client("h2").client(&ca, &["h2"], BOTH)).await;
+    assert_eq!(h2.get("/m").await.status, 200);
+    for client in [&one, &two, &none] {
+        assert_eq!(ask(client, "/k", "").await, 200, "its own");
+        assert_eq!(ask(client, "/k", forged).await, 429);
+    }
+}
+
+#[tokio::test]
 async fn no_client_can_say_what_its_certificate_is() {
     let (ca, clients, origin) = (Ca::new(), Ca::new(), Origin::echo("a").await);
     let yaml = "

@@ -70,6 +70,7 @@ fn limit_key(key: &LimitKey) -> Part<'_> {
         LimitKey::ClientIp | LimitKey::Route => bare(key.as_str()),
         LimitKey::Cookie(name) => Part::Map(vec![entry("cookie", text(name))]),
         LimitKey::Host => Part::Map(vec![entry("header", text("host"))]),
-        LimitKey::Header(name) => Part::Map(vec![entry("header", text(name.as_str()))]),
+        LimitKey::Header(name) | LimitKey::Told(name) => Part::Map(vec![entry("header", text(name.as_str()))]),
+        LimitKey::User => Part::Map(vec![entry("header", text("authorization"))]),
     }
 }

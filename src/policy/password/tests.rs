@@ -129,28 +129,47 @@ fn only_one_well_formed_field_has_credentials() {
     assert!(Credentials::of(&HeaderMap::new()).is_none());
 }
 
+fn numbered(number: usize) -> Tag {
+    let mut tag = [9; 32];
+    tag[..8].copy_from_slice(&number.to_be_bytes());
+    tag
+}
+
 #[test]
-fn verdicts_are_kept_for_a_minute_and_never_more_than_a_bound() {
+fn a_bad_verdict_is_kept_for_a_minute_and_a_good_one_while_it_is_used() {
+    let mut verdicts = Verdicts::new(&[7; 32]);
+    let mut now = Instant::now();
+    let (good, bad, idle) = (numbered(1), numbered(2), numbered(3));
+    assert_eq!(verdicts.get(&good, now), None);
+    verdicts.put(bad, false, now);
+    verdicts.put(good, true, now);
+    verdicts.put(idle, true, now);
+    assert_eq!(verdicts.get(&bad, now + BAD_LIFE - Duration::from_secs(1)), Some(false));
+    assert_eq!(verdicts.get(&bad, now + BAD_LIFE), None, "using it does not make it longer");
+    for _ in 0..5 {
+        now += GOOD_LIFE - Duration::from_secs(1);
+        assert_eq!(verdicts.get(&good, now), Some(true), "who comes again is known");
+        verdicts.put(numbered(4), true, now);
+    }
+    assert_eq!(verdicts.get(&idle, now), None, "who does not is forgotten");
+    assert_eq!(verdicts.good.until.len(), 2);
+    assert_eq!(verdicts.get(&good, now + GOOD_LIFE), None);
+}
+
+#[test]
+fn verdicts_are_bounded_and_what_is_used_stays() {
     let mut verdicts = Verdicts::new(&[7; 32]);
     let now = Instant::now();
-    let (good, bad) = (verdicts.tag(&basic("a:b").expect("a")), verdicts.tag(&basic("a:c").expect("b")));
-    assert_ne!(good, bad);
-    assert_eq!(verdicts.get(&good, now), None);
-    verdicts.put(good, true, now);
-    verdicts.put(bad, false, now);
-    verdicts.put(good, true, now + VERDICT_LIFE / 2);
-    assert_eq!((verdicts.get(&good, now), verdicts.get(&bad, now)), (Some(true), Some(false)));
-    for number in 0..20_000u32 {
-        let mut tag = Tag::default();
-        tag[..4].copy_from_slice(&number.to_be_bytes());
-        verdicts.put(tag, false, now);
+    verdicts.put(numbered(0), true, now);
+    for number in 1..4 * MOST_VERDICTS {
+        let now = now + Duration::from_micros(number as u64);
+        assert_eq!(verdicts.get(&numbered(0), now), Some(true), "pushed out by the {number}th");
+        verdicts.put(numbered(number), true, now);
+        verdicts.put(numbered(number), false, now);
+        let sizes = [&verdicts.good, &verdicts.bad].map(|kept| (kept.until.len(), kept.order.len()));
+        assert!(sizes.iter().all(|(until, order)| until == order && *until <= MOST_VERDICTS), "{sizes:?}");
     }
-    assert_eq!(verdicts.get(&good, now), Some(true), "guessing pushes nobody out");
-    assert_eq!(verdicts.get(&bad, now), None);
-    assert_eq!((verdicts.bad.until.len(), verdicts.bad.order.len()), (MOST_VERDICTS, MOST_VERDICTS));
-    assert_eq!(verdicts.get(&good, now + VERDICT_LIFE), None, "using it does not make it longer");
-    verdicts.put(good, true, now + VERDICT_LIFE);
-    assert_eq!((verdicts.good.until.len(), verdicts.good.order.len()), (1, 1));
+    assert_eq!(verdicts.get(&numbered(1), now), None, "the first that nobody used");
 }
 
 #[test]

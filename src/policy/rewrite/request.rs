@@ -70,6 +70,13 @@ pub enum ClientCert<'a> {
     },
 }
 
+impl ClientCert<'_> {
+    /// What `X-Client-Cert-Verify` says where none was shown.
+    pub const NONE: &'static [u8] = b"NONE";
+    /// And of a good one.
+    pub const SUCCESS: &'static [u8] = b"SUCCESS";
+}
+
 impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
     const OURS: usize = 8;
 
@@ -151,11 +158,11 @@ impl<F: Fields> RequestRewrite<'_, F> {
     fn certificate(&self, to: &mut impl Sink) {
         let verify: &[u8] = match self.certificate {
             ClientCert::NotAsked => return,
-            ClientCert::None => b"NONE",
+            ClientCert::None => ClientCert::NONE,
             ClientCert::Success { subject, fingerprint } => {
                 to.field(&X_CLIENT_CERT_SUBJECT, subject);
                 to.field(&X_CLIENT_CERT_FINGERPRINT, fingerprint);
-                b"SUCCESS"
+                ClientCert::SUCCESS
             }
         };
         to.made(&X_CLIENT_CERT_VERIFY, |out| out.put_slice(verify));

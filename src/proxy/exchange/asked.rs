@@ -127,7 +127,7 @@ fn lead(
     seed: u64,
     upgrade: bool,
 ) -> Option<(usize, Option<PathAndQuery>, usize)> {
-    let (route, target) = admit::decide(current, client, target).ok()??;
+    let (route, target) = admit::decide(current, Some(info), client, target).ok()??;
     let found = current.route(route);
     if current.engine(found, info.engine()) != Engine::Lane || !found.guards.as_ref().is_none_or(guard::by_head) {
         return None;

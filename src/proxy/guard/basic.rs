@@ -30,6 +30,14 @@ const AT_ONCE: usize = 2;
 const MOST_PENDING: usize = 64;
 /// As many of them may come from one address, so that who guesses keeps nobody else out.
 const MOST_PER_CLIENT: u32 = 16;
+/// And as many from one that has shown a wrong password lately.
+const MOST_PER_SUSPECT: u32 = 4;
+/// Those of all such addresses take no more of the places: the rest is for people who come for the first time.
+const MOST_OF_SUSPECTS: usize = 32;
+/// How long a wrong password is remembered of an address.
+const SUSPICION: Duration = Duration::from_secs(60);
+/// Addresses of which it is, each about 30 bytes.
+const MOST_SUSPECTS: usize = 8192;
 /// How long a request waits.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -38,6 +46,7 @@ pub(super) struct Verifier {
     places: Arc<Semaphore>,
     pending: Arc<Pending>,
     clients: Arc<InFlight>,
+    suspects: Arc<Suspects>,
     seed: Seed,
 }
 
@@ -47,6 +56,7 @@ impl Default for Verifier {
             places: Arc::new(Semaphore::new(AT_ONCE)),
             pending: Arc::default(),
             clients: Arc::default(),
+            suspects: Arc::default(),
             seed: Seed::new(rand::random()),
         }
     }
@@ -73,6 +83,12 @@ impl Verifier {
         }
     }
 
+    fn join(&self, tag: Tag, client: u64, now: Instant) -> Join {
+        let suspect = self.suspects.knows(client, now);
+        let (most, own) = if suspect { (MOST_OF_SUSPECTS, MOST_PER_SUSPECT) } else { (MOST_PENDING, MOST_PER_CLIENT) };
+        self.pending.join(tag, most, || self.clients.enter(client, own))
+    }
+
     /// Where the verdict will be: that of others with the same credentials, or a new one. `None` where too many wait.
     fn verdict(
         &self,
@@ -81,17 +97,22 @@ impl Verifier {
         tag: Tag,
         client: u64,
     ) -> Option<watch::Receiver<Option<bool>>> {
-        let place = match self.pending.join(tag, || self.clients.enter(client, MOST_PER_CLIENT)) {
+        let place = match self.join(tag, client, Instant::now()) {
             Join::Found(verdict) => return Some(verdict),
             Join::Full => return None,
             Join::New(place) => place,
         };
         let (verdict, basic, places) = (place.tell.subscribe(), basic.clone(), self.places.clone());
+        let suspects = self.suspects.clone();
         // A task of its own: a client that goes away takes the verdict from nobody else.
         tokio::spawn(async move {
             let Ok(core) = places.acquire_owned().await else { return };
             let work = move || {
-                place.tell.send_replace(Some(basic.verify(&credentials, tag)));
+                let good = basic.verify(&credentials, tag);
+                if !good {
+                    suspects.add(client, Instant::now());
+                }
+                place.tell.send_replace(Some(good));
                 drop((core, place));
             };
             let _ = tokio::task::spawn_blocking(work).await;
@@ -119,12 +140,12 @@ struct Place {
 }
 
 impl Pending {
-    fn join(self: &Arc<Self>, tag: Tag, enter: impl FnOnce() -> Option<Permit>) -> Join {
+    fn join(self: &Arc<Self>, tag: Tag, most: usize, enter: impl FnOnce() -> Option<Permit>) -> Join {
         let mut all = self.lock();
         if let Some(found) = all.get(&tag) {
             return Join::Found(found.clone());
         }
-        let Some(client) = (all.len() < MOST_PENDING).then(enter).flatten() else { return Join::Full };
+        let Some(client) = (all.len() < most).then(enter).flatten() else { return Join::Full };
         let (tell, verdict) = watch::channel(None);
         all.insert(tag, verdict);
         Join::New(Place { pending: self.clone(), tag, tell, _client: client })
@@ -138,6 +159,31 @@ impl Pending {
 impl Drop for Place {
     fn drop(&mut self) {
         self.pending.lock().remove(&self.tag);
+    }
+}
+
+/// Clients that have shown a wrong password lately.
+#[derive(Default)]
+struct Suspects(Mutex<HashMap<u64, Instant>>);
+
+impl Suspects {
+    fn knows(&self, client: u64, now: Instant) -> bool {
+        self.lock().get(&client).is_some_and(|since| now.saturating_duration_since(*since) < SUSPICION)
+    }
+
+    fn add(&self, client: u64, now: Instant) {
+        let mut all = self.lock();
+        if all.len() >= MOST_SUSPECTS {
+            all.retain(|_, since| now.saturating_duration_since(*since) < SUSPICION);
+        }
+        // Where it is full of them, one more makes no difference.
+        if all.len() < MOST_SUSPECTS || all.contains_key(&client) {
+            all.insert(client, now);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -155,26 +201,48 @@ mod tests {
     fn the_same_credentials_wait_for_the_same_verdict() {
         let (pending, clients) = (Arc::<Pending>::default(), Arc::<InFlight>::default());
         let enter = || clients.enter(1, MOST_PER_CLIENT);
-        let Join::New(place) = pending.join(tag(1), enter) else { panic!("the first") };
-        let Join::Found(verdict) = pending.join(tag(1), enter) else { panic!("the second") };
+        let Join::New(place) = pending.join(tag(1), MOST_PENDING, enter) else { panic!("the first") };
+        let Join::Found(verdict) = pending.join(tag(1), MOST_PENDING, enter) else { panic!("the second") };
         place.tell.send_replace(Some(true));
         assert_eq!(*verdict.borrow(), Some(true));
         drop(place);
-        assert!(matches!(pending.join(tag(1), enter), Join::New(_)));
+        assert!(matches!(pending.join(tag(1), MOST_PENDING, enter), Join::New(_)));
         assert_eq!((pending.lock().len(), clients.keys()), (0, 0));
     }
 
     #[test]
     fn one_client_cannot_fill_the_queue_and_all_together_cannot_overfill_it() {
         let (pending, clients) = (Arc::<Pending>::default(), Arc::<InFlight>::default());
-        let join =
-            |number: usize, client: u64| match pending.join(tag(number), || clients.enter(client, MOST_PER_CLIENT)) {
-                Join::New(place) => Some(place),
-                Join::Found(_) | Join::Full => None,
-            };
+        let join = |number: usize, client: u64| match pending
+            .join(tag(number), MOST_PENDING, || clients.enter(client, MOST_PER_CLIENT))
+        {
+            Join::New(place) => Some(place),
+            Join::Found(_) | Join::Full => None,
+        };
         let one: Vec<Place> = (0..100).filter_map(|number| join(number, 1)).collect();
         assert_eq!(one.len(), MOST_PER_CLIENT as usize);
         let others: Vec<Place> = (100..300).filter_map(|number| join(number, number as u64)).collect();
         assert_eq!(one.len() + others.len(), MOST_PENDING);
+    }
+
+    #[test]
+    fn who_has_guessed_leaves_room_for_who_has_not() {
+        let verifier = Verifier::default();
+        let now = Instant::now();
+        for client in 0..100 {
+            verifier.suspects.add(client, now);
+        }
+        let join = |number: usize, client: u64| match verifier.join(tag(number), client, now) {
+            Join::New(place) => Some(place),
+            Join::Found(_) | Join::Full => None,
+        };
+        let guesses: Vec<Place> = (0..1000).filter_map(|number| join(number, number as u64 % 100)).collect();
+        assert_eq!(guesses.len(), MOST_OF_SUSPECTS);
+        assert!(join(1000, 1000).is_some(), "somebody new");
+        assert!(!verifier.suspects.knows(1, now + SUSPICION));
+        for client in 0..3 * MOST_SUSPECTS as u64 {
+            verifier.suspects.add(client, now);
+        }
+        assert!(verifier.suspects.lock().len() <= MOST_SUSPECTS);
     }
 }

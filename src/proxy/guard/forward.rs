@@ -1,15 +1,19 @@
 //! Forward authentication: a service is asked about each request. 2xx lets in; 4xx and redirects, to where somebody logs in, go
-//! to the client. Whatever else it answers, or nothing: nobody gets in.
+//! to the client, but for those that are about the question. Whatever else it answers, or nothing: nobody gets in.
 
-use std::time::{Duration, Instant};
+use std::{
+    error::Error as _,
+    io,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::{
     client::legacy::{
-        Client, ResponseFuture,
+        self, Client,
         connect::{Connect, HttpConnector},
     },
     rt::{TokioExecutor, TokioTimer},
@@ -21,13 +25,14 @@ use tokio::time::timeout;
 
 use super::{
     secure::{self, SecureClients},
-    within,
+    towards_backend, within,
 };
 use crate::{
     config::model::ForwardAuth,
     policy::{
         forwarded::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, is_forwarding_field},
         headers::{HOP_BY_HOP, nominated_by_connection},
+        limit_key::{Seed, of_client},
         rewrite::join_cookies,
     },
     proxy::{
@@ -53,8 +58,26 @@ const IDLE: usize = 16;
 const IDLE_TIME: Duration = Duration::from_secs(30);
 
 /// Fields of a refusal that the client gets.
-const TO_CLIENT: [HeaderName; 4] =
-    [header::CONTENT_TYPE, header::LOCATION, header::SET_COOKIE, header::WWW_AUTHENTICATE];
+const TO_CLIENT: [HeaderName; 6] = [
+    header::CACHE_CONTROL,
+    header::CONTENT_TYPE,
+    header::LOCATION,
+    header::RETRY_AFTER,
+    header::SET_COOKIE,
+    header::WWW_AUTHENTICATE,
+];
+/// Refusals of the question itself, or of the connection it came by: our client can do nothing about them, and could not be told what
+/// goes with them (`Allow`, `Proxy-Authenticate`, `Upgrade`).
+const ABOUT_US: [StatusCode; 5] = [
+    StatusCode::METHOD_NOT_ALLOWED,
+    StatusCode::MISDIRECTED_REQUEST,
+    StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+    StatusCode::REQUEST_TIMEOUT,
+    StatusCode::UPGRADE_REQUIRED,
+];
+/// What a 401 must say (RFC 9110 §15.5.2) where the service does not: many only mean "log in", and a scheme that is none asks
+/// no browser for a password.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Unspecified realm=\"restricted\"");
 /// Fields that are about the body, which stays here, or would change the answer into one that cannot be passed on.
 const NOT_ASKED: [HeaderName; 12] = [
     header::ACCEPT_ENCODING,
@@ -73,30 +96,72 @@ const NOT_ASKED: [HeaderName; 12] = [
 
 /// A worker's clients, with pools of their own.
 pub(super) struct AuthClient {
-    plain: Client<HttpConnector, Empty<Bytes>>,
+    plain: Pooled<HttpConnector>,
     secure: SecureClients,
 }
 
 impl Default for AuthClient {
     fn default() -> Self {
-        Self { plain: pooled(secure::tcp()), secure: SecureClients::default() }
+        Self { plain: Pooled::new(secure::tcp()), secure: SecureClients::default() }
     }
 }
 
 impl AuthClient {
-    fn ask(&self, question: Request<Empty<Bytes>>, service: &ForwardAuth) -> ResponseFuture {
-        match &service.tls {
-            Some(tls) => self.secure.of(&tls.config).request(question),
-            None => self.plain.request(question),
+    async fn ask(&self, question: Request<Empty<Bytes>>, service: &ForwardAuth) -> Result<Response<Incoming>, String> {
+        let asked = match &service.tls {
+            Some(tls) => self.secure.of(&tls.config).ask(question).await,
+            None => self.plain.ask(question).await,
+        };
+        asked.map_err(|error| causes(&error))
+    }
+}
+
+/// A client that keeps connections, and one that keeps none.
+#[derive(Clone)]
+pub(super) struct Pooled<C> {
+    kept: Client<C, Empty<Bytes>>,
+    fresh: Client<C, Empty<Bytes>>,
+}
+
+impl<C: Connect + Clone + Send + Sync + 'static> Pooled<C> {
+    pub(super) fn new(connector: C) -> Self {
+        let client = |connector, idle| {
+            let mut builder = Client::builder(TokioExecutor::new());
+            builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIME).pool_max_idle_per_host(idle);
+            builder.build(connector)
+        };
+        Self { kept: client(connector.clone(), IDLE), fresh: client(connector, 0) }
+    }
+
+    /// Asks over a kept connection if there is one; where that ends without an answer, as it does when the service has closed it at the
+    /// same moment, once more over a fresh one. A question changes nothing, so it may be asked twice.
+    pub(super) async fn ask(&self, question: Request<Empty<Bytes>>) -> Result<Response<Incoming>, legacy::Error> {
+        let again = question.clone();
+        match self.kept.request(question).await {
+            Err(error) if broke_off(&error) => self.fresh.request(again).await,
+            answer => answer,
         }
     }
 }
 
-/// A client that keeps connections.
-pub(super) fn pooled<C: Connect + Clone>(connector: C) -> Client<C, Empty<Bytes>> {
-    let mut builder = Client::builder(TokioExecutor::new());
-    builder.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIME).pool_max_idle_per_host(IDLE);
-    builder.build(connector)
+/// Whether a connection ended without an answer.
+fn broke_off(error: &legacy::Error) -> bool {
+    if error.is_connect() {
+        return false;
+    }
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let ended = |error: &hyper::Error| error.is_incomplete_message() || error.is_canceled() || error.is_closed();
+        if error.downcast_ref::<hyper::Error>().is_some_and(ended) {
+            return true;
+        }
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+            return matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof);
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// What the service said.
@@ -110,10 +175,21 @@ enum Answer {
 /// # Errors
 /// The answer could not be sent.
 pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, service: &ForwardAuth) -> Result<bool> {
-    let client = &kit.asking().services;
-    let answer = match question(session.req_header(), ctx, service) {
-        Ok(question) => {
-            let answer = timeout(service.timeout, answer(client, question, service));
+    let asking = kit.asking();
+    let client = of_client(ctx.client, ctx.current().map_or(&Seed::new([0; 16]), |current| current.limit_seed().get()));
+    let place = asking.questions.enter(&service.host, client);
+    let question = question(session.req_header(), ctx, service);
+    let question = question.and_then(|question| match place {
+        Some(place) => Ok((question, place)),
+        None => Err("too many questions wait for it".to_owned()),
+    });
+    let answer = match question {
+        Ok((question, place)) => {
+            let answer = timeout(service.timeout, async {
+                // Held until the answer is here.
+                let _turn = place.turn().await;
+                answer(&asking.services, question, service).await
+            });
             match within(ctx.total_due, answer).await {
                 Some(Ok(answer)) => answer,
                 Some(Err(_)) => Err(format!("no answer within {:?}", service.timeout)),
@@ -136,6 +212,9 @@ pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, 
                     head.append_header(name.clone(), value.clone())?;
                 }
             }
+            if status == StatusCode::UNAUTHORIZED && !fields.contains_key(header::WWW_AUTHENTICATE) {
+                head.insert_header(header::WWW_AUTHENTICATE, CHALLENGE)?;
+            }
             admit::respond(session, ctx, head, body).await
         }
         Err(error) => {
@@ -157,9 +236,12 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
     let mut question = Request::new(Empty::new());
     *question.uri_mut() = service.url.clone();
     let nominated: Vec<&[u8]> = nominated_by_connection(&client.headers).collect();
+    // A password that was for us is nobody else's.
+    let ours_alone = towards_backend(ctx).drop_authorization;
     // What a service takes for what the question is about would be a lie from a client.
     let passes = |name: &HeaderName| {
         !HOP_BY_HOP.contains(name)
+            && !(ours_alone && *name == header::AUTHORIZATION)
             && !NOT_ASKED.contains(name)
             && !is_forwarding_field(name)
             && !nominated.iter().any(|nominated| nominated.eq_ignore_ascii_case(name.as_str().as_bytes()))
@@ -197,7 +279,7 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
 }
 
 async fn answer(client: &AuthClient, question: Request<Empty<Bytes>>, service: &ForwardAuth) -> Result<Answer, String> {
-    let answer = client.ask(question, service).await.map_err(|error| causes(&error))?;
+    let answer = client.ask(question, service).await?;
     let (head, body) = answer.into_parts();
     if head.status.is_success() {
         if !body.is_end_stream() {
@@ -222,7 +304,7 @@ async fn answer(client: &AuthClient, question: Request<Empty<Bytes>>, service: &
 
 /// Whether an answer is meant for the client: it has to show something else, or is sent somewhere.
 fn is_refusal(status: StatusCode, fields: &HeaderMap) -> bool {
-    status.is_client_error()
+    (status.is_client_error() && !ABOUT_US.contains(&status))
         || (matches!(status.as_u16(), 301..=303 | 307 | 308) && fields.contains_key(header::LOCATION))
 }
 
@@ -257,6 +339,9 @@ mod tests {
         }
         for status in [301, 302, 303, 307, 308] {
             assert!(is(status, &there) && !is(status, &none), "{status}");
+        }
+        for status in [405, 407, 408, 421, 426] {
+            assert!(!is(status, &none), "{status}");
         }
         for status in [100, 101, 300, 304, 305, 306, 399, 500, 502, 503, 599, 600, 999] {
             assert!(!is(status, &there), "{status}");

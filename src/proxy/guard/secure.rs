@@ -10,14 +10,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use http::Uri;
-use http_body_util::Empty;
 use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{Connected, Connection, HttpConnector},
-    },
+    client::legacy::connect::{Connected, Connection, HttpConnector},
     rt::TokioIo,
 };
 use rustls::{ClientConfig, pki_types::ServerName};
@@ -28,10 +23,10 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tower_service::Service;
 
-use super::forward::pooled;
+use super::forward::Pooled;
 
 /// A client that speaks TLS.
-pub(super) type SecureClient = Client<Connector, Empty<Bytes>>;
+pub(super) type SecureClient = Pooled<Connector>;
 
 /// The clients of a worker.
 #[derive(Default)]
@@ -48,7 +43,8 @@ impl SecureClients {
         }
         clients.retain(|(of, _)| of.strong_count() > 0);
         // A copy, so that what is known of the configuration's life does not depend on the client's.
-        let client = pooled(Connector { tcp: tcp(), tls: TlsConnector::from(Arc::new(ClientConfig::clone(config))) });
+        let client =
+            Pooled::new(Connector { tcp: tcp(), tls: TlsConnector::from(Arc::new(ClientConfig::clone(config))) });
         clients.push((Arc::downgrade(config), client.clone()));
         client
     }

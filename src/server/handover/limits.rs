@@ -138,6 +138,8 @@ fn kind(key: &LimitKey) -> String {
         // As it was called when it was a field like any other.
         LimitKey::Host => "header:host".to_owned(),
         LimitKey::Route => "route".to_owned(),
+        LimitKey::Told(name) => format!("told:{name}"),
+        LimitKey::User => "user".to_owned(),
     }
 }
 

@@ -15,8 +15,11 @@ use crate::{
     config::model::{self, Model},
     policy::{
         balance::Balance,
+        believed::Believed,
+        forwarded::{X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY},
         headers::valid_host,
         path::is_uri_path,
+        rewrite::ClientCert,
         route::{RequestView, without_port},
     },
     runtime::{
@@ -185,12 +188,9 @@ fn answer(question: &Question, model: &Model, snapshot: &Snapshot) -> Explanatio
         explanation.detail = format!("405 method_not_allowed: {} is not served", question.method);
         return explanation;
     }
-    let view = RequestView {
-        host: &question.host,
-        path: &question.path,
-        method: &question.method,
-        headers: &question.headers,
-    };
+    let nothing = HeaderValue::from_static("");
+    let headers = believed(question, snapshot, &nothing);
+    let view = RequestView { host: &question.host, path: &question.path, method: &question.method, headers: &headers };
     let Ok(found) = snapshot.find(&view) else {
         explanation.detail = "400 ambiguous_path: two readers could understand the path as two".into();
         return explanation;
@@ -236,6 +236,22 @@ fn answer(question: &Question, model: &Model, snapshot: &Snapshot) -> Explanatio
         explanation.detail.push_str(&format!("{before}no listener of this configuration takes this {what} URL"));
     }
     explanation
+}
+
+/// What of the question's fields routes may go by: those about hops only where `from` is a trusted proxy; those about a client's
+/// certificate are what its listener would say.
+fn believed<'a>(question: &'a Question, snapshot: &Snapshot, nothing: &'a HeaderValue) -> Believed<'a, HeaderMap> {
+    let said = |name: &HeaderName| question.headers.get(name);
+    let verified = said(&X_CLIENT_CERT_VERIFY).map(HeaderValue::as_bytes);
+    let certificate = match (verified, said(&X_CLIENT_CERT_SUBJECT), said(&X_CLIENT_CERT_FINGERPRINT)) {
+        (Some(verified), ..) if verified == ClientCert::NONE => ClientCert::None,
+        (Some(_), subject, fingerprint) => {
+            ClientCert::Success { subject: subject.unwrap_or(nothing), fingerprint: fingerprint.unwrap_or(nothing) }
+        }
+        (None, ..) => ClientCert::NotAsked,
+    };
+    let peer_trusted = question.from.is_some_and(|from| snapshot.trusted().contains(from));
+    Believed { sent: &question.headers, peer_trusted, certificate, told: &[], identity: &[] }
 }
 
 /// Whether a connection for the URL may come in here: by scheme, by port where the URL has one, and by address where its
