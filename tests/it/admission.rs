@@ -399,7 +399,7 @@ async fn service() -> Origin {
                     let fields = "WWW-Authenticate: Bearer realm=\"x\"\r\nContent-Type: application/json\r\n";
                     peer.reply(401, fields, "{\"no\":1}").await;
                 }
-                Some("busy") => peer.reply(429, "Retry-After: 30\r\nCache-Control: no-store\r\n", "").await,
+                Some("busy") => peer.reply(429, "Retry-After: 30\r\nCache-Control: max-age=9\r\n", "").await,
                 Some("nothing said") => peer.reply(401, "", "").await,
                 Some("our method") => peer.reply(405, "Allow: POST\r\n", "").await,
                 Some("our credentials") => peer.reply(407, "Proxy-Authenticate: Basic realm=x\r\n", "").await,
@@ -728,7 +728,7 @@ async fn a_password_for_us_is_not_told_to_the_service() {
 #[tokio::test]
 async fn a_client_that_asks_for_much_takes_neither_all_connections_nor_everybodys_turn() {
     let (origin, service) = (Origin::echo("a").await, service().await);
-    let guards = format!("forward_auth: {{ url: \"http://{}/\", timeout: 60s }}", service.address);
+    let guards = format!("forward_auth: {{ url: \"http://{}/\", timeout: 6s }}", service.address);
     let proxy = guarded(&origin, &guards, "threads: 1").await;
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..4 {

@@ -57,15 +57,9 @@ const IDLE: usize = 16;
 /// How long they are kept.
 const IDLE_TIME: Duration = Duration::from_secs(30);
 
-/// Fields of a refusal that the client gets.
-const TO_CLIENT: [HeaderName; 6] = [
-    header::CACHE_CONTROL,
-    header::CONTENT_TYPE,
-    header::LOCATION,
-    header::RETRY_AFTER,
-    header::SET_COOKIE,
-    header::WWW_AUTHENTICATE,
-];
+/// Fields of a refusal that the client gets. That nobody stores it is said of all that is refused here.
+const TO_CLIENT: [HeaderName; 5] =
+    [header::CONTENT_TYPE, header::LOCATION, header::RETRY_AFTER, header::SET_COOKIE, header::WWW_AUTHENTICATE];
 /// Refusals of the question itself, or of the connection it came by: our client can do nothing about them, and could not be told what
 /// goes with them (`Allow`, `Proxy-Authenticate`, `Upgrade`).
 const ABOUT_US: [StatusCode; 5] = [
@@ -237,11 +231,12 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
     *question.uri_mut() = service.url.clone();
     let nominated: Vec<&[u8]> = nominated_by_connection(&client.headers).collect();
     // A password that was for us is nobody else's.
-    let ours_alone = towards_backend(ctx).drop_authorization;
+    let drops = towards_backend(ctx).drop_authorization;
+    let is_ours = |name: &HeaderName| drops && *name == header::AUTHORIZATION;
     // What a service takes for what the question is about would be a lie from a client.
     let passes = |name: &HeaderName| {
         !HOP_BY_HOP.contains(name)
-            && !(ours_alone && *name == header::AUTHORIZATION)
+            && !is_ours(name)
             && !NOT_ASKED.contains(name)
             && !is_forwarding_field(name)
             && !nominated.iter().any(|nominated| nominated.eq_ignore_ascii_case(name.as_str().as_bytes()))

@@ -156,6 +156,7 @@ mod tests {
         drop(turns);
         let service = questions.service(&SERVICE);
         drop(many);
-        assert_eq!((service.inside().all, service.inside().clients.len()), (0, 0));
+        let inside = service.inside();
+        assert_eq!((inside.all, inside.clients.len()), (0, 0));
     }
 }
