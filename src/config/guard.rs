@@ -14,7 +14,7 @@ use super::{
 use crate::{
     policy::{
         access::Access,
-        forwarded::{CERTIFICATE_FIELDS, is_client_cert_field, is_forwarding_field},
+        forwarded::{CERTIFICATE_FIELDS, is_client_cert_field, is_forged_field, is_forwarding_field},
         headers::{HOP_BY_HOP, is_like},
         limit_key::LimitKey,
         password::{Users, parse_line},
@@ -282,13 +282,19 @@ fn forward_auth(d: &mut Decoder<'_>, item: &Item<'_>) -> Option<ForwardAuth> {
                 );
                 return None;
             }
-            if seen.contains(&name) {
-                d.error(item, "duplicate-value", format!("`{name}` stands here twice"), "keep one of the two");
+            if let Some(like) = seen.iter().find(|seen| is_like(name.as_str().as_bytes(), seen.as_str().as_bytes())) {
+                let message = if *like == name {
+                    format!("`{name}` stands here twice")
+                } else {
+                    format!("some backends take `{name}` for `{like}`, which stands here too")
+                };
+                d.error(item, "duplicate-value", message, "keep one of the two");
                 return None;
             }
             seen.push(name.clone());
             let own = || {
-                (HOP_BY_HOP.contains(&name) || is_forwarding_field(&name) || name == "x-request-id")
+                let told = is_forwarding_field(&name) || is_client_cert_field(&name) || is_forged_field(&name);
+                (HOP_BY_HOP.contains(&name) || told || name == "x-request-id")
                     .then(|| (format!("`{name}` is the proxy's own business"), "take it out"))
             };
             if let Some((message, help)) = untouchable(&name, false).or_else(own) {

@@ -137,12 +137,18 @@ impl Serving {
         if let Verdict::Ours(H2Abuse::Stall) = verdict {
             self.requests.stalled(deadlines);
         }
-        self.requests.leave();
+        self.part();
         if let Verdict::Ours(kind) = verdict {
             self.connection.abrupt_shutdown(abuse::code(kind).into());
         }
         let farewell = async { while let Some(Ok(_)) = self.connection.accept().await {} };
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    }
+
+    /// Its requests come to their ends without it, and know why.
+    fn part(&mut self) {
+        self.requests.broken(&self.told.take_broken());
+        self.requests.leave();
     }
 
     /// Says GOAWAY.
@@ -242,6 +248,8 @@ pub(super) async fn serve(
                     }
                 }
             }
+            // Who is idle has read its answers.
+            Turn::Last if serving.requests.is_empty() => serving.leave(IDLE_GRACE),
             Turn::Last => serving.leave(LEAVE_GRACE),
             Turn::Idle if serving.leaving.is_none() => serving.leave(IDLE_GRACE),
             Turn::Accepted((request, respond)) => {
@@ -267,7 +275,7 @@ pub(super) async fn serve(
                 serving.requests.begin(id, ends, Box::pin(served));
             }
             Turn::Idle | Turn::Ended => {
-                serving.requests.leave();
+                serving.part();
                 break;
             }
         }

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue};
 use super::{
     fields::Fields,
     forwarded::{is_client_cert_field, is_forged_field, is_forwarding_field},
-    headers::is_like,
+    headers::{is_like, nominated_by_connection},
     rewrite::ClientCert,
 };
 
@@ -31,12 +31,14 @@ pub fn is_doubtful(name: &HeaderName) -> bool {
     is_forwarding_field(name) || is_client_cert_field(name)
 }
 
-impl<F> Believed<'_, F> {
+impl<F: Fields> Believed<'_, F> {
     fn is_believed(&self, name: &[u8]) -> bool {
         !is_client_cert_field(name)
             && !is_forged_field(name)
             && (self.peer_trusted || !is_forwarding_field(name))
             && !self.told.iter().any(|told| is_like(name, told.as_str().as_bytes()))
+            // It stays behind here (RFC 9110 §7.6.1).
+            && !nominated_by_connection(self.sent).any(|nominated| nominated.eq_ignore_ascii_case(name))
     }
 
     /// What we say of the client's certificate.
@@ -107,6 +109,9 @@ mod tests {
             ["x-real-ip", "x_real_ip", "x-client-cert-verify", "x_client_cert_subject", "x-user", "x_user", "x-a"]
         {
             sent.append(HeaderName::from_static(name), HeaderValue::from_static("client"));
+        }
+        for name in ["connection", "x-left"] {
+            sent.append(HeaderName::from_static(name), HeaderValue::from_static("X-Left, connection"));
         }
         let told = [HeaderName::from_static("x-user")];
         let identity = [(told[0].clone(), HeaderValue::from_static("service"))];

@@ -4,6 +4,10 @@
 
 use std::{borrow::Cow, hash::Hasher as _, net::IpAddr};
 
+use base64::{
+    Engine as _, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use http::{HeaderName, header};
 use siphasher::sip::SipHasher13;
 
@@ -114,8 +118,9 @@ impl LimitKey {
             Self::Cookie(name) => seed.hash(cookie(asker.fields, name.as_bytes())?.as_deref()),
             Self::Header(name) if *name == header::AUTHORIZATION => {
                 let mut scheme = [0; LONGEST_SCHEME];
-                match field(asker.fields, name)? {
-                    Some(value) => seed.hash(authorization(value, &mut scheme)),
+                match field(asker.fields, name)?.map(|value| authorization(value, &mut scheme)) {
+                    Some([scheme, rest]) if scheme == b"basic" => seed.hash([scheme, &basic(rest)]),
+                    Some(parts) => seed.hash(parts),
                     None => seed.hash([]),
                 }
             }
@@ -168,17 +173,44 @@ fn authorization<'v>(value: &'v [u8], lower: &'v mut [u8; LONGEST_SCHEME]) -> [&
     }
 }
 
+/// User and password as a lenient decoder reads them: signs outside the alphabet count for nothing (RFC 2045 §6.8), and no more do bits
+/// behind the last whole byte.
+fn basic(credentials: &[u8]) -> Vec<u8> {
+    const LENIENT: GeneralPurpose = GeneralPurpose::new(
+        &alphabet::STANDARD,
+        GeneralPurposeConfig::new()
+            .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+            .with_decode_allow_trailing_bits(true),
+    );
+    let plain = |byte: &u8| match byte {
+        b'-' => Some(b'+'),
+        b'_' => Some(b'/'),
+        b'+' | b'/' => Some(*byte),
+        byte => byte.is_ascii_alphanumeric().then_some(*byte),
+    };
+    let clean: Vec<u8> = credentials.iter().filter_map(plain).collect();
+    LENIENT.decode(&clean).unwrap_or(clean)
+}
+
 /// The value of the cookies of that name (RFC 6265 §5.4).
 fn cookie<'h>(headers: &'h impl Fields, name: &[u8]) -> Result<Option<Cow<'h, [u8]>>, TwoKeys> {
     let lines = headers.all(&header::COOKIE);
-    let pairs = lines.flat_map(|line| line.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
+    let pairs = lines.flat_map(|line| line.split(|byte| *byte == b';')).map(trim);
     let mut values = pairs.filter_map(|pair| {
         let at = pair.iter().position(|byte| *byte == b'=')?;
         let (found, value) = (pair.get(..at)?, pair.get(at + 1..)?);
-        (found.trim_ascii_end() == name).then(|| cookie_value(value.trim_ascii_start()))
+        (trim(found) == name).then(|| cookie_value(trim(value)))
     });
     let value = values.next();
     if values.any(|other| Some(&other) != value.as_ref()) { Err(TwoKeys) } else { Ok(value) }
+}
+
+/// Without what some take for blanks at either end: those of ASCII, and of Unicode in whatever encoding (Python's `strip`).
+fn trim(text: &[u8]) -> &[u8] {
+    let blank = |byte: &u8| byte.is_ascii_whitespace() || !byte.is_ascii();
+    let begin = text.iter().position(|byte| !blank(byte)).unwrap_or(text.len());
+    let end = text.iter().rposition(|byte| !blank(byte)).map_or(begin, |last| last + 1);
+    text.get(begin..end).unwrap_or_default()
 }
 
 /// A cookie's value without what frameworks undo, whichever of it they do: quotes with escapes in them, percent-encoding, `+` for
@@ -247,6 +279,29 @@ mod tests {
 
     fn of(key: &LimitKey, fields: &[(&'static str, &'static str)]) -> Result<u64, TwoKeys> {
         key.of(&Asker { client: None, host: None, fields: &headers(fields) }, &Seed::new([7; 16]))
+    }
+
+    #[test]
+    fn what_decoders_pass_over_is_no_other_key() {
+        let key = LimitKey::Header(header::AUTHORIZATION);
+        let one = of(&key, &[("authorization", "Basic dXNlcjpwYXNz")]);
+        for other in ["basic  dXNl.cjpwYXNz", "Basic dXNlcjpwYXNz\t.", "Basic dXNlcjpwYXNz=="] {
+            assert_eq!(of(&key, &[("authorization", other)]), one, "{other}");
+        }
+        assert_ne!(of(&key, &[("authorization", "Basic dXNlcjpwYXNzMQ==")]), one);
+        let bits = |text| of(&key, &[("authorization", text)]);
+        assert_eq!(bits("Basic dXNlcjpwYXNzMQ=="), bits("Basic dXNlcjpwYXNzMR=="));
+        let key = LimitKey::Cookie("sid".to_owned());
+        let of = |line: &'static [u8]| {
+            let mut headers = HeaderMap::new();
+            headers.append("cookie", http::HeaderValue::from_bytes(line).expect("a value"));
+            key.of(&Asker { client: None, host: None, fields: &headers }, &Seed::new([7; 16]))
+        };
+        let one = of(b"sid=REAL");
+        for other in [&b"sid=REAL\xc2\xa0"[..], b"sid=\xe2\x80\x83REAL", b"\xc2\xa0sid=REAL", b"sid\xa0=REAL\xa0"] {
+            assert_eq!(of(other), one, "{}", other.escape_ascii());
+        }
+        assert_eq!(of(b"sid=REAL; \xc2\xa0sid=OTHER"), Err(TwoKeys));
     }
 
     #[test]

@@ -176,6 +176,23 @@ async fn fields_and_cookies_are_keys_and_requests_without_them_are_one() {
     assert_eq!(ask("Cookie: other=1\r\n").await, 429);
 }
 
+/// The backend never gets it (RFC 9110 §7.6.1), so by it nobody is another.
+#[tokio::test]
+async fn what_connection_names_is_no_key() {
+    for engine in ["lane", "pingora"] {
+        let origin = Origin::echo("a").await;
+        let guards = "rate_limit: [{ rate: 2/h, key: { header: X-Key } }, { rate: 1/h, key: { cookie: id } }]";
+        let proxy = guarded(&origin, guards, &format!("engine: {engine}")).await;
+        let ask = async |fields: &str| get_with(proxy.listen, "/", fields).await.status();
+        assert_eq!(ask("X-Key: 1\r\nCookie: id=1\r\nConnection: cookie\r\n").await, 200, "{engine}");
+        assert_eq!(ask("X-Key: 2\r\nCookie: id=2\r\nConnection: cookie\r\n").await, 429, "{engine}");
+        assert_eq!(ask("X-Key: 3\r\nCookie: id=3\r\nConnection: x-key\r\n").await, 200, "{engine}");
+        assert_eq!(ask("X-Key: 4\r\nCookie: id=4\r\nConnection: x-key\r\n").await, 200, "{engine}");
+        assert_eq!(ask("X-Key: 5\r\nCookie: id=5\r\nConnection: x-key\r\n").await, 429, "{engine}");
+        assert!(origin.requests().iter().all(|seen| seen.field("cookie").is_none() || seen.field("x-key").is_none()));
+    }
+}
+
 #[tokio::test]
 async fn a_second_value_of_a_key_buys_no_fresh_budget() {
     let origin = Origin::echo("a").await;

@@ -295,6 +295,19 @@ async fn a_stream_that_is_reset_for_what_its_client_did_is_a_bad_request() {
     }
 }
 
+#[tokio::test]
+async fn a_fault_that_comes_with_its_request_is_not_its_client_who_leaves() {
+    for engine in ["lane", "exchange", "pingora"] {
+        let origin = Origin::echo("a").await;
+        let yaml = "engine: <engine>\nlisteners: [{ address: <listen>, h2c: true }]";
+        let proxy = Config::before(&[&origin], yaml).put("engine", engine).start().await;
+        let mut raw = Raw::begin(proxy.listen, &[]).await;
+        raw.send(&[get(1, "/hold"), frame(PING, 0, 0, b"bad")].concat()).await;
+        assert!(raw.read.read_to_end().await.goaway.is_some(), "{engine}");
+        assert_eq!(reason(&proxy, "/hold").await.0, "bad_request", "{engine}");
+    }
+}
+
 /// What Pingora serves is dropped as it is where the client stands in its way; the log has what was known of it.
 #[tokio::test]
 async fn a_request_that_is_dropped_is_logged_with_its_answer_and_its_backend() {
