@@ -137,18 +137,12 @@ impl Serving {
         if let Verdict::Ours(H2Abuse::Stall) = verdict {
             self.requests.stalled(deadlines);
         }
-        self.part();
+        self.requests.leave(&self.told.take_broken());
         if let Verdict::Ours(kind) = verdict {
             self.connection.abrupt_shutdown(abuse::code(kind).into());
         }
         let farewell = async { while let Some(Ok(_)) = self.connection.accept().await {} };
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
-    }
-
-    /// Its requests come to their ends without it, and know why.
-    fn part(&mut self) {
-        self.requests.broken(&self.told.take_broken());
-        self.requests.leave();
     }
 
     /// Says GOAWAY.
@@ -275,7 +269,7 @@ pub(super) async fn serve(
                 serving.requests.begin(id, ends, Box::pin(served));
             }
             Turn::Idle | Turn::Ended => {
-                serving.part();
+                serving.requests.leave(&told.take_broken());
                 break;
             }
         }

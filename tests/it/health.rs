@@ -152,6 +152,7 @@ async fn initial_down_sends_nothing_before_the_first_probe_has_finished() {
     for (initial, expect_traffic) in [("", false), (", initial: down", false), (", initial: up", true)] {
         let proxy = checked(&[&origin.address], &format!("{check}{initial}"), "").spawn(&[]);
         wait_until("the proxy to accept", || std::net::TcpStream::connect(proxy.listen).is_ok()).await;
+        crate::support::eventually("the metrics to be served", async || proxy.probe("/readyz").await.is_some()).await;
         assert_eq!(proxy.probe("/readyz").await, Some(503), "ready before the first round{initial}");
         let mut client = proxy.client().await;
         client.send(crate::support::http1::get("/traffic")).await;

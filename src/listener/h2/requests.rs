@@ -221,8 +221,9 @@ impl Requests {
         self.served.iter().filter(move |served| all || streams.contains(&served.stream)).map(|served| &*served.ends)
     }
 
-    /// Lets them come to their ends without their connection, in a task of their own.
-    pub(super) fn leave(&mut self) {
+    /// Lets them come to their ends without their connection, in a task of their own; those of `broken` know why it ends.
+    pub(super) fn leave(&mut self, broken: &[u32]) {
+        self.broken(broken);
         if self.is_empty() {
             return;
         }
@@ -323,7 +324,7 @@ mod tests {
     async fn who_is_left_comes_to_its_end() {
         let mut fixture = Fixture::new();
         let (polled, go) = (fixture.polled.clone(), fixture.go.clone());
-        fixture.requests.leave();
+        fixture.requests.leave(&[]);
         tokio::task::yield_now().await;
         go[0].notify_one();
         while polled[0].load(Ordering::Relaxed) < 2 {
