@@ -11,6 +11,7 @@ Needs valgrind (Debian: apt-get install valgrind) and a release build."""
 
 import argparse
 import pathlib
+import random
 import socket
 import socketserver
 import subprocess
@@ -131,9 +132,15 @@ class Http1:
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """None of those that connections get for their own end: who asks for it before it listens could meet itself there, and take it."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def connect(port, child):
