@@ -108,7 +108,8 @@ impl RequestId {
 
 /// Whether `text` is `host[:port]` of RFC 3986 §3.2: a name, an IPv4 address or a bracketed IPv6 address, not empty,
 /// without user information. Of a name every label has a character (one dot may end it), and none but those that names
-/// have: what a registered name may have beside them no host has, and a backend may understand it as something else.
+/// have: what a registered name may have beside them no host has, and a backend may understand it as something else. Nor is a name
+/// longer than routes can compare.
 pub fn valid_host(text: impl AsRef<[u8]>) -> bool {
     let text = text.as_ref();
     let (host, tail) = match text {

@@ -123,9 +123,9 @@ impl Canonical<'_> {
     }
 
     /// What else the path is to a backend that takes encoded slashes or backslashes for slashes, leaves out
-    /// `;parameters`, before or after it decodes, or all behind the first, or decodes UTF-8 that is longer than needed. And where it then begins
-    /// with two slashes, or would without a prefix, what it is to one that takes what follows for an authority, as a
-    /// reference in RFC 3986 §4.2 has it (`//authority/path`). Nearly always nothing.
+    /// `;parameters`, before or after it decodes, or all behind the first, or decodes UTF-8 that is longer than needed. And where
+    /// it then begins with two slashes, or would without a prefix, what it is to one that takes what follows for an authority,
+    /// as a reference in RFC 3986 §4.2 has it (`//authority/path`). Nearly always nothing.
     ///
     /// # Errors
     /// To one of them it has dot segments.

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::types::Weight;
 
-/// A longer host is no DNS name (RFC 1035 §2.3.4) and takes only routes that name no host.
-pub(super) const LONGEST_HOST: usize = 255; // also what `valid_host` lets pass
+/// A longer host is no DNS name (RFC 1035 §2.3.4): `valid_host` refuses it, so that it passes by no route of a host.
+pub(super) const LONGEST_HOST: usize = 255;
 
 /// The parts of a match; an empty part matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

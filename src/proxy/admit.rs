@@ -418,8 +418,9 @@ pub(super) async fn respond(
         || endless
         || head.status == StatusCode::BAD_REQUEST
     {
-        // Who sends what is none is not to be trusted with more. Or: what comes after a refused handshake has no border. Or: the client still waits to be asked for its body; it will not send
-        // one after a final answer. Or: to come to the next request, more would have to be read than a request may have.
+        // Who sends what is none is not to be trusted with more. Or: what comes after a refused handshake has no border. Or: the
+        // client still waits to be asked for its body; it will not send one after a final answer. Or: to come to the next request,
+        // more would have to be read than a request may have.
         session.set_keepalive(None);
     }
     if let Some(due) = ctx.total_due {
