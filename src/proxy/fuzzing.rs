@@ -162,16 +162,24 @@ pub fn cookies(input: &[u8]) {
     }
 }
 
-/// The cookies of that name as RFC 6265 §5.2 would take them apart.
+/// The cookies of that name as RFC 6265 §5.2 would take them apart, with what Python's `strip` takes for blanks in some encoding.
 fn cookies_of(fields: &HeaderMap, name: &str) -> Vec<Vec<u8>> {
     let mut values = Vec::new();
     let lines: Vec<&[u8]> = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
     let text = lines.join(&b';');
     for pair in text.split(|byte| *byte == b';') {
         let Some(at) = pair.iter().position(|byte| *byte == b'=') else { continue };
-        if pair[..at].trim_ascii() == name.as_bytes() {
-            values.push(pair[at + 1..].trim_ascii().to_vec());
+        if stripped(&pair[..at]) == name.as_bytes() {
+            values.push(stripped(&pair[at + 1..]).to_vec());
         }
     }
     values
+}
+
+fn stripped(text: &[u8]) -> &[u8] {
+    let is_sign = |byte: &u8| byte.is_ascii() && !byte.is_ascii_whitespace();
+    match (text.iter().position(is_sign), text.iter().rposition(is_sign)) {
+        (Some(first), Some(last)) => &text[first..=last],
+        _ => &[],
+    }
 }
