@@ -173,7 +173,7 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
             let ours = member.upstream.exchange().is_some() && !session.is_upgrade_req();
             let listener = ctx.info().and_then(|info| info.engine());
             if ours && current.engine(route, listener) != Engine::Pingora {
-                return exchange::serve(kit, session, ctx).await;
+                return exchange::serve(kit, session, ctx).await.map(|()| true);
             }
             Ok(false)
         }

@@ -316,8 +316,6 @@ pub struct RequestCtx {
     /// Positions of backends that failed this request.
     pub(super) tried: Vec<usize>,
     pub(super) picked: Option<Picked>,
-    /// The attempt's backend has been picked already: by the exchange, and it speaks HTTP/2.
-    pub(super) handed_over: bool,
     /// It is the exchange that makes attempts.
     pub(super) exchanged: bool,
     /// Counts the attempt, and the request, as in flight.
@@ -381,7 +379,6 @@ impl RequestCtx {
             attempts: 0,
             tried: Vec::new(),
             picked: None,
-            handed_over: false,
             exchanged: false,
             attempt: None,
             in_flight: None,

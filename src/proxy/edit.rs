@@ -242,13 +242,19 @@ fn set_scheme(upstream: &mut RequestHeader, ctx: &RequestCtx) {
     }
 }
 
-/// Whether the client waits to be asked for its body, and a backend that speaks `version` cannot ask through Pingora, which passes on no
-/// interim answer of HTTP/2: then we do.
+/// Whether the client waits to be asked for its body, and a backend that speaks `version` does not ask: over HTTP/2 many take it as
+/// it comes, and of those that ask Pingora hears nothing. Then we do.
 pub(super) fn asks_for_body(session: &Session, version: Version) -> bool {
     let client = session.req_header();
-    let expects =
-        client.headers.get(header::EXPECT).is_some_and(|said| said.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    version == Version::HTTP_2 && client.version != Version::HTTP_10 && expects && session.answered().is_none()
+    version == Version::HTTP_2
+        && client.version != Version::HTTP_10
+        && expects(&client.headers)
+        && session.answered().is_none()
+}
+
+/// Whether who sent these fields waits to be asked for the body (RFC 9110 §10.1.1).
+pub(super) fn expects(client: &HeaderMap) -> bool {
+    client.get(header::EXPECT).is_some_and(|said| said.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Sets the authority, where the target has one (HTTP/2), to what `Host` was set to.
@@ -270,7 +276,11 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
     if answer.status == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(());
     }
+    let over_http2 = ctx.exchanged && session.req_header().version != Version::HTTP_2;
     if answer.status.is_informational() {
+        if over_http2 {
+            answer.set_version(Version::HTTP_11);
+        }
         return edit_response(answer, |fields| AnswerRewrite::INTERIM.apply(fields));
     }
     ctx.grpc_web.response_header_filter(answer);
@@ -291,7 +301,7 @@ pub(super) fn response(session: &mut Session, answer: &mut ResponseHeader, ctx: 
     // Pingora frames the answer by the fields that say how.
     let rewrite = answer_rewrite(session.req_header().version, answer.version, true, ctx);
     edit_response(answer, |fields| rewrite.apply(fields))?;
-    if answer.version == Version::HTTP_10 {
+    if answer.version == Version::HTTP_10 || over_http2 {
         // A proxy answers in its own version (RFC 9110 §2.5).
         answer.set_version(Version::HTTP_11);
     }

@@ -38,7 +38,7 @@ pub use cancel::Cancel;
 pub use client::{ClientCertificate, TlsInfo, Verified};
 pub use ctx::{Afterwards, ConnInfo, RequestCtx, RequestStart};
 pub use current::{Current, Log};
-use http::{HeaderMap, Version};
+use http::HeaderMap;
 pub use kit::Kit;
 use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -128,9 +128,6 @@ impl ProxyHttp for App {
         edit::request(session, upstream, ctx)?;
         if edit::asks_for_body(session, upstream.version) {
             session.write_continue_response().await?;
-        }
-        if let Some(picked) = ctx.picked.as_ref().filter(|_| !session.is_upgrade_req()) {
-            picked.backend().set_chose_http2(upstream.version == Version::HTTP_2);
         }
         watch::request_begins(&self.kit, session, upstream.version, ctx);
         watch::ends_writes(ctx);

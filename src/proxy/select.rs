@@ -37,9 +37,7 @@ pub(super) fn peer(
     ctx: &mut RequestCtx,
     profile: &TlsProfile,
 ) -> Result<Box<HttpPeer>> {
-    if !std::mem::take(&mut ctx.handed_over) {
-        backend(ctx)?;
-    }
+    backend(ctx)?;
     let current = ctx.current().cloned();
     let Some(member) = current.as_ref().and_then(|current| Some(current.member(ctx.upstream?))) else {
         return fail(ctx, Reason::Internal, "a request came to an upstream without a route");

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     policy::{fields::Fields as _, framing, trailers},
-    runtime::deadlines::{Deadline, How, Reader, Wait},
+    runtime::deadlines::{Deadline, How, NO_SOCKET, Reader, Wait},
     types::Reason,
 };
 
@@ -65,7 +65,7 @@ pub(super) fn request_begins(kit: &Kit, client: &mut impl Downstream, version: V
         let fields = client.request().fields;
         // A call may be silent for as long as it likes, once it is answered; until then for `READ_TIMEOUT`.
         let call = || fields.first(&header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with(b"application/grpc"));
-        let call = shared && call();
+        let call = (shared || ctx.upstream_fd == NO_SOCKET) && call();
         start.at_leisure.store(call, Ordering::Relaxed);
         if !shared && body {
             ctx.whole = fields.first(&header::CONTENT_LENGTH).and_then(framing::length);
@@ -76,7 +76,7 @@ pub(super) fn request_begins(kit: &Kit, client: &mut impl Downstream, version: V
         cancel = ctx.start.as_ref().and_then(|start| start.cancel.as_ref()).map(|cancel| cancel.wake.clone());
     }
     // Pingora's own deadline begins anew with every interim answer, of which a backend can send any number.
-    if ctx.upstream_fd < 0 {
+    if ctx.upstream_fd < 0 && ctx.upstream_fd != NO_SOCKET {
         ctx.upstream_fd = -1;
         return;
     }
@@ -112,6 +112,11 @@ pub(super) fn ends_writes(ctx: &RequestCtx) {
 /// Whether the attempt's deadline has passed: its answer has broken off, whatever else there is to be read.
 pub(super) fn is_over(ctx: &RequestCtx) -> bool {
     ctx.deadline.as_ref().is_some_and(Deadline::fired)
+}
+
+/// The same, for who waits for the backend: it is woken by its socket, or where that is not one request's, by the deadline.
+pub(super) fn poll_due(ctx: &RequestCtx, cx: &Context<'_>) -> bool {
+    if ctx.upstream_fd == NO_SOCKET { poll_over(ctx, cx) } else { is_over(ctx) }
 }
 
 /// The same, for who waits for another than the backend: it is woken when the deadline passes.
@@ -326,9 +331,9 @@ pub(super) fn trailers(fields: &mut HeaderMap) {
     }
 }
 
-/// Whether there is white space before or after the value, which HTTP/2 has no place for.
+/// As [`framing::is_padded`].
 pub(super) fn padded(value: &HeaderValue) -> bool {
-    matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t'])
+    framing::is_padded(value.as_bytes())
 }
 
 fn framed(answer: &ResponseHeader) -> Result<(), &'static str> {
@@ -412,7 +417,7 @@ fn wait_for(ctx: &mut RequestCtx, waiting: Waiting, mut patience: Option<Duratio
         grace = ANSWER_GRACE;
     }
     let Some(deadline) = &ctx.deadline else { return };
-    if ctx.upstream_fd < 0 || (patience.is_none() && ctx.total_due.is_none()) {
+    if ctx.upstream_fd == -1 || (patience.is_none() && ctx.total_due.is_none()) {
         deadline.disarm();
         return;
     }

@@ -87,8 +87,6 @@ pub struct BackendState {
     state: Arc<State>,
     /// Kept over builds while the address stays. `None` while a host name has none.
     target: Arc<ArcSwapOption<Target>>,
-    /// It chose HTTP/2 when it had the choice last. Kept as `target` is.
-    http2: Arc<AtomicBool>,
     /// What its attempts came to; see [`BackendState::with_ejection_of`].
     ejection: Arc<Ejection>,
 }
@@ -129,7 +127,6 @@ impl BackendState {
             || Arc::new(ArcSwapOption::from_pointee(fixed_target(&backend.address).map(Target::new))),
             |previous| previous.target.clone(),
         );
-        let http2 = known.map(|previous| previous.http2.clone()).unwrap_or_default();
         Self {
             index,
             id: backend.id.clone(),
@@ -142,7 +139,6 @@ impl BackendState {
             peer,
             state,
             target,
-            http2,
             ejection: Arc::default(),
         }
     }
@@ -340,18 +336,6 @@ impl BackendState {
             _ if !self.peer.sni.is_empty() && !self.peer.sni.contains(':') => &self.peer.sni,
             BackendAddress::Host(_) | BackendAddress::Inet(_) => &self.label,
             BackendAddress::Unix(_) => "localhost",
-        }
-    }
-
-    /// Whether it chose HTTP/2 when it had the choice last.
-    pub fn chose_http2(&self) -> bool {
-        self.http2.load(Ordering::Relaxed)
-    }
-
-    /// Keeps what it has chosen.
-    pub fn set_chose_http2(&self, chose: bool) {
-        if self.chose_http2() != chose {
-            self.http2.store(chose, Ordering::Relaxed);
         }
     }
 

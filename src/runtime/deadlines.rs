@@ -19,6 +19,8 @@ use std::{
 
 use tokio::sync::Notify;
 
+/// In place of a descriptor: there is no socket to shut down, and whoever waits asks [`Deadline::poll_fired`].
+pub const NO_SOCKET: RawFd = -2;
 /// How late a deadline may be noticed, so that many that are near each other cost one sweep.
 pub const TICK: Duration = Duration::from_millis(25);
 /// How much longer a paused deadline gets each time it is due, in milliseconds.

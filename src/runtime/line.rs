@@ -1,5 +1,5 @@
-//! A connection to a backend as the exchange uses it, past Pingora's connectors: a socket, plain or inside TLS; how it is
-//! opened; and those of a worker that wait for their next request.
+//! A connection to a backend as the exchange uses it, past Pingora's connectors: a socket, plain or inside TLS, or a stream of
+//! HTTP/2; how it is opened; and those of a worker that wait for their next request.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -8,13 +8,13 @@ use std::{
     os::fd::{AsRawFd, RawFd},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use pingora_core::{Error, ErrorType, Result, protocols::l4::socket::SocketAddr};
 use tokio::{
-    io::{AsyncRead, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
     sync::Notify,
 };
@@ -24,6 +24,8 @@ use tokio_util::either::Either;
 use super::{
     backend::Anchor,
     connect::{Connector, announce},
+    deadlines::NO_SOCKET,
+    http2::{self, Connection, Stream},
     tls::{Offer, TlsClient, chose_http2},
 };
 
@@ -31,13 +33,34 @@ use super::{
 pub type Socket = Either<TcpStream, UnixStream>;
 
 /// A connection: `Left` is plain text.
-pub type Line = Either<Socket, Box<TlsStream<Socket>>>;
+pub type Line = Either<Socket, Box<Layer>>;
 
-/// The descriptor of a connection.
+/// What stands between a request and a socket.
+#[derive(Debug)]
+pub enum Layer {
+    /// TLS.
+    Tls(TlsStream<Socket>),
+    /// HTTP/2: the socket is many requests'.
+    Http2(Stream),
+}
+
+/// What a backend speaks on a connection that was opened.
+#[derive(Debug)]
+pub enum Opened {
+    /// HTTP/1.1: it is one request's at a time.
+    Http1(Line),
+    /// HTTP/2.
+    Http2(Connection),
+}
+
+/// The descriptor of a connection; [`NO_SOCKET`] where it has none of its own.
 pub fn descriptor(line: &Line) -> RawFd {
     let socket = match line {
         Either::Left(socket) => socket,
-        Either::Right(stream) => stream.get_ref().0,
+        Either::Right(layer) => match &**layer {
+            Layer::Tls(stream) => stream.get_ref().0,
+            Layer::Http2(_) => return NO_SOCKET,
+        },
     };
     match socket {
         Either::Left(tcp) => tcp.as_raw_fd(),
@@ -45,18 +68,67 @@ pub fn descriptor(line: &Line) -> RawFd {
     }
 }
 
+impl AsyncRead for Layer {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, to),
+            Self::Http2(stream) => Pin::new(stream).poll_read(cx, to),
+        }
+    }
+}
+
+impl AsyncWrite for Layer {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Http2(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Self::Http2(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Http2(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Http2(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+}
+
 /// Opens connections of our own to the backends of an upstream.
 #[derive(Debug)]
 pub struct Opener {
     connector: Arc<Connector>,
+    offer: Offer,
     /// With the time that a handshake may take.
     tls: Option<(Arc<TlsClient>, Duration)>,
 }
 
 impl Opener {
-    /// Opens sockets by `connector`, and speaks TLS on them where there is something to do so by.
-    pub fn new(connector: Arc<Connector>, tls: Option<(Arc<TlsClient>, Duration)>) -> Self {
-        Self { connector, tls }
+    /// Opens sockets by `connector`, and speaks TLS on them where there is something to do so by. What they speak is one of
+    /// `offer`; in plain text nobody chooses, and it is HTTP/2 where that is all there is.
+    pub fn new(connector: Arc<Connector>, offer: Offer, tls: Option<(Arc<TlsClient>, Duration)>) -> Self {
+        Self { connector, offer, tls }
     }
 
     /// What speaks TLS; `None` in plain text.
@@ -64,27 +136,39 @@ impl Opener {
         self.tls.as_ref().map(|(client, _)| client)
     }
 
-    /// Whether no backend is offered HTTP/2.
-    pub fn is_http1_only(&self) -> bool {
-        self.client().is_none_or(|client| !client.offers_http2())
+    /// What its backends may choose from.
+    pub fn offer(&self) -> Offer {
+        self.offer
     }
 
-    /// A connection to the backend at `to`, of that `name`; `None` where it has chosen HTTP/2, which is not spoken over
-    /// these. [`Offer::Http1`]: it must not be able to. `header`: its first bytes, before TLS.
+    /// A connection to the backend at `to`, of that `name`. [`Offer::Http1`]: it must not be able to choose HTTP/2 for once.
+    /// `header`: its first bytes, before TLS.
     ///
     /// # Errors
-    /// There is none within the time, the handshake failed. It may be tried elsewhere.
-    pub async fn open(&self, to: &SocketAddr, name: &str, offer: Offer, header: Option<&[u8]>) -> Result<Option<Line>> {
+    /// There is none within the time, the handshake failed, or it has chosen what was not offered. It may be tried elsewhere.
+    pub async fn open(&self, to: &SocketAddr, name: &str, offer: Offer, header: Option<&[u8]>) -> Result<Opened> {
         let mut socket = self.connector.dial(to).await?;
         if let Some(header) = header {
             announce(&mut socket, header, to).await?;
         }
-        let Some((client, patience)) = &self.tls else { return Ok(Some(Either::Left(socket))) };
+        let Some((client, patience)) = &self.tls else {
+            return match offer {
+                Offer::Http2 => begin(socket, false, to).await,
+                Offer::Http1 | Offer::Either => Ok(Opened::Http1(Either::Left(socket))),
+            };
+        };
         // Large, and not needed for plain text.
         let handshake = Box::pin(client.connect(socket, to, name, offer));
         let context = || format!("TLS with {to} by the name {name}");
         let mut error = match tokio::time::timeout(*patience, handshake).await {
-            Ok(Ok(stream)) => return Ok((!chose_http2(&stream)).then(|| Either::Right(Box::new(stream)))),
+            Ok(Ok(stream)) => match (chose_http2(&stream), offer) {
+                (true, Offer::Either | Offer::Http2) => return begin(stream, true, to).await,
+                (false, Offer::Either | Offer::Http1) => {
+                    return Ok(Opened::Http1(Either::Right(Box::new(Layer::Tls(stream)))));
+                }
+                (true, Offer::Http1) => not_offered("HTTP/2, which was not offered"),
+                (false, Offer::Http2) => not_offered("no HTTP/2, the only protocol that was offered"),
+            },
             Ok(Err(error)) => Error::because(ErrorType::TLSHandshakeFailure, context(), error),
             Err(elapsed) => Error::because(ErrorType::TLSHandshakeTimedout, context(), elapsed),
         };
@@ -92,6 +176,22 @@ impl Opener {
         error.set_retry(true);
         Err(error)
     }
+}
+
+async fn begin(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    https: bool,
+    to: &SocketAddr,
+) -> Result<Opened> {
+    Connection::begin(io, https).await.map(Opened::Http2).map_err(|error| {
+        let mut error = Error::because(ErrorType::ConnectError, format!("cannot begin HTTP/2 with {to}"), error);
+        error.set_retry(true);
+        error
+    })
+}
+
+fn not_offered(chosen: &str) -> Box<Error> {
+    Error::explain(ErrorType::TLSHandshakeFailure, format!("the backend chose {chosen}"))
 }
 
 /// Whether nothing has come on a connection where nothing should: neither its end nor bytes that nobody asked for. What TLS
@@ -121,6 +221,7 @@ pub struct Pool {
 #[derive(Debug, Default)]
 struct Waiting {
     by_key: HashMap<u64, Shelf, BuildHasherDefault<Key>>,
+    shared: http2::Connections,
     /// Somebody is to hear when there is one again.
     awaited: bool,
 }
@@ -175,12 +276,33 @@ impl Pool {
         None
     }
 
+    /// A stream on a connection over HTTP/2 that is kept; see [`Connection::stream`].
+    pub fn stream(&self, key: u64, lengths: bool) -> Option<Line> {
+        let stream = self.lock().shared.stream(key, lengths)?;
+        Some(Either::Right(Box::new(Layer::Http2(stream))))
+    }
+
+    /// Keeps a connection over HTTP/2 for other requests, until it has been idle for `patience`.
+    pub fn share(&self, key: u64, connection: Connection, patience: Duration, anchor: Anchor) {
+        let mut idle = self.lock();
+        idle.shared.keep(key, connection, self.most, patience, anchor);
+        if std::mem::take(&mut idle.awaited) {
+            self.filled.notify_one();
+        }
+    }
+
     /// Keeps a connection for at most `patience`, and while `anchor` holds, which is asked for the first one. Where there are too many, the one that waits
     /// longest is closed.
     pub fn put(&self, key: u64, line: Line, now: Instant, patience: Duration, anchor: impl FnOnce() -> Option<Anchor>) {
         // What TLS has taken of an upload, and the backend has not, would wait for the next request.
-        let behind = matches!(&line, Either::Right(stream) if stream.get_ref().1.wants_write());
-        if behind || self.most == 0 || patience.is_zero() {
+        let spent = match &line {
+            Either::Left(_) => false,
+            Either::Right(layer) => match &**layer {
+                Layer::Tls(stream) => stream.get_ref().1.wants_write(),
+                Layer::Http2(_) => true,
+            },
+        };
+        if spent || self.most == 0 || patience.is_zero() {
             return;
         }
         let mut idle = self.lock();
@@ -203,8 +325,9 @@ impl Pool {
     /// Closes what has waited too long, was closed by the backend or shut down by us, and what leads where no backend is any
     /// more. Returns how many are left.
     pub fn sweep(&self, now: Instant) -> usize {
-        let mut left = 0;
-        self.lock().by_key.retain(|_, shelf| {
+        let mut idle = self.lock();
+        let mut left = idle.shared.sweep(now);
+        idle.by_key.retain(|_, shelf| {
             if !shelf.anchor.holds() {
                 return false;
             }
@@ -220,7 +343,7 @@ impl Pool {
         loop {
             {
                 let mut idle = self.lock();
-                if idle.by_key.values().any(|shelf| !shelf.lines.is_empty()) {
+                if !idle.shared.is_empty() || idle.by_key.values().any(|shelf| !shelf.lines.is_empty()) {
                     return;
                 }
                 idle.awaited = true;

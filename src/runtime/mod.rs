@@ -5,6 +5,7 @@ pub mod connect;
 pub mod connections;
 pub mod deadlines;
 pub mod guards;
+pub mod http2;
 pub mod journal;
 pub mod line;
 pub mod lull;

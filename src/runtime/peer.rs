@@ -23,10 +23,10 @@ use crate::{
 
 /// Requests at once on one HTTP/2 connection to a backend; the backend's own limit holds too.
 pub const MAX_H2_STREAMS: usize = 100;
-/// What a backend may send ahead on one HTTP/2 stream: bounds the memory of a slow client's answer.
-const H2_STREAM_WINDOW: u32 = 1 << 20;
-/// What a backend may send ahead on one HTTP/2 connection.
-const H2_CONNECTION_WINDOW: u32 = 16 << 20;
+/// What a backend may send ahead on one HTTP/2 connection: bounds the memory of slow clients' answers.
+pub const H2_CONNECTION_WINDOW: u32 = 16 << 20;
+/// What it may on one stream: so much that clients who read nothing never have it all among them, and others always have theirs.
+pub const H2_STREAM_WINDOW: u32 = H2_CONNECTION_WINDOW / MAX_H2_STREAMS as u32;
 
 /// What a client side of TLS is built from. Pingora builds a new one per connection where a peer brings its own trust
 /// store or client certificate, which loses session resumption; so there is one Pingora connector per profile instead,

@@ -37,6 +37,8 @@ pub enum Offer {
     Either,
     /// HTTP/1.1 alone.
     Http1,
+    /// HTTP/2 alone.
+    Http2,
 }
 
 const HTTP2: &[u8] = b"h2";
@@ -83,6 +85,7 @@ impl TlsClient {
         config.alpn_protocols = match offer {
             Offer::Either => vec![HTTP2.to_vec(), HTTP1.to_vec()],
             Offer::Http1 => vec![HTTP1.to_vec()],
+            Offer::Http2 => vec![HTTP2.to_vec()],
         };
         Self { config, backends: Mutex::default() }
     }

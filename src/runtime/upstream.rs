@@ -158,7 +158,7 @@ impl Upstream {
         update_now(&balancer);
         let exchange = offer(model).map(|offer| {
             let client = |tls| connections.tls().of(tls, &tls_profile, process, offer);
-            Opener::new(connector, model.tls.as_ref().map(|tls| (client(tls), model.timeouts.tls)))
+            Opener::new(connector, offer, model.tls.as_ref().map(|tls| (client(tls), model.timeouts.tls)))
         });
         let pool = config.pool();
         if pool.is_ramping() {
@@ -283,11 +283,12 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// What its backends may choose from; `None` where it is not HTTP/1.1, or what they are asked is translated.
+/// What its backends may choose from; `None` where what they are asked is translated.
 fn offer(model: &model::Upstream) -> Option<Offer> {
     let offer = match peer::alpn(model) {
         ALPN::H1 => Offer::Http1,
         ALPN::H2H1 => Offer::Either,
+        ALPN::H2 => Offer::Http2,
         _ => return None,
     };
     (!model.grpc_web).then_some(offer)

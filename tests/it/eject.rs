@@ -135,7 +135,8 @@ async fn a_success_breaks_the_row() {
     let (origin, status) = with_status("a", 500).await;
     let other = Origin::echo("b").await;
     let eject = format!("{{ consecutive_failures: 3, base: {LONG} }}");
-    let proxy = app(&[&origin.address, &other.address], &eject, "").start().await;
+    // Of two workers one may answer before the other has counted.
+    let proxy = app(&[&origin.address, &other.address], &eject, "threads: 1\n").start().await;
     for _ in 0..4 {
         status.store(500, Ordering::SeqCst);
         statuses(&proxy, 4).await;
@@ -384,7 +385,8 @@ async fn a_request_between_two_http2_sides_that_is_dropped_counts_too() {
     let client = Client2::prior(proxy.listen).await;
     let mut failed = 0;
     for _ in 0..12 {
-        failed += usize::from(client.try_get("/").await.is_err());
+        // Over Pingora's path it is reset.
+        failed += usize::from(client.try_get("/").await.map_or(true, |answer| answer.status == 504));
     }
     assert_eq!(failed, 2);
     assert_eq!(Api::of(&proxy).backends().await, ["a:ejected", "b:up"]);

@@ -107,7 +107,7 @@ async fn a_malformed_answer_is_a_bad_response_and_is_asked_for_once() {
     }
 }
 
-/// Pingora hears nothing of a backend's `100`, so it is asked for none and the client is told to go on.
+/// Pingora hears nothing of a backend's `100`, and some send none: so they are asked for none, and the client is told to go on.
 #[tokio::test]
 async fn who_waits_to_be_asked_for_a_body_is_asked_by_us() {
     let origin = Origin2::start("a", None).await;
@@ -144,4 +144,200 @@ async fn the_scheme_is_that_of_the_backends_connection_and_not_what_a_client_say
     *said.uri_mut() = "https://a.test/".parse().expect("a URI");
     assert_eq!(Client2::prior(proxy.listen).await.send(said, vec![], None).await.status, 200);
     assert_eq!(origin.requests()[0].scheme.as_deref(), Some("http"));
+}
+
+/// Engines that speak HTTP/2 to backends past Pingora's client.
+const OURS: [&str; 2] = ["lane", "exchange"];
+
+async fn through(engine: &str, address: &str, more: &str) -> Proxy {
+    let yaml = "
+engine: <engine>
+threads: 1
+listeners: [{ address: <listen>, h2c: true }]
+upstreams: { a: { backends: [<a>], protocol: h2c, <more> } }
+routes: [{ upstream: a }]
+";
+    Config::new(yaml.trim_start()).put("engine", engine).put("a", address).put("more", more).start().await
+}
+
+#[tokio::test]
+async fn interim_answers_go_on_to_clients_of_either_protocol() {
+    for engine in OURS {
+        let origin = Origin::script("a", |peer| {
+            speaks(peer, |stream| {
+                let hint = says(stream, 0, &[(":status", "103"), ("link", "</a.css>; rel=preload")]);
+                [hint, says(stream, END_STREAM, &[(":status", "200")])].concat()
+            })
+        })
+        .await;
+        let proxy = through(engine, &origin.address, "").await;
+        let mut client = Client::connect(proxy.listen).await;
+        client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+        let hint = within("the hint", client.any_response()).await;
+        assert_eq!((hint.status(), hint.field("link")), (103, Some("</a.css>; rel=preload")), "{engine}");
+        assert_eq!(within("the answer", client.response()).await.status(), 200, "{engine}");
+        if engine == "exchange" {
+            // Pingora's session of an HTTP/2 client drops them.
+            continue;
+        }
+        let mut raw = Raw::begin(proxy.listen, &[]).await;
+        raw.send(&says(
+            1,
+            END_STREAM,
+            &[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a.test")],
+        ))
+        .await;
+        let mut heads = 0;
+        while heads < 2 {
+            let frame = within("a head", raw.read.next()).await.expect("the connection to go on");
+            if frame.stream == 1 {
+                assert_eq!((frame.kind, frame.flags & END_STREAM != 0), (HEADERS, heads == 1), "{engine}");
+                heads += 1;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_a_body_ends_with_its_head() {
+    // So does a gRPC call that fails at once, whose client looks for its status where the stream ends.
+    for engine in OURS {
+        let origin = Origin::script("a", |peer| {
+            speaks(peer, |stream| says(stream, END_STREAM, &[(":status", "200"), ("grpc-status", "12")]))
+        })
+        .await;
+        let proxy = through(engine, &origin.address, "").await;
+        let mut raw = Raw::begin(proxy.listen, &[]).await;
+        raw.send(&says(
+            1,
+            END_STREAM,
+            &[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a.test")],
+        ))
+        .await;
+        let end = raw.end(1).await;
+        assert_eq!((end.kind, end.flags & END_STREAM), (HEADERS, END_STREAM), "{engine}");
+    }
+}
+
+#[tokio::test]
+async fn a_length_and_fields_behind_the_body_go_on_together() {
+    for engine in OURS {
+        let origin = Origin::script("a", |peer| {
+            speaks(peer, |stream| {
+                let head = says(stream, 0, &[(":status", "200"), ("content-length", "5")]);
+                [head, frame(DATA, 0, stream, b"hello"), says(stream, END_STREAM, &[("grpc-status", "0")])].concat()
+            })
+        })
+        .await;
+        let proxy = through(engine, &origin.address, "").await;
+        let reply = Client2::prior(proxy.listen).await.try_get("/").await.expect("an answer");
+        assert_eq!(reply.headers["content-length"], "5", "{engine}");
+        assert_eq!(reply.text(), "hello", "{engine}");
+        assert_eq!(reply.trailers.expect("trailers")["grpc-status"], "0", "{engine}");
+        // HTTP/1.1 has a place for one of them.
+        let mut client = Client::connect(proxy.listen).await;
+        for _ in 0..2 {
+            let reply = client.get("/").await;
+            assert_eq!((reply.field("content-length"), reply.text().as_str()), (Some("5"), "hello"), "{engine}");
+        }
+        assert_eq!(origin.connections(), 1, "{engine}: nobody's stream was reset, and all had one connection");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_never_looks_whole() {
+    let broken: [fn(u32) -> Vec<u8>; 2] = [
+        |stream| {
+            let head = says(stream, 0, &[(":status", "200"), ("content-length", "5")]);
+            [head, frame(DATA, 0, stream, b"hello"), frame(RST_STREAM, 0, stream, &2u32.to_be_bytes())].concat()
+        },
+        |stream| {
+            let head = says(stream, 0, &[(":status", "200")]);
+            [head, frame(DATA, 0, stream, b"hello"), frame(RST_STREAM, 0, stream, &2u32.to_be_bytes())].concat()
+        },
+    ];
+    for engine in OURS {
+        for answer in broken {
+            let origin = Origin::script("a", move |peer| speaks(peer, answer)).await;
+            let proxy = through(engine, &origin.address, "").await;
+            let mut client = Client::connect(proxy.listen).await;
+            client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+            let text = String::from_utf8_lossy(&client.closed().await).into_owned();
+            let whole = text.contains("content-length: 5\r\n") && text.ends_with("\r\n\r\nhello");
+            assert!(!whole && !text.ends_with("0\r\n\r\n"), "{engine}: {text}");
+            let reply = Client2::prior(proxy.listen).await.try_get("/").await;
+            assert!(reply.is_err() || reply.as_ref().is_ok_and(|reply| reply.status == 502), "{engine}: {reply:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_silent_is_answered_504_and_its_connection_goes_on() {
+    for engine in OURS {
+        let origin = Origin::script("a", |peer| {
+            speaks(
+                peer,
+                |stream| if stream == 1 { Vec::new() } else { says(stream, END_STREAM, &[(":status", "200")]) },
+            )
+        })
+        .await;
+        let proxy = through(engine, &origin.address, "timeouts: { first_byte: 300ms }").await;
+        let client = Client2::prior(proxy.listen).await;
+        assert_eq!(client.try_get("/").await.expect("an answer").status, 504, "{engine}");
+        assert_eq!(Client::connect(proxy.listen).await.get("/").await.status(), 200, "{engine}");
+        assert_eq!(proxy.access_log(2).await[0]["reason"], "first_byte_timeout");
+    }
+}
+
+#[tokio::test]
+async fn what_a_backend_has_not_processed_is_asked_again_whatever_it_is() {
+    let refusals: [fn(u32) -> Vec<u8>; 2] = [
+        |stream| frame(RST_STREAM, 0, stream, &7u32.to_be_bytes()),
+        // GOAWAY of all before the first.
+        |_| frame(7, 0, 0, &[0; 8]),
+    ];
+    for engine in OURS {
+        for refusal in refusals {
+            let origin = Origin::script("a", move |peer| speaks(peer, refusal)).await;
+            let good = Origin2::start("b", None).await;
+            let more = "retry: { attempts: 2 }";
+            let both = format!("{}, \"{}\"", origin.address, good.address);
+            let proxy = through(engine, &both, more).await;
+            for _ in 0..4 {
+                let reply = Client::connect(proxy.listen)
+                    .await
+                    .ask("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\n\r\nhello")
+                    .await;
+                assert_eq!((reply.status(), reply.text().as_str()), (200, "hello"), "{engine}");
+            }
+        }
+    }
+}
+
+/// All streams of a connection share its window: who reads nothing must not have the whole of it.
+#[tokio::test]
+async fn clients_that_do_not_read_keep_nobody_else_waiting() {
+    const SLOW: usize = 40;
+    let origin = Origin2::start("a", None).await;
+    let yaml = "
+listeners: [{ address: <listen>, h2c: true }]
+upstreams: { a: { backends: [<a>], protocol: h2c } }
+routes: [{ upstream: a }]
+threads: 1
+";
+    let proxy = Config::new(yaml.trim_start()).put("a", origin.address).start().await;
+    assert_eq!(Client::connect(proxy.listen).await.get("/").await.origin(), "a");
+    // Their client's window lets 64 KiB through for all of them.
+    let slow = Client2::prior(proxy.listen).await;
+    let mut held = Vec::new();
+    for _ in 0..SLOW {
+        let (answer, _) = slow.open(request("GET", "/bytes/16777216"), true).await.expect("a stream");
+        held.push(within("a head", answer).await.expect("an answer"));
+    }
+    // Were there no end to what they hold, it would have come by now.
+    for _ in 0..32 {
+        let mut client = Client::connect(proxy.listen).await;
+        assert_eq!(within("another's answer", client.get("/bytes/1048576")).await.body.len(), 1 << 20);
+    }
+    assert_eq!(origin.connections(), 1);
 }

@@ -359,7 +359,8 @@ async fn a_request_between_two_http2_sides_ends_in_time_and_is_logged() {
     let proxy = Config::new(yaml).put("a", origin.address).start().await;
     let begun = Instant::now();
     let client = Client2::prior(proxy.listen).await;
-    assert!(client.try_get("/").await.is_err(), "an answer");
+    // Over Pingora's path it is reset.
+    assert!(client.try_get("/").await.map_or(true, |answer| answer.status == 504), "an answer");
     assert!(begun.elapsed() < LIMIT, "{:?}", begun.elapsed());
     assert_eq!(proxy.access_log(1).await[0]["reason"], "first_byte_timeout");
     proxy.metric("rrlb_requests_in_flight", &[], |n| n == 0.0).await;

@@ -12,6 +12,17 @@ const MAX_FIELDS: usize = 256;
 /// A longer head is none.
 pub(super) const MAX_HEAD: usize = 256 * 1024;
 
+/// What a backend speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Protocol {
+    #[default]
+    Http1,
+    /// HTTP/1.1 in which a WebSocket was asked for.
+    WebSocket,
+    /// Over HTTP/2, where frames say how long a body is, and a length is a word beside them.
+    Http2,
+}
+
 /// Where an answer's body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Body {
@@ -27,7 +38,7 @@ pub(super) struct Head {
     /// Its bytes, the empty line included.
     pub(super) length: usize,
     pub(super) status: StatusCode,
-    /// `HTTP/1.0` or `HTTP/1.1`.
+    /// `HTTP/1.0`, `HTTP/1.1` or `HTTP/2`.
     pub(super) version: Version,
     pub(super) body: Body,
     /// The backend lets the connection be used again after this answer.
@@ -51,15 +62,15 @@ impl Head {
     }
 }
 
-/// Reads the head at the beginning of `bytes`, the answer to a request of `method`, or to one for a WebSocket where `upgrade`;
-/// `None` while it is not whole. Its fields are in `index` then.
+/// Reads the head at the beginning of `bytes`, the answer to a request of `method`; `None` while it is not whole. Its fields are
+/// in `index` then.
 ///
 /// # Errors
 /// It is none, or where the answer ends is not beyond doubt; says why.
 pub(super) fn parse(
     bytes: &[u8],
     method: &Method,
-    upgrade: bool,
+    protocol: Protocol,
     index: &mut Index,
 ) -> Result<Option<Head>, &'static str> {
     let mut fields = [const { std::mem::MaybeUninit::uninit() }; MAX_FIELDS];
@@ -77,10 +88,14 @@ pub(super) fn parse(
     }
     index.fill(head, answer.headers);
     let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("the answer has no status")?;
-    let version = if answer.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
+    let version = match answer.version {
+        Some(0) => Version::HTTP_10,
+        _ if protocol == Protocol::Http2 => Version::HTTP_2,
+        _ => Version::HTTP_11,
+    };
     let fields = Raw::new(head, index);
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        switching(&fields, version, upgrade)?;
+        switching(&fields, version, protocol == Protocol::WebSocket)?;
         return Ok(Some(Head { length, status, version, body: Body::UntilClose, persistent: false }));
     }
     let body = framing(&fields, status, version, method)?;
@@ -135,7 +150,7 @@ fn framing(fields: &Raw<'_>, status: StatusCode, version: Version, method: &Meth
         return Ok(NONE);
     }
     let chunked = chunked(fields, version)?;
-    let length = length(fields)?;
+    let length = length(fields)?.filter(|_| !(chunked && version == Version::HTTP_2));
     if chunked && length.is_some() {
         return Err("a length and a transfer coding");
     }
@@ -181,11 +196,11 @@ mod tests {
     use super::*;
 
     fn read(head: &str) -> Result<Option<Head>, &'static str> {
-        parse(head.as_bytes(), &Method::GET, false, &mut Index::default())
+        parse(head.as_bytes(), &Method::GET, Protocol::Http1, &mut Index::default())
     }
 
     fn body(head: &str, method: &Method) -> Body {
-        parse(head.as_bytes(), method, false, &mut Index::default()).expect("good").expect("whole").body
+        parse(head.as_bytes(), method, Protocol::Http1, &mut Index::default()).expect("good").expect("whole").body
     }
 
     #[test]
@@ -255,7 +270,10 @@ mod tests {
 
     #[test]
     fn a_switch_of_protocols_is_to_what_was_asked_for_or_none() {
-        let switched = |head: &str, upgrade| parse(head.as_bytes(), &Method::GET, upgrade, &mut Index::default());
+        let switched = |head: &str, upgrade| {
+            let protocol = if upgrade { Protocol::WebSocket } else { Protocol::Http1 };
+            parse(head.as_bytes(), &Method::GET, protocol, &mut Index::default())
+        };
         for good in [
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
             "HTTP/1.1 101 \r\nconnection: keep-alive, uPGRADE\r\nupgrade:  WebSocket \r\n\r\n",
@@ -294,8 +312,8 @@ mod tests {
 
         #[test]
         fn no_bytes_are_a_fault_of_ours(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse(&bytes, &Method::GET, false, &mut Index::default());
-            let _ = parse(&bytes, &Method::GET, true, &mut Index::default());
+            let _ = parse(&bytes, &Method::GET, Protocol::Http1, &mut Index::default());
+            let _ = parse(&bytes, &Method::GET, Protocol::WebSocket, &mut Index::default());
         }
     }
 }

@@ -21,7 +21,10 @@ use crate::{
         framing::Border,
         headers::is_websocket,
     },
-    runtime::snapshot::{Action, choose},
+    runtime::{
+        snapshot::{Action, choose},
+        tls::Offer,
+    },
 };
 
 /// As much of a request's body is kept for another attempt; as much as Pingora keeps.
@@ -135,8 +138,8 @@ fn lead(
     let Action::Proxy { upstreams, .. } = &found.action else { return None };
     let upstream = choose(upstreams, seed);
     let to = &current.member(upstream).upstream;
-    // An upgrade is HTTP/1.1's alone (RFC 9113 §8.6), so for one nothing else is offered.
-    let ours = to.exchange().is_some_and(|to| upgrade || to.is_http1_only());
+    // An upgrade is HTTP/1.1's alone (RFC 9113 §8.6).
+    let ours = to.exchange().is_some_and(|to| !upgrade || to.offer() != Offer::Http2);
     (ours && !to.grpc_web).then_some((route, target, upstream))
 }
 

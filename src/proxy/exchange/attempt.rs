@@ -1,7 +1,7 @@
 //! One request and its answer on one connection to a backend over HTTP/1.1, as two directions that whoever moves the bytes
 //! polls: what is written, what has come. Says exactly how much left, so that it is known what may be repeated.
 //!
-//! An attempt that [asks for a WebSocket](Attempt::for_upgrade) may come to a head that [is a switch](Head::is_switch). From then
+//! An attempt that [asks for a WebSocket](Attempt::speaking) may come to a head that [is a switch](Head::is_switch). From then
 //! on nothing has a border: after [`Attempt::switch`] the attempt is a [`Side`](super::tunnel::Side), of which bytes are taken, the first of them those
 //! that came behind the head, and to which others are given. Any other answer is one as ever.
 
@@ -20,7 +20,7 @@ use http::Method;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::{
-    answer::{self, Body, Head},
+    answer::{self, Body, Head, Protocol},
     chunks,
 };
 use crate::policy::{
@@ -43,8 +43,7 @@ pub(super) const FLOWING: u64 = 512 * 1024;
 pub(super) struct Attempt<S> {
     link: S,
     method: Method,
-    /// A WebSocket is asked for.
-    upgrade: bool,
+    protocol: Protocol,
     /// Of the request, and not written yet.
     out: BytesMut,
     /// Bytes of the request that were written.
@@ -133,7 +132,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         Self {
             link,
             method,
-            upgrade: false,
+            protocol: Protocol::Http1,
             out,
             written: 0,
             deaf: false,
@@ -155,9 +154,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         }
     }
 
-    /// As it is, for a request that asks for a WebSocket where `upgrade`.
-    pub(super) fn for_upgrade(self, upgrade: bool) -> Self {
-        Self { upgrade, ..self }
+    /// As it is, with a backend that speaks something else than HTTP/1.1 alone.
+    pub(super) fn speaking(self, protocol: Protocol) -> Self {
+        Self { protocol, ..self }
     }
 
     /// Bytes of the request that left.
@@ -415,7 +414,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         if self.ahead.is_empty() {
             return Ok(None);
         }
-        let head = answer::parse(&self.ahead, &self.method, self.upgrade, &mut self.index).map_err(Failure::Bad)?;
+        let head = answer::parse(&self.ahead, &self.method, self.protocol, &mut self.index).map_err(Failure::Bad)?;
         self.persistent = head.is_some_and(|head| head.persistent);
         Ok(head)
     }

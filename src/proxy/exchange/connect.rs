@@ -3,16 +3,22 @@
 use std::time::Instant;
 
 use pingora_core::{Error, ErrorType, Result};
+use tokio_util::either::Either;
 
-use super::super::{
-    ctx::{Fresh, RequestCtx},
-    kit::Kit,
-    select,
+use super::{
+    super::{
+        ctx::{Fresh, RequestCtx},
+        downstream::Downstream,
+        kit::Kit,
+        retry, select,
+    },
+    answer::Protocol,
 };
 use crate::{
     runtime::{
+        backend::Anchor,
         deadlines::Deadline,
-        line::{Line, descriptor},
+        line::{Layer, Line, Opened, descriptor},
         peer::announcing,
         tls::Offer,
     },
@@ -28,13 +34,19 @@ pub(super) struct Place {
     pub(super) reused: bool,
 }
 
-/// Whether the chosen backend speaks HTTP/2, as far as is known.
-pub(super) fn chose_http2(ctx: &RequestCtx) -> bool {
-    ctx.picked.as_ref().is_some_and(|picked| picked.backend().chose_http2())
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum For {
+    /// An answer to a client that speaks HTTP/1, whose body has a length or fields behind it.
+    Http1,
+    /// An answer to one that speaks HTTP/2, which may have both.
+    Http2,
+    /// A WebSocket, for which HTTP/1.1 has to be spoken (RFC 9113 §8.6).
+    WebSocket,
 }
 
-/// A connection to the chosen backend that waits in the pool.
-pub(super) fn pooled(kit: &Kit, ctx: &mut RequestCtx) -> Option<(Line, Place)> {
+/// A connection to the chosen backend that waits in the pool, or a stream on one.
+pub(super) fn pooled(kit: &Kit, what: For, ctx: &mut RequestCtx) -> Option<(Line, Place)> {
     if ctx.fresh == Fresh::Needed {
         ctx.fresh = Fresh::Done;
         return None;
@@ -44,15 +56,19 @@ pub(super) fn pooled(kit: &Kit, ctx: &mut RequestCtx) -> Option<(Line, Place)> {
     let place = Place { key, home, reused: true };
     // The first attempt begins with the request.
     let now = if ctx.attempts == 1 { ctx.asked } else { Instant::now() };
-    kit.pool().take(place.key, now).map(|line| (line, place))
+    let pool = kit.pool();
+    let line = pool.take(key, now);
+    let shared = || if what == For::WebSocket { None } else { pool.stream(key, what == For::Http2) };
+    line.or_else(shared).map(|line| (line, place))
 }
 
-/// A new connection to the chosen backend; `None` where it has chosen HTTP/2.
-///
-/// # Errors
-/// There is none within the time.
-pub(super) async fn open(ctx: &RequestCtx) -> Result<Option<(Line, Place)>> {
-    offering(ctx, Offer::Either).await
+/// What is spoken on a connection.
+pub(super) fn protocol(line: &Line, what: For) -> Protocol {
+    match line {
+        _ if what == For::WebSocket => Protocol::WebSocket,
+        Either::Right(layer) if matches!(**layer, Layer::Http2(_)) => Protocol::Http2,
+        Either::Left(_) | Either::Right(_) => Protocol::Http1,
+    }
 }
 
 /// The PROXY header of the client, where the backends are sent one.
@@ -60,7 +76,11 @@ fn announced(ctx: &RequestCtx) -> Option<Vec<u8>> {
     Some(select::announced(ctx, ctx.member()?.upstream.proxy_protocol?))
 }
 
-async fn offering(ctx: &RequestCtx, offer: Offer) -> Result<Option<(Line, Place)>> {
+/// A new connection to the chosen backend.
+///
+/// # Errors
+/// There is none within the time.
+pub(super) async fn open(kit: &Kit, what: For, ctx: &RequestCtx) -> Result<(Line, Place)> {
     let opener = ctx.member().and_then(|member| member.upstream.exchange());
     let connection = ctx.picked.as_ref().and_then(|picked| Some((picked, picked.backend().connection()?)));
     let (Some(opener), Some((picked, (target, home)))) = (opener, connection) else {
@@ -68,6 +88,7 @@ async fn offering(ctx: &RequestCtx, offer: Offer) -> Result<Option<(Line, Place)
     };
     let header = announced(ctx);
     let key = header.as_ref().map_or(home, |header| announcing(home, header));
+    let offer = if what == For::WebSocket { Offer::Http1 } else { opener.offer() };
     let opening = opener.open(&target, picked.backend().sni(), offer, header.as_deref());
     let opened = match ctx.total_due {
         None => opening.await,
@@ -75,21 +96,36 @@ async fn offering(ctx: &RequestCtx, offer: Offer) -> Result<Option<(Line, Place)
             .await
             .unwrap_or_else(|_| Err(Error::explain(ErrorType::ConnectTimedout, "no time left for connecting"))),
     };
-    let line = opened?;
-    if line.is_none() && offer == Offer::Either {
-        picked.backend().set_chose_http2(true);
+    let place = Place { key, home, reused: false };
+    let connection = match opened? {
+        Opened::Http1(line) => return Ok((line, place)),
+        Opened::Http2(connection) => connection,
+    };
+    let stream = connection.stream(what == For::Http2);
+    let stream = stream.ok_or_else(|| Error::explain(ErrorType::ConnectError, "the connection was over at once"))?;
+    if let Some((member, anchor)) = ctx.member().zip(anchor(ctx, home)) {
+        kit.pool().share(key, connection, member.upstream.timeouts.idle, anchor);
     }
-    Ok(line.map(|line| (line, Place { key, home, reused: false })))
+    Ok((Either::Right(Box::new(Layer::Http2(stream))), place))
 }
 
-/// The same, with HTTP/1.1 alone on offer.
-///
-/// # Errors
-/// As [`open`]; or it has chosen what it was not offered.
-pub(super) async fn open_http1(ctx: &RequestCtx) -> Result<(Line, Place)> {
-    let not_offered =
-        || Error::explain(ErrorType::TLSHandshakeFailure, "the backend chose HTTP/2, which was not offered");
-    offering(ctx, Offer::Http1).await?.ok_or_else(not_offered)
+/// What a connection that was known by `home` is kept by; `None` where the name means another address by now.
+fn anchor(ctx: &RequestCtx, home: u64) -> Option<Anchor> {
+    let backend = ctx.picked.as_ref()?.backend();
+    backend.connection().filter(|(_, now)| *now == home).map(|(target, _)| backend.anchor(target))
+}
+
+/// An attempt on a connection has failed: perhaps of the connection, which had waited for it, and not of its backend.
+pub(super) fn broken(
+    kit: &Kit,
+    client: &mut impl Downstream,
+    ctx: &mut RequestCtx,
+    error: Box<Error>,
+    place: &Place,
+) -> Box<Error> {
+    // A stream that ended alone had waited for nothing, unless the backend takes no more of them.
+    let stale = place.reused && (error.etype() != &ErrorType::H2Error || error.retry());
+    retry::after_exchange(kit, client, ctx, error, stale)
 }
 
 /// Counts a connection, and has deadlines end it.
@@ -107,11 +143,7 @@ pub(super) fn release(kit: &Kit, ctx: &mut RequestCtx, again: Option<Line>, plac
     // Before the socket is another request's; one that was shut down is nobody's.
     let late = ctx.deadline.as_ref().is_some_and(Deadline::disarm);
     ctx.upstream_fd = -1;
-    if let (Some(line), Some(member), Some(picked)) = (again.filter(|_| !late), ctx.member(), &ctx.picked) {
-        let patience = member.upstream.timeouts.idle;
-        // It leads nowhere any more where the name means another address by now.
-        let anchor = || picked.backend().connection().filter(|(_, home)| *home == place.home);
-        let anchor = || anchor().map(|(target, _)| picked.backend().anchor(target));
-        kit.pool().put(place.key, line, Instant::now(), patience, anchor);
+    if let (Some(line), Some(member)) = (again.filter(|_| !late), ctx.member()) {
+        kit.pool().put(place.key, line, Instant::now(), member.upstream.timeouts.idle, || anchor(ctx, place.home));
     }
 }

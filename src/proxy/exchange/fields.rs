@@ -23,6 +23,11 @@ pub(super) fn interim(attempt: &Attempt<impl AsyncRead + AsyncWrite + Unpin>, he
     response(head.status, rewrite.collect(&attempt.head()))
 }
 
+/// What tells a client to send its body (RFC 9110 §15.2.1).
+pub(super) fn go_on() -> Response<()> {
+    response(StatusCode::CONTINUE, HeaderMap::new())
+}
+
 /// The head of a backend's answer.
 pub(super) fn answer(
     attempt: &Attempt<impl AsyncRead + AsyncWrite + Unpin>,

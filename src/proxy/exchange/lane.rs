@@ -31,7 +31,8 @@ use super::{
     asked::{Asked, Read, Wanted, Way},
     attempt::{Attempt, Failure, Step},
     chunks::hexadecimal,
-    connect, heads,
+    connect::{self, For},
+    heads,
     memory::Desk,
     patience::Patience,
     session::failed,
@@ -195,30 +196,30 @@ impl<W: Wire> Lane<'_, W> {
     async fn once(&mut self, ctx: &mut RequestCtx) -> Result<()> {
         select::backend(ctx)?;
         ctx.read_timeout = Duration::MAX;
-        let connected = match connect::pooled(self.kit, ctx) {
+        let what = if self.asked.is_upgrade() { For::WebSocket } else { For::Http1 };
+        let connected = match connect::pooled(self.kit, what, ctx) {
             Some(pooled) => Ok(pooled),
             // Large, and rare.
-            None => Box::pin(connect::open_http1(ctx)).await,
+            None => Box::pin(connect::open(self.kit, what, ctx)).await,
         };
         let (line, place) = match connected {
             Ok(connected) => connected,
             Err(error) => return Err(retry::after_connect(self.kit, &self.asked, ctx, error)),
         };
-        let reused = place.reused;
-        connect::connected(self.kit, &line, reused, ctx);
+        connect::connected(self.kit, &line, place.reused, ctx);
         watch::request_begins(self.kit, &mut self.asked, Version::HTTP_11, ctx);
-        match self.exchange(ctx, line).await {
+        match self.exchange(ctx, line, what).await {
             Ok(_) if self.switched.is_some() => Ok(()),
             Ok(again) => {
                 connect::release(self.kit, ctx, again, place);
                 Ok(())
             }
-            Err(error) => Err(retry::after_exchange(self.kit, &mut self.asked, ctx, error, reused)),
+            Err(error) => Err(connect::broken(self.kit, &mut self.asked, ctx, error, &place)),
         }
     }
 
     /// The request and its answer on `line`. Returns the connection where it may be used again.
-    async fn exchange(&mut self, ctx: &mut RequestCtx, line: Line) -> Result<Option<Line>> {
+    async fn exchange(&mut self, ctx: &mut RequestCtx, line: Line, what: For) -> Result<Option<Line>> {
         let mut room = std::mem::take(&mut self.desk.room);
         room.out.clear();
         let (body, done) = (self.asked.is_with_body(), self.asked.is_done());
@@ -229,7 +230,8 @@ impl<W: Wire> Lane<'_, W> {
             self.desk.upload.clear();
             self.desk.upload.extend_from_slice(&self.desk.given);
         }
-        let attempt = Attempt::new(line, method, room, !body, false).for_upgrade(self.asked.is_upgrade());
+        let protocol = connect::protocol(&line, what);
+        let attempt = Attempt::new(line, method, room, !body, false).speaking(protocol);
         let mut up = Up { attempt, unsent: true };
         if body && (done || !self.desk.upload.is_empty()) {
             watch::body_given(&self.asked, self.desk.upload.len(), done, ctx)?;
@@ -251,7 +253,7 @@ impl<W: Wire> Lane<'_, W> {
     /// Moves what can be moved, both ways.
     fn poll(&mut self, cx: &mut Context<'_>, up: &mut Up, ctx: &mut RequestCtx) -> Poll<Result<()>> {
         self.turn = Turn::begin();
-        if watch::is_over(ctx) {
+        if watch::poll_due(ctx, cx) {
             return Poll::Ready(Err(self.broken(cx, &mut up.attempt, None)));
         }
         loop {

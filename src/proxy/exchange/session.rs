@@ -16,25 +16,24 @@ use pingora_proxy::Session;
 
 use super::{
     super::{ctx::RequestCtx, edit, kit::Kit, retry, select, watch},
-    answer::{Body, Head},
+    answer::{Body, Head, Protocol},
     attempt::{Attempt, Failure, Room, Step},
-    connect,
+    connect::{self, For},
     fields::after_body,
 };
 use crate::{
     policy::{fields::Fields as _, framing::Border},
-    runtime::line::Line,
+    runtime::{http2, line::Line},
 };
 
 /// Parts of an answer that are given to the client at once.
 const PARTS: usize = 4;
 
-/// Asks backends until one answers, and gives its answer to the client. Returns whether that was done: where the backend
-/// whose turn it is speaks HTTP/2, the attempt is Pingora's.
+/// Asks backends until one answers, and gives its answer to the client.
 ///
 /// # Errors
 /// None did, or the answer or the client broke off; the request's context says why.
-pub(in crate::proxy) async fn serve(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+pub(in crate::proxy) async fn serve(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
     ctx.exchanged = true;
     let done = loop {
         match once(kit, session, ctx).await {
@@ -46,46 +45,42 @@ pub(in crate::proxy) async fn serve(kit: &Kit, session: &mut Session, ctx: &mut 
     done
 }
 
-/// One attempt. Returns whether it was made.
-async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+/// One attempt.
+async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
     select::backend(ctx)?;
     ctx.read_timeout = Duration::MAX;
-    if connect::chose_http2(ctx) {
-        ctx.handed_over = true;
-        return Ok(false);
-    }
-    let connected = match connect::pooled(kit, ctx) {
-        Some(pooled) => Ok(Some(pooled)),
-        None => connect::open(ctx).await,
+    let what = if takes_trailers(session) { For::Http2 } else { For::Http1 };
+    let connected = match connect::pooled(kit, what, ctx) {
+        Some(pooled) => Ok(pooled),
+        None => connect::open(kit, what, ctx).await,
     };
     let (line, place) = match connected {
-        Ok(Some(connected)) => connected,
-        Ok(None) => {
-            ctx.handed_over = true;
-            return Ok(false);
-        }
+        Ok(connected) => connected,
         Err(error) => return Err(retry::after_connect(kit, session, ctx, error)),
     };
-    let reused = place.reused;
-    connect::connected(kit, &line, reused, ctx);
+    connect::connected(kit, &line, place.reused, ctx);
     watch::request_begins(kit, session, Version::HTTP_11, ctx);
-    match exchange(session, ctx, line).await {
+    match exchange(session, ctx, line, what).await {
         Ok(again) => {
             connect::release(kit, ctx, again, place);
-            Ok(true)
+            Ok(())
         }
-        Err(error) => Err(retry::after_exchange(kit, session, ctx, error, reused)),
+        Err(error) => Err(connect::broken(kit, session, ctx, error, &place)),
     }
 }
 
 /// The request and its answer on `line`. Returns the connection where it may be used again.
-async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line) -> Result<Option<Line>> {
+async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line, what: For) -> Result<Option<Line>> {
     let body = !session.as_mut().is_body_empty();
     let mut room = Room::default();
     room.out.reserve(1024);
     let client = edit::Client::of(session.req_header());
     let chunked = client.write(ctx, body, &mut room.out);
-    let mut attempt = Attempt::new(line, client.method.clone(), room, !body, true);
+    let protocol = connect::protocol(&line, what);
+    let mut attempt = Attempt::new(line, client.method.clone(), room, !body, true).speaking(protocol);
+    if protocol == Protocol::Http2 && edit::asks_for_body(session, Version::HTTP_2) {
+        session.write_continue_response().await?;
+    }
     session.as_mut().enable_retry_buffering();
     let mut done = session.as_mut().is_body_done();
     if body && let Some(sent_before) = session.as_ref().get_retry_buffer() {
@@ -103,7 +98,7 @@ async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line) -> Re
                 give(session, ctx, &mut attempt, body, done, chunked)?;
             }
             step = poll_fn(|cx| {
-                if watch::is_over(ctx) {
+                if watch::poll_due(ctx, cx) {
                     return Poll::Ready(Some(Err(attempt.break_off())));
                 }
                 let flushed = attempt.poll_flush(cx).is_ready();
@@ -243,7 +238,12 @@ fn answer(attempt: &Attempt<Line>, head: &Head) -> Result<Box<ResponseHeader>> {
     let (mut parts, ()) = http::Response::new(()).into_parts();
     (parts.status, parts.version) = (head.status, head.version);
     parts.headers.reserve(fields.count() + 4);
+    let framed = head.version == Version::HTTP_2 && fields.has(&header::CONTENT_LENGTH);
     for (name, value) in fields.each() {
+        if framed && name == header::TRANSFER_ENCODING.as_str().as_bytes() {
+            // Of the stream, beside the length that its backend has said.
+            continue;
+        }
         let name = HeaderName::from_bytes(name).or_err(ErrorType::InvalidHTTPHeader, "a field's name")?;
         let value = HeaderValue::from_bytes(value).or_err(ErrorType::InvalidHTTPHeader, "a field's value")?;
         parts.headers.try_append(name, value).or_err(ErrorType::InvalidHTTPHeader, "too many fields")?;
@@ -261,6 +261,17 @@ fn answer(attempt: &Attempt<Line>, head: &Head) -> Result<Box<ResponseHeader>> {
 pub(super) fn failed(attempt: &Attempt<Line>, failure: Failure) -> Box<Error> {
     match failure {
         Failure::Bad(why) => Error::explain(ErrorType::InvalidHTTPHeader, why),
+        Failure::Ended(Some(cause)) if http2::is_malformed(&cause) => {
+            Error::because(ErrorType::InvalidHTTPHeader, "no answer", cause)
+        }
+        Failure::Ended(Some(cause)) if http2::is_unprocessed(&cause) => {
+            let mut error = Error::because(ErrorType::H2Error, "before an answer", cause);
+            error.set_retry(true);
+            error
+        }
+        Failure::Ended(Some(cause)) if http2::is_reset(&cause) => {
+            Error::because(ErrorType::H2Error, "before an answer", cause)
+        }
         Failure::Ended(cause) => {
             let kind = match attempt.written() {
                 _ if attempt.is_stalled() => ErrorType::WriteTimedout,

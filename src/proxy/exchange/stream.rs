@@ -22,17 +22,18 @@ use super::{
         cancel::Cancel,
         ctx::{RequestCtx, RequestStart},
         downstream::Downstream as _,
-        finish,
+        edit, finish,
         kit::Kit,
         reject, retry, select,
         stream::{Upload, failed as stream_failed},
         watch,
     },
-    answer::{Body, Head},
+    answer::{Body, Head, Protocol},
     asked::Way,
     attempt::{Attempt, Step},
     call::{Call, Outgoing},
-    connect, fields,
+    connect::{self, For},
+    fields,
     memory::Desk,
     session::failed,
 };
@@ -72,6 +73,7 @@ pub async fn serve(
         desk: &mut desk,
         respond,
         sending: None,
+        asked: false,
         out: Out::default(),
         reader: None,
         waiting: false,
@@ -90,6 +92,8 @@ struct Lane<'a> {
     respond: SendResponse<Bytes>,
     /// The answer, once it has begun.
     sending: Option<SendStream<Bytes>>,
+    /// The client was told to send its body.
+    asked: bool,
     out: Out,
     /// With the client, to take its answer.
     reader: Option<Deadline>,
@@ -150,7 +154,7 @@ impl Lane<'_> {
     async fn once(&mut self, wake: &Notify, ctx: &mut RequestCtx) -> Result<()> {
         select::backend(ctx)?;
         ctx.read_timeout = Duration::MAX;
-        let connected = match connect::pooled(self.kit, ctx) {
+        let connected = match connect::pooled(self.kit, For::Http2, ctx) {
             Some(pooled) => Ok(pooled),
             // Large, and rare.
             None => Box::pin(self.open(wake, ctx)).await,
@@ -162,22 +166,21 @@ impl Lane<'_> {
             }
             Err(error) => return Err(retry::after_connect(self.kit, &self.call, ctx, error)),
         };
-        let reused = place.reused;
-        connect::connected(self.kit, &line, reused, ctx);
+        connect::connected(self.kit, &line, place.reused, ctx);
         watch::request_begins(self.kit, &mut self.call, Version::HTTP_11, ctx);
         match self.exchange(line, wake, ctx).await {
             Ok(again) => {
                 connect::release(self.kit, ctx, again, place);
                 Ok(())
             }
-            Err(error) => Err(retry::after_exchange(self.kit, &mut self.call, ctx, error, reused)),
+            Err(error) => Err(connect::broken(self.kit, &mut self.call, ctx, error, &place)),
         }
     }
 
     /// A new connection, unless the client leaves before there is one.
     async fn open(&mut self, wake: &Notify, ctx: &mut RequestCtx) -> Result<(Line, connect::Place)> {
         let opened = {
-            let mut opening = pin!(connect::open_http1(ctx));
+            let mut opening = pin!(connect::open(self.kit, For::Http2, ctx));
             let mut woken = pin!(wake.notified());
             poll_fn(|cx| {
                 if woken.as_mut().poll(cx).is_ready() {
@@ -201,7 +204,15 @@ impl Lane<'_> {
         let request = self.call.request();
         request.write(ctx, body, &mut room.out);
         let method = request.method.clone();
-        let mut attempt = Attempt::new(line, method, room, !body, true);
+        let protocol = connect::protocol(&line, For::Http2);
+        if body
+            && protocol == Protocol::Http2
+            && edit::expects(request.fields)
+            && !std::mem::replace(&mut self.asked, true)
+        {
+            self.respond.send_informational(fields::go_on()).map_err(stream_failed)?;
+        }
+        let mut attempt = Attempt::new(line, method, room, !body, true).speaking(protocol);
         if body {
             self.outgoing.begin(&self.call, &self.desk.given, &mut attempt);
             let done = self.call.upload.is_done();
@@ -216,7 +227,7 @@ impl Lane<'_> {
             if woken.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(self.ended(ctx)));
             }
-            if watch::is_over(ctx) {
+            if watch::poll_due(ctx, cx) {
                 let failure = attempt.break_off();
                 return Poll::Ready(Err(failed(&attempt, failure)));
             }

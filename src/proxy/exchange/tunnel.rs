@@ -2,7 +2,7 @@
 //! neither said anything for `websocket_idle`. The end of one side is told to the other, which may go on, as long as it does not
 //! rest for long. A side that takes nothing is not read for; memory is held only for what it has not taken.
 //!
-//! Whoever serves a client asks for the upgrade by `Attempt::for_upgrade`, with a head by `edit::Client::write_upgrade`. When the
+//! Whoever serves a client asks for the upgrade by `Attempt::speaking`, with a head by `edit::Client::write_upgrade`. When the
 //! attempt comes to a head that is a switch, it calls `watch::upgraded` and passes the head on in its own way, takes the attempt's
 //! memory back by `Attempt::switch`, and calls [`carry`] with the client as a [`Side`]. `websocket` does so for the lane.
 

@@ -303,8 +303,13 @@ async fn exchange(
     if !grpc {
         let (data, trailers) = collect(&mut body).await?;
         seen.trailers = trailers;
+        let size = seen.path.strip_prefix("/bytes/").map(|size| size.parse().expect("a number"));
         log.lock().expect("no panic under the lock").push(seen);
-        let data = if data.is_empty() { Bytes::from(name) } else { data.into() };
+        let data = match size {
+            Some(size) => vec![b'x'; size].into(),
+            None if data.is_empty() => Bytes::from(name),
+            None => data.into(),
+        };
         return push(&mut respond.send_response(response, false)?, data, true).await;
     }
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
