@@ -102,8 +102,8 @@ const MOST_EXTENSION: u16 = 256;
 /// Bytes by which the extensions of a body may be more than its data. Enough for every signature of a chunk, and little for
 /// somebody who sends nothing else.
 const MOST_EXCESS: u16 = 16 * 1024;
-const MOST_TRAILER_BYTES: u16 = 8 * 1024;
-const MOST_TRAILERS: u8 = 32;
+const MOST_TRAILER_BYTES: u16 = 32 * 1024;
+const MOST_TRAILERS: u8 = 100;
 /// Fields that say how the message is framed or where it goes, which it is too late for (RFC 9110 §6.5.1).
 const NOT_IN_TRAILERS: [u64; 9] = [
     fold(b"connection"),

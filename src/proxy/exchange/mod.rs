@@ -1,7 +1,7 @@
-//! Our own HTTP/1.1 client side: what goes to a backend over HTTP/1.1 without Pingora's upstream path. `attempt` is one
-//! request on one connection, `answer` reads heads. `session` serves a request that Pingora's front has read, `lane` one that
-//! ours has, `stream` one of an HTTP/2 client. `tunnel` carries a WebSocket after its handshake, `websocket` that of a client in
-//! the lane.
+//! Our own client side: what goes to a backend without Pingora's upstream path, in HTTP/1.1's bytes, also where
+//! `runtime::http2` makes frames of them. `attempt` is one request on one connection, `answer` reads heads. `session` serves a
+//! request that Pingora's front has read, `lane` one that ours has, `stream` one of an HTTP/2 client. `tunnel` carries a
+//! WebSocket after its handshake, `websocket` that of a client in the lane.
 
 mod answer;
 mod asked;

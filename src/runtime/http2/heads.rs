@@ -57,7 +57,9 @@ pub(super) fn request(head: &[u8], https: bool) -> io::Result<(Request<()>, Bord
 pub(super) fn write_head(head: &response::Parts, out: &mut BytesMut) -> io::Result<()> {
     out.put_slice(b"HTTP/1.1 ");
     out.put_slice(head.status.as_str().as_bytes());
-    out.put_slice(b" \r\n");
+    out.put_slice(b" ");
+    out.put_slice(head.status.canonical_reason().unwrap_or_default().as_bytes());
+    out.put_slice(b"\r\n");
     for (name, value) in &head.headers {
         if framing::is_padded(value.as_bytes()) {
             return Err(bad("white space around a field's value"));
