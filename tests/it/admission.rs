@@ -418,6 +418,10 @@ async fn service() -> Origin {
                 }
                 Some("busy") => peer.reply(429, "Retry-After: 30\r\nCache-Control: max-age=9\r\n", "").await,
                 Some("nothing said") => peer.reply(401, "", "").await,
+                Some("blank") => peer.reply(401, "WWW-Authenticate:\r\nWWW-Authenticate: \t, ,\r\n", "").await,
+                Some("blank and one") => {
+                    peer.reply(401, "WWW-Authenticate:\r\nWWW-Authenticate: Bearer\r\n", "").await;
+                }
                 Some("our method") => peer.reply(405, "Allow: POST\r\n", "").await,
                 Some("our credentials") => peer.reply(407, "Proxy-Authenticate: Basic realm=x\r\n", "").await,
                 Some("our protocol") => peer.reply(426, "Upgrade: h2c\r\nConnection: Upgrade\r\n", "").await,
@@ -672,6 +676,16 @@ async fn a_refusal_of_the_service_goes_to_the_client() {
     refused_for(&proxy, &reply, 503, "auth_unavailable").await;
     assert!(!reply.text().contains("oops"), "{reply:?}");
     assert_eq!(origin.total(), 0);
+}
+
+#[tokio::test]
+async fn a_blank_challenge_of_the_service_is_none() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let proxy = forwarding(&origin, &service.address).await;
+    for (want, challenge) in [("blank", "Unspecified realm=\"restricted\""), ("blank and one", "Bearer")] {
+        let reply = get_with(proxy.listen, "/", &format!("X-Want: {want}\r\n")).await;
+        assert_eq!((reply.status(), reply.fields("www-authenticate")), (401, vec![challenge]), "{want}");
+    }
 }
 
 #[tokio::test]

@@ -202,11 +202,11 @@ pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, 
             let (mut head, _) = reject::failure(ctx, status, Reason::Unauthorized)?;
             head.remove_header(&header::CONTENT_TYPE);
             for name in TO_CLIENT {
-                for value in fields.get_all(&name) {
+                for value in fields.get_all(&name).iter().filter(|value| !is_no_challenge(&name, value)) {
                     head.append_header(name.clone(), value.clone())?;
                 }
             }
-            if status == StatusCode::UNAUTHORIZED && !fields.contains_key(header::WWW_AUTHENTICATE) {
+            if status == StatusCode::UNAUTHORIZED && !head.headers.contains_key(header::WWW_AUTHENTICATE) {
                 head.insert_header(header::WWW_AUTHENTICATE, CHALLENGE)?;
             }
             admit::respond(session, ctx, head, body).await
@@ -218,6 +218,11 @@ pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, 
             refuse(session, ctx, Reason::AuthUnavailable, None).await
         }
     }
+}
+
+/// Whether a field is there for challenges and has none: elements of a list may be empty (RFC 9110 §5.6.1, §11.6.1).
+fn is_no_challenge(name: &HeaderName, value: &HeaderValue) -> bool {
+    *name == header::WWW_AUTHENTICATE && value.as_bytes().iter().all(|byte| matches!(byte, b' ' | b'\t' | b','))
 }
 
 /// The question about a request: its fields without its body, and what it is as `X-Forwarded-*`.
