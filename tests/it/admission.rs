@@ -431,6 +431,12 @@ async fn service() -> Origin {
                 Some("no status") => peer.reply(999, "Location: /\r\n", "").await,
                 Some("large") => peer.reply(403, "", &"x".repeat(70_000)).await,
                 Some("slow") => peer.held().await,
+                Some("late") => {
+                    peer.held().await;
+                    peer.reply(200, "", "").await;
+                }
+                // Until the other side ends.
+                Some("silence") => {}
                 Some("slow body") => {
                     peer.send("HTTP/1.1 200 OK\r\nX-User: alice\r\nContent-Length: 5\r\n\r\n").await;
                     peer.held().await;
@@ -686,6 +692,38 @@ async fn a_blank_challenge_of_the_service_is_none() {
         let reply = get_with(proxy.listen, "/", &format!("X-Want: {want}\r\n")).await;
         assert_eq!((reply.status(), reply.fields("www-authenticate")), (401, vec![challenge]), "{want}");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_takes_its_question_along() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let guards = format!("forward_auth: {{ url: \"http://{}/\", timeout: 60s }}", service.address);
+    let proxy = guarded(&origin, &guards, "").await;
+    let mut leaving = proxy.client().await;
+    leaving.send("GET / HTTP/1.1\r\nHost: a.test\r\nX-Want: silence\r\n\r\n").await;
+    wait_until("the question", || service.total() == 1).await;
+    drop(leaving);
+    wait_until("the question to be dropped", || service.open() == 0).await;
+    proxy.logged_reason("client_aborted").await;
+    assert_eq!((proxy.get("/").await.status(), origin.total()), (200, 1));
+}
+
+/// Nor has one whose body is on its way.
+#[tokio::test]
+async fn a_client_that_sends_more_while_the_service_is_asked_has_not_left() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let guards = format!("forward_auth: {{ url: \"http://{}/\", timeout: 60s }}", service.address);
+    let proxy = guarded(&origin, &guards, "").await;
+    let (mut ahead, mut sending) = (proxy.client().await, proxy.client().await);
+    ahead.send("GET /1 HTTP/1.1\r\nHost: a.test\r\nX-Want: late\r\n\r\n").await;
+    sending.send("POST /3 HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\nX-Want: late\r\n\r\nbo").await;
+    wait_until("the questions", || service.total() == 2).await;
+    ahead.send("GET /2 HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    sending.send("dy").await;
+    service.release();
+    assert_eq!((ahead.response().await.status(), ahead.response().await.status()), (200, 200));
+    assert_eq!(sending.response().await.text(), "body");
+    assert_eq!((origin.count("/1"), origin.count("/2"), origin.total()), (1, 1, 3));
 }
 
 #[tokio::test]
