@@ -726,6 +726,26 @@ async fn a_client_that_sends_more_while_the_service_is_asked_has_not_left() {
     assert_eq!((origin.count("/1"), origin.count("/2"), origin.total()), (1, 1, 3));
 }
 
+/// Who takes a credential and gives another in its place needs to see it.
+#[tokio::test]
+async fn what_is_copied_from_the_answer_is_in_the_question_as_the_client_said_it() {
+    let origin = Origin::echo("a").await;
+    let service = Origin::script("exchange", |mut peer: Peer| async move {
+        while let Some(question) = peer.request().await {
+            let known = question.field("authorization") == Some("Bearer opaque");
+            peer.reply(if known { 200 } else { 401 }, "Authorization: Bearer inner\r\n", "").await;
+        }
+    })
+    .await;
+    let url = &service.address;
+    let guards = format!("forward_auth: {{ url: \"http://{url}/\", copy_headers: [Authorization, X-User] }}");
+    let proxy = guarded(&origin, &guards, "").await;
+    let reply = get_with(proxy.listen, "/", "Authorization: Bearer opaque\r\nX-User: root\r\n").await;
+    let (question, passed) = (service.only_request(), origin.only_request());
+    assert_eq!((reply.status(), question.field("x-user")), (200, Some("root")));
+    assert_eq!((passed.field("authorization"), passed.field("x-user")), (Some("Bearer inner"), None));
+}
+
 #[tokio::test]
 async fn a_client_cannot_make_a_question_of_its_request() {
     let (origin, service) = (Origin::echo("a").await, service().await);

@@ -256,6 +256,7 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
     // A password that was for us is nobody else's.
     let drops = towards_backend(ctx).drop_authorization;
     let is_ours = |name: &HeaderName| drops && *name == header::AUTHORIZATION;
+    // What `copy_headers` names goes, as the client said it: who gives a credential in exchange for another must see that.
     // What a service takes for what the question is about would be a lie from a client.
     let passes = |name: &HeaderName| {
         !HOP_BY_HOP.contains(name)
