@@ -221,6 +221,26 @@ async fn a_second_value_of_a_key_buys_no_fresh_budget() {
 }
 
 #[tokio::test]
+async fn cookies_in_pieces_are_the_key_that_they_are_as_a_whole() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "rate_limit: { rate: 2/h, key: { header: Cookie } }", "").await;
+    let client = Client2::prior(proxy.listen).await;
+    let ask = async |crumbs: &[&str]| {
+        let mut asked = request("GET", "/");
+        for crumb in crumbs {
+            asked.headers_mut().append("cookie", crumb.parse().expect("a value"));
+        }
+        client.send(asked, vec![], None).await.status
+    };
+    assert_eq!(ask(&["a=1", "b=2"]).await, 200);
+    assert_eq!(ask(&["a=1; b=2"]).await, 200);
+    assert_eq!(get_with(proxy.listen, "/", "Cookie: a=1; b=2\r\n").await.status(), 429);
+    assert_eq!(ask(&["a=1", "b=3"]).await, 200);
+    // Of HTTP/1.1 these are two fields, and a backend may go by either.
+    assert_eq!(get_with(proxy.listen, "/", "Cookie: a=1\r\nCookie: b=2\r\n").await.status(), 400);
+}
+
+#[tokio::test]
 async fn a_host_is_one_key_however_it_is_spelled_and_whoever_says_it() {
     let origin = Origin::echo("a").await;
     let proxy = guarded(&origin, "rate_limit: { rate: 2/h, key: { header: Host } }", "").await;
