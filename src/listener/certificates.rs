@@ -168,7 +168,7 @@ impl Certificates {
                 Err(error) => error.is_passing(),
             };
             let read = read.map(|read| (stapling.filled(&Arc::new(read.certificate)), read.remarks));
-            let settled = watched.settle(passing);
+            let (good, settled) = (read.is_ok(), watched.settle(passing));
             let name = watched.current.name.clone();
             match read {
                 Ok((certificate, remarks)) if same(&certificate, &watched.current) => {
@@ -190,7 +190,10 @@ impl Certificates {
                     self.handle(&watched.current).not_after.set(watched.current.not_after);
                     fresh.push(name.to_string());
                 }
-                Err(error) => self.failed(name.as_str(), &error, settled),
+                Err(error) => self.failed(watched, name.to_string(), &error, settled),
+            }
+            if good {
+                all_clear(watched, fresh);
             }
         }
         if watched.current.ocsp.is_none() && !watched.current.ocsp_fetch {
@@ -230,8 +233,9 @@ impl Certificates {
                     }
                     self.tell_next_update(&watched.current);
                 }
+                all_clear(watched, fresh);
             }
-            Err(error) => self.failed(&error.file().display().to_string(), &error, settled),
+            Err(error) => self.failed(watched, error.file().display().to_string(), &error, settled),
         }
     }
 
@@ -319,7 +323,8 @@ impl Certificates {
         self.tell("certificate.reloaded", name.to_owned(), String::new());
     }
 
-    fn failed(&self, name: &str, why: &RenewalError, settled: Settled) {
+    fn failed<T>(&self, watched: &mut Watched<T>, name: String, why: &RenewalError, settled: Settled) {
+        watched.trouble = Some(name.clone());
         let more = if why.is_passing() { "; it is read again each second" } else { "" };
         match settled {
             // It was said.
@@ -351,6 +356,13 @@ impl Certificates {
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of files that could not be taken, and now hold what is served. That they hold something new is said by itself.
+fn all_clear<T>(watched: &mut Watched<T>, fresh: &[String]) {
+    if let Some(name) = watched.trouble.take().filter(|name| !fresh.contains(name)) {
+        log::info!("certificate {name}: its files are good again, and hold what is served");
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Watched<T> {
     again: bool,
     /// The last OCSP response was sent along; `None` before the first look.
     pub(super) stapled: Option<bool>,
+    /// By what name it was said that they are not what is served, as long as they are not.
+    pub(super) trouble: Option<String>,
 }
 
 type Stamps = Vec<Option<Stamp>>;
@@ -44,7 +46,7 @@ impl Stamp {
 impl<T> Watched<T> {
     pub(super) fn new(current: T, files: Vec<PathBuf>) -> Self {
         let read = stamps(&files);
-        Self { current, files, read, certain: false, other: None, again: false, stapled: None }
+        Self { current, files, read, certain: false, other: None, again: false, stapled: None, trouble: None }
     }
 
     /// Whether the files are to be read now: they are other than they were, and have been so for one look. Or they could not be
