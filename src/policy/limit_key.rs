@@ -152,6 +152,15 @@ pub fn of_client(client: Option<IpAddr>, seed: &Seed) -> u64 {
     }
 }
 
+/// The number of the site of a client: of IPv6 the first 48 bits, as many as one customer may have (RFC 6177 §2), who can be 65,536
+/// clients then. Others have none.
+pub fn of_site(client: Option<IpAddr>, seed: &Seed) -> Option<u64> {
+    match client?.to_canonical() {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(seed.hash([&address.octets()[..6]])),
+    }
+}
+
 /// The value of a field. One whose name a backend may take for it must have the same.
 fn field<'h>(fields: &'h impl Fields, name: &'h HeaderName) -> Result<Option<&'h [u8]>, TwoKeys> {
     let value = fields.first(name);
