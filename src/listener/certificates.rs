@@ -3,11 +3,10 @@
 //! or not at all. Connections stay, and so do the keys of session tickets.
 
 mod stapling;
+mod watched;
 
 use std::{
     collections::BTreeMap,
-    fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{SystemTime, UNIX_EPOCH},
@@ -20,7 +19,10 @@ use rustls::{
 };
 
 pub use self::stapling::NoStaple;
-use self::stapling::Stapling;
+use self::{
+    stapling::Stapling,
+    watched::{Settled, Watched},
+};
 use super::{
     tickets::TicketKeys,
     tls::{Serving, Tls, stapled},
@@ -59,91 +61,6 @@ struct Known {
     stapling: Stapling,
     /// Certificates that nobody can be asked about, which was said.
     given_up: BTreeMap<Name, CertificateDer<'static>>,
-}
-
-/// What files held, and how they looked then.
-struct Watched<T> {
-    current: T,
-    files: Vec<PathBuf>,
-    /// How they looked when they were read.
-    read: Stamps,
-    /// They were read after they looked so. Not before the first look: the configuration was read a moment earlier.
-    certain: bool,
-    /// Other than what was read, in the last look.
-    other: Option<Stamps>,
-    /// They could not be read just now, and are read at the next look whether they change or not.
-    again: bool,
-    /// The last OCSP response was sent along; `None` before the first look.
-    stapled: Option<bool>,
-}
-
-type Stamps = Vec<Option<Stamp>>;
-
-/// Tells one state of a file from another without reading it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Stamp {
-    modified: (i64, i64),
-    changed: (i64, i64),
-    inode: u64,
-    size: u64,
-}
-
-impl Stamp {
-    fn of(file: &Path) -> Option<Self> {
-        let found = fs::metadata(file).ok()?;
-        let (modified, changed) = ((found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec()));
-        Some(Self { modified, changed, inode: found.ino(), size: found.size() })
-    }
-}
-
-impl<T> Watched<T> {
-    fn new(current: T, files: Vec<PathBuf>) -> Self {
-        let read = stamps(&files);
-        Self { current, files, read, certain: false, other: None, again: false, stapled: None }
-    }
-
-    /// Whether the files are to be read now: they are other than they were, and have been so for one look. Or they could not be
-    /// read at the last one.
-    fn look(&mut self) -> bool {
-        let stamps = stamps(&self.files);
-        if self.certain && self.read == stamps {
-            self.other = None;
-            return self.again;
-        }
-        if self.other.as_ref() == Some(&stamps) {
-            return true;
-        }
-        self.other = Some(stamps);
-        false
-    }
-
-    /// The files are read, well or not, and not again before they change, unless the reading itself failed (`passing`).
-    fn settle(&mut self, passing: bool) -> Settled {
-        self.certain = true;
-        let again = std::mem::replace(&mut self.again, passing);
-        let Some(stamps) = self.other.take() else { return if again { Settled::Again } else { Settled::AsBefore } };
-        let before = std::mem::replace(&mut self.read, stamps);
-        if before == self.read { Settled::AsBefore } else { Settled::Changed }
-    }
-
-    fn is_settled(&self) -> bool {
-        self.certain && self.other.is_none()
-    }
-}
-
-/// Why files were read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Settled {
-    /// They could not be the last time, and have not changed since.
-    Again,
-    /// For certainty, at the first look.
-    AsBefore,
-    /// They have changed.
-    Changed,
-}
-
-fn stamps(files: &[PathBuf]) -> Stamps {
-    files.iter().map(|file| Stamp::of(file)).collect()
 }
 
 impl Certificates {
@@ -251,7 +168,7 @@ impl Certificates {
                 Err(error) => error.is_passing(),
             };
             let read = read.map(|read| (stapling.filled(&Arc::new(read.certificate)), read.remarks));
-            let settled = watched.settle(passing);
+            let (good, settled) = (read.is_ok(), watched.settle(passing));
             let name = watched.current.name.clone();
             match read {
                 Ok((certificate, remarks)) if same(&certificate, &watched.current) => {
@@ -273,7 +190,10 @@ impl Certificates {
                     self.handle(&watched.current).not_after.set(watched.current.not_after);
                     fresh.push(name.to_string());
                 }
-                Err(error) => self.failed(name.as_str(), &error, settled),
+                Err(error) => self.failed(watched, name.to_string(), &error, settled),
+            }
+            if good {
+                all_clear(watched, fresh);
             }
         }
         if watched.current.ocsp.is_none() && !watched.current.ocsp_fetch {
@@ -313,8 +233,9 @@ impl Certificates {
                     }
                     self.tell_next_update(&watched.current);
                 }
+                all_clear(watched, fresh);
             }
-            Err(error) => self.failed(&error.file().display().to_string(), &error, settled),
+            Err(error) => self.failed(watched, error.file().display().to_string(), &error, settled),
         }
     }
 
@@ -402,7 +323,8 @@ impl Certificates {
         self.tell("certificate.reloaded", name.to_owned(), String::new());
     }
 
-    fn failed(&self, name: &str, why: &RenewalError, settled: Settled) {
+    fn failed<T>(&self, watched: &mut Watched<T>, name: String, why: &RenewalError, settled: Settled) {
+        watched.trouble = Some(name.clone());
         let more = if why.is_passing() { "; it is read again each second" } else { "" };
         match settled {
             // It was said.
@@ -434,6 +356,13 @@ impl Certificates {
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of files that could not be taken, and now hold what is served. That they hold something new is said by itself.
+fn all_clear<T>(watched: &mut Watched<T>, fresh: &[String]) {
+    if let Some(name) = watched.trouble.take().filter(|name| !fresh.contains(name)) {
+        log::info!("certificate {name}: its files are good again, and hold what is served");
     }
 }
 

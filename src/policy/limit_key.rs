@@ -8,7 +8,7 @@ use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use http::{HeaderName, header};
+use http::{HeaderName, Version, header};
 use siphasher::sip::SipHasher13;
 
 use super::{
@@ -63,6 +63,8 @@ pub struct Asker<'a, F> {
     pub client: Option<IpAddr>,
     /// `Host` or `:authority` as sent.
     pub host: Option<&'a str>,
+    /// Over HTTP/2 a client may split its `Cookie`.
+    pub version: Version,
     /// The fields, as far as they are believed; see [`super::believed`].
     pub fields: &'a F,
 }
@@ -80,7 +82,8 @@ pub enum LimitKey {
     ClientIp,
     /// The value of a cookie as frameworks decode it, see [`cookie_value`]; all requests without it are one.
     Cookie(String),
-    /// The value of a field; all requests without it are one. Of `Authorization` neither the scheme's case nor blanks matter.
+    /// The value of a field; all requests without it are one. Of `Authorization` neither the scheme's case nor blanks matter, of
+    /// `Cookie` not whether HTTP/2 has split it.
     Header(HeaderName),
     /// The host as routes match it, whatever protocol says it; all requests without one, or with none that can be, are one.
     Host,
@@ -124,6 +127,9 @@ impl LimitKey {
                     None => seed.hash([]),
                 }
             }
+            Self::Header(name) if *name == header::COOKIE && asker.version == Version::HTTP_2 => {
+                seed.hash(joined(asker.fields.all(name)).as_deref())
+            }
             Self::Header(name) => seed.hash(field(asker.fields, name)?),
             Self::Host => {
                 let mut buffer = [0; LONGEST_HOST];
@@ -146,11 +152,31 @@ pub fn of_client(client: Option<IpAddr>, seed: &Seed) -> u64 {
     }
 }
 
+/// The number of the site of a client: of IPv6 the first 48 bits, as many as one customer may have (RFC 6177 §2), who can be 65,536
+/// clients then. Others have none.
+pub fn of_site(client: Option<IpAddr>, seed: &Seed) -> Option<u64> {
+    match client?.to_canonical() {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(seed.hash([&address.octets()[..6]])),
+    }
+}
+
 /// The value of a field. One whose name a backend may take for it must have the same.
 fn field<'h>(fields: &'h impl Fields, name: &'h HeaderName) -> Result<Option<&'h [u8]>, TwoKeys> {
     let value = fields.first(name);
     let mut alike = fields.each().filter(|(other, _)| is_like(other, name.as_str().as_bytes()));
     if alike.any(|(_, other)| Some(other) != value) { Err(TwoKeys) } else { Ok(value) }
+}
+
+/// What HTTP/2 may split, as its backend gets it (RFC 9113 §8.2.3).
+fn joined<'h>(mut crumbs: impl Iterator<Item = &'h [u8]>) -> Option<Cow<'h, [u8]>> {
+    let mut whole = Cow::Borrowed(crumbs.next()?);
+    for crumb in crumbs {
+        let whole = whole.to_mut();
+        whole.extend_from_slice(b"; ");
+        whole.extend_from_slice(crumb);
+    }
+    Some(whole)
 }
 
 /// Longer names of schemes are nobody's.
@@ -277,8 +303,13 @@ mod tests {
         headers
     }
 
+    /// Of an unknown client, for no host.
+    fn asker(version: Version, fields: &HeaderMap) -> Asker<'_, HeaderMap> {
+        Asker { client: None, host: None, version, fields }
+    }
+
     fn of(key: &LimitKey, fields: &[(&'static str, &'static str)]) -> Result<u64, TwoKeys> {
-        key.of(&Asker { client: None, host: None, fields: &headers(fields) }, &Seed::new([7; 16]))
+        key.of(&asker(Version::HTTP_11, &headers(fields)), &Seed::new([7; 16]))
     }
 
     #[test]
@@ -295,7 +326,7 @@ mod tests {
         let of = |line: &'static [u8]| {
             let mut headers = HeaderMap::new();
             headers.append("cookie", http::HeaderValue::from_bytes(line).expect("a value"));
-            key.of(&Asker { client: None, host: None, fields: &headers }, &Seed::new([7; 16]))
+            key.of(&asker(Version::HTTP_11, &headers), &Seed::new([7; 16]))
         };
         let one = of(b"sid=REAL");
         for other in [&b"sid=REAL\xc2\xa0"[..], b"sid=\xe2\x80\x83REAL", b"\xc2\xa0sid=REAL", b"sid\xa0=REAL\xa0"] {
@@ -314,7 +345,8 @@ mod tests {
         assert_eq!(key("192.0.2.1"), key("::ffff:192.0.2.1"));
         assert_ne!(key("0.0.0.1"), key("0:0:0:1::"), "the same number in two families");
         assert_ne!(of_client(None, &seed), key("::"));
-        let asker = Asker { client: Some([192, 0, 2, 1].into()), host: None, fields: &HeaderMap::new() };
+        let fields = HeaderMap::new();
+        let asker = Asker { client: Some([192, 0, 2, 1].into()), ..asker(Version::HTTP_11, &fields) };
         assert_eq!(LimitKey::ClientIp.of(&asker, &seed), Ok(key("192.0.2.1")));
     }
 
@@ -339,7 +371,7 @@ mod tests {
         let of = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert("cookie", format!("sid={value}").parse().expect("a value"));
-            cookie.of(&Asker { client: None, host: None, fields: &headers }, &Seed::new([7; 16])).expect("one value")
+            cookie.of(&asker(Version::HTTP_11, &headers), &Seed::new([7; 16])).expect("one value")
         };
         for spelled in ["%5A", "%5a", "\"Z\"", "\"%5A\"", "\"\\Z\"", "\"\\132\""] {
             assert_eq!(of(spelled), of("Z"), "{spelled}");
@@ -385,10 +417,24 @@ mod tests {
     }
 
     #[test]
+    fn cookies_that_http_2_splits_are_one_key_with_the_whole() {
+        let key = LimitKey::Header(header::COOKIE);
+        let of = |version: Version, fields: &[(&'static str, &'static str)]| {
+            key.of(&asker(version, &headers(fields)), &Seed::new([7; 16]))
+        };
+        let whole = of(Version::HTTP_11, &[("cookie", "a=1; b=2")]);
+        assert_eq!(of(Version::HTTP_2, &[("cookie", "a=1"), ("x-a", "1"), ("cookie", "b=2")]), whole);
+        assert_eq!(of(Version::HTTP_2, &[("cookie", "a=1; b=2")]), whole);
+        assert_ne!(of(Version::HTTP_2, &[("cookie", "b=2"), ("cookie", "a=1")]), whole);
+        assert_eq!(of(Version::HTTP_2, &[("x-a", "1")]), of(Version::HTTP_11, &[]));
+        assert_eq!(of(Version::HTTP_11, &[("cookie", "a=1"), ("cookie", "b=2")]), Err(TwoKeys));
+    }
+
+    #[test]
     fn however_a_host_is_spelled_it_is_one_key() {
         let seed = Seed::new([7; 16]);
-        let of =
-            |host: Option<&str>| LimitKey::Host.of(&Asker { client: None, host, fields: &HeaderMap::new() }, &seed);
+        let fields = HeaderMap::new();
+        let of = |host: Option<&str>| LimitKey::Host.of(&Asker { host, ..asker(Version::HTTP_11, &fields) }, &seed);
         for spelled in ["K.test", "k.test.", "k.test:80", "K.TEST.:8443", "k.test:"] {
             assert_eq!(of(Some(spelled)), of(Some("k.test")), "{spelled}");
         }

@@ -120,7 +120,7 @@ pub fn cookies(input: &[u8]) {
     let fields = fields(lines.next().unwrap_or_default());
     let seed = Seed::new([7; 16]);
     let key = LimitKey::Cookie(name.to_owned());
-    let of = |fields: &HeaderMap| key.of(&Asker { client: None, host: None, fields }, &seed);
+    let of = |fields: &HeaderMap| key.of(&Asker { client: None, host: None, version: Version::HTTP_11, fields }, &seed);
     let number = of(&fields);
 
     // A cookie with that one value has the same number; two values have none.
@@ -143,6 +143,10 @@ pub fn cookies(input: &[u8]) {
     join_cookies(&mut joined);
     assert_eq!(of(&joined), number, "joined");
     assert!(joined.get_all(header::COOKIE).iter().count() <= 1);
+    let whole = |version, fields: &HeaderMap| {
+        LimitKey::Header(header::COOKIE).of(&Asker { client: None, host: None, version, fields }, &seed)
+    };
+    assert_eq!(whole(Version::HTTP_2, &fields), whole(Version::HTTP_11, &joined), "joined, as a field");
     let mut split = HeaderMap::new();
     for line in fields.get_all(header::COOKIE) {
         for crumb in line.as_bytes().split(|byte| *byte == b';') {

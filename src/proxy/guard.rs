@@ -138,7 +138,7 @@ fn believed<'a, F>(request: &Client<'a, F>, ctx: &'a RequestCtx) -> Believed<'a,
 }
 
 fn asker<'a, F>(request: &Client<'a, F>, ctx: &RequestCtx, fields: &'a Believed<'a, F>) -> Asker<'a, Believed<'a, F>> {
-    Asker { client: ctx.client, host: request.host, fields }
+    Asker { client: ctx.client, host: request.host, version: request.version, fields }
 }
 
 impl From<TwoKeys> for Refusal {

@@ -221,6 +221,26 @@ async fn a_second_value_of_a_key_buys_no_fresh_budget() {
 }
 
 #[tokio::test]
+async fn cookies_in_pieces_are_the_key_that_they_are_as_a_whole() {
+    let origin = Origin::echo("a").await;
+    let proxy = guarded(&origin, "rate_limit: { rate: 2/h, key: { header: Cookie } }", "").await;
+    let client = Client2::prior(proxy.listen).await;
+    let ask = async |crumbs: &[&str]| {
+        let mut asked = request("GET", "/");
+        for crumb in crumbs {
+            asked.headers_mut().append("cookie", crumb.parse().expect("a value"));
+        }
+        client.send(asked, vec![], None).await.status
+    };
+    assert_eq!(ask(&["a=1", "b=2"]).await, 200);
+    assert_eq!(ask(&["a=1; b=2"]).await, 200);
+    assert_eq!(get_with(proxy.listen, "/", "Cookie: a=1; b=2\r\n").await.status(), 429);
+    assert_eq!(ask(&["a=1", "b=3"]).await, 200);
+    // Of HTTP/1.1 these are two fields, and a backend may go by either.
+    assert_eq!(get_with(proxy.listen, "/", "Cookie: a=1\r\nCookie: b=2\r\n").await.status(), 400);
+}
+
+#[tokio::test]
 async fn a_host_is_one_key_however_it_is_spelled_and_whoever_says_it() {
     let origin = Origin::echo("a").await;
     let proxy = guarded(&origin, "rate_limit: { rate: 2/h, key: { header: Host } }", "").await;
@@ -418,6 +438,10 @@ async fn service() -> Origin {
                 }
                 Some("busy") => peer.reply(429, "Retry-After: 30\r\nCache-Control: max-age=9\r\n", "").await,
                 Some("nothing said") => peer.reply(401, "", "").await,
+                Some("blank") => peer.reply(401, "WWW-Authenticate:\r\nWWW-Authenticate: \t, ,\r\n", "").await,
+                Some("blank and one") => {
+                    peer.reply(401, "WWW-Authenticate:\r\nWWW-Authenticate: Bearer\r\n", "").await;
+                }
                 Some("our method") => peer.reply(405, "Allow: POST\r\n", "").await,
                 Some("our credentials") => peer.reply(407, "Proxy-Authenticate: Basic realm=x\r\n", "").await,
                 Some("our protocol") => peer.reply(426, "Upgrade: h2c\r\nConnection: Upgrade\r\n", "").await,
@@ -427,6 +451,12 @@ async fn service() -> Origin {
                 Some("no status") => peer.reply(999, "Location: /\r\n", "").await,
                 Some("large") => peer.reply(403, "", &"x".repeat(70_000)).await,
                 Some("slow") => peer.held().await,
+                Some("late") => {
+                    peer.held().await;
+                    peer.reply(200, "", "").await;
+                }
+                // Until the other side ends.
+                Some("silence") => {}
                 Some("slow body") => {
                     peer.send("HTTP/1.1 200 OK\r\nX-User: alice\r\nContent-Length: 5\r\n\r\n").await;
                     peer.held().await;
@@ -672,6 +702,68 @@ async fn a_refusal_of_the_service_goes_to_the_client() {
     refused_for(&proxy, &reply, 503, "auth_unavailable").await;
     assert!(!reply.text().contains("oops"), "{reply:?}");
     assert_eq!(origin.total(), 0);
+}
+
+#[tokio::test]
+async fn a_blank_challenge_of_the_service_is_none() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let proxy = forwarding(&origin, &service.address).await;
+    for (want, challenge) in [("blank", "Unspecified realm=\"restricted\""), ("blank and one", "Bearer")] {
+        let reply = get_with(proxy.listen, "/", &format!("X-Want: {want}\r\n")).await;
+        assert_eq!((reply.status(), reply.fields("www-authenticate")), (401, vec![challenge]), "{want}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_takes_its_question_along() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let guards = format!("forward_auth: {{ url: \"http://{}/\", timeout: 60s }}", service.address);
+    let proxy = guarded(&origin, &guards, "").await;
+    let mut leaving = proxy.client().await;
+    leaving.send("GET / HTTP/1.1\r\nHost: a.test\r\nX-Want: silence\r\n\r\n").await;
+    wait_until("the question", || service.total() == 1).await;
+    drop(leaving);
+    wait_until("the question to be dropped", || service.open() == 0).await;
+    proxy.logged_reason("client_aborted").await;
+    assert_eq!((proxy.get("/").await.status(), origin.total()), (200, 1));
+}
+
+/// Nor has one whose body is on its way.
+#[tokio::test]
+async fn a_client_that_sends_more_while_the_service_is_asked_has_not_left() {
+    let (origin, service) = (Origin::echo("a").await, service().await);
+    let guards = format!("forward_auth: {{ url: \"http://{}/\", timeout: 60s }}", service.address);
+    let proxy = guarded(&origin, &guards, "").await;
+    let (mut ahead, mut sending) = (proxy.client().await, proxy.client().await);
+    ahead.send("GET /1 HTTP/1.1\r\nHost: a.test\r\nX-Want: late\r\n\r\n").await;
+    sending.send("POST /3 HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\nX-Want: late\r\n\r\nbo").await;
+    wait_until("the questions", || service.total() == 2).await;
+    ahead.send("GET /2 HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    sending.send("dy").await;
+    service.release();
+    assert_eq!((ahead.response().await.status(), ahead.response().await.status()), (200, 200));
+    assert_eq!(sending.response().await.text(), "body");
+    assert_eq!((origin.count("/1"), origin.count("/2"), origin.total()), (1, 1, 3));
+}
+
+/// Who takes a credential and gives another in its place needs to see it.
+#[tokio::test]
+async fn what_is_copied_from_the_answer_is_in_the_question_as_the_client_said_it() {
+    let origin = Origin::echo("a").await;
+    let service = Origin::script("exchange", |mut peer: Peer| async move {
+        while let Some(question) = peer.request().await {
+            let known = question.field("authorization") == Some("Bearer opaque");
+            peer.reply(if known { 200 } else { 401 }, "Authorization: Bearer inner\r\n", "").await;
+        }
+    })
+    .await;
+    let url = &service.address;
+    let guards = format!("forward_auth: {{ url: \"http://{url}/\", copy_headers: [Authorization, X-User] }}");
+    let proxy = guarded(&origin, &guards, "").await;
+    let reply = get_with(proxy.listen, "/", "Authorization: Bearer opaque\r\nX-User: root\r\n").await;
+    let (question, passed) = (service.only_request(), origin.only_request());
+    assert_eq!((reply.status(), question.field("x-user")), (200, Some("root")));
+    assert_eq!((passed.field("authorization"), passed.field("x-user")), (Some("Bearer inner"), None));
 }
 
 #[tokio::test]

@@ -89,6 +89,26 @@ async fn what_does_not_fit_together_keeps_the_old_pair() {
     assert_eq!(origin.total(), 0);
 }
 
+#[tokio::test]
+async fn files_that_are_good_again_as_they_were_are_told_of_once() {
+    const GOOD: &str = "certificate main: its files are good again";
+    let (ca, origin) = (Ca::new(), Origin::echo("a").await);
+    let (old, new) = (ca.issue(&["a.test"]), ca.issue(&["a.test"]));
+    let proxy = proxy_with(&old, &origin, "").await;
+    let said = || proxy.stderr().matches(GOOD).count();
+    for times in 1..=2 {
+        replace(&new, proxy.config.dir(), "pem");
+        proxy.metric(RELOADS, &["failed"], |failed| failed == f64::from(times)).await;
+        replace(&old, proxy.config.dir(), "pem");
+        eventually("the all-clear", async || said() >= times as usize).await;
+    }
+    replace(&new, proxy.config.dir(), "pem");
+    replace(&new, proxy.config.dir(), "key");
+    // Of another pair this is said, and is enough.
+    proxy.logged("certificate.reloaded: main").await;
+    assert_eq!(said(), 2, "{}", proxy.stderr());
+}
+
 /// From now on the process may open so many files, those that are open included. Returns how many it might before.
 fn allow_descriptors(proxy: &Proxy, most: libc::rlim_t) -> libc::rlim_t {
     let pid = libc::pid_t::try_from(proxy.pid()).expect("a pid");
@@ -133,6 +153,8 @@ async fn what_could_not_be_read_for_want_of_descriptors_is_read_again_though_nob
     allow_descriptors(&proxy, before);
     eventually("the new certificate", async || shown(&proxy).await == *new.der).await;
     eventually("the revoked one to be refused", async || !is_served().await).await;
+    // It could be read again, and was as before.
+    proxy.logged("ca.pem: its files are good again").await;
     // Once for each of the two files at most, as they may have been seen one by one.
     let said = proxy.stderr().matches("ERROR] certificate main stays as it was").count();
     assert!((1..=2).contains(&said), "said {said} times: {}", proxy.stderr());

@@ -18,7 +18,7 @@ use super::Asked;
 use crate::{
     policy::{
         concurrency::{InFlight, Permit},
-        limit_key::{Seed, of_client},
+        limit_key::{Seed, of_client, of_site},
         password::{Credentials, Tag},
     },
     runtime::guards::BasicAuth,
@@ -30,16 +30,32 @@ const AT_ONCE: usize = 2;
 const MOST_PENDING: usize = 64;
 /// As many of them may come from one address, so that who guesses keeps nobody else out.
 const MOST_PER_CLIENT: u32 = 16;
-/// And as many from one that has shown a wrong password lately.
+/// And from all networks of one IPv6 site, who may be one client.
+const MOST_PER_SITE: u32 = 32;
+/// As many from an address that has shown a wrong password lately.
 const MOST_PER_SUSPECT: u32 = 4;
-/// Those of all such addresses take no more of the places: the rest is for people who come for the first time.
+/// Those of all such addresses, and of others of their sites, take no more of the places: the rest is for people who come for the
+/// first time.
 const MOST_OF_SUSPECTS: usize = 32;
 /// How long a wrong password is remembered of an address.
 const SUSPICION: Duration = Duration::from_secs(60);
-/// Addresses of which it is, each about 30 bytes.
+/// Addresses and sites of which it is, each about 30 bytes.
 const MOST_SUSPECTS: usize = 8192;
 /// How long a request waits.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Who shows a password, as places are shared out.
+#[derive(Clone, Copy)]
+struct Who {
+    client: u64,
+    site: Option<u64>,
+}
+
+impl Who {
+    fn of(client: Option<IpAddr>, seed: &Seed) -> Self {
+        Self { client: of_client(client, seed), site: of_site(client, seed) }
+    }
+}
 
 /// Verifies passwords for one worker.
 pub(super) struct Verifier {
@@ -70,8 +86,8 @@ impl Verifier {
         let verdict = match known {
             Some(good) => Some(good),
             None => {
-                let key = of_client(client, &self.seed);
-                let Some(mut verdict) = self.verdict(basic, credentials, tag, key) else { return Asked::Unavailable };
+                let who = Who::of(client, &self.seed);
+                let Some(mut verdict) = self.verdict(basic, credentials, tag, who) else { return Asked::Unavailable };
                 let wait = timeout(PATIENCE, verdict.wait_for(Option::is_some)).await;
                 wait.ok().and_then(Result::ok).and_then(|verdict| *verdict)
             }
@@ -83,10 +99,18 @@ impl Verifier {
         }
     }
 
-    fn join(&self, tag: Tag, client: u64, now: Instant) -> Join {
+    fn join(&self, tag: Tag, Who { client, site }: Who, now: Instant) -> Join {
         let suspect = self.suspects.knows(client, now);
-        let (most, own) = if suspect { (MOST_OF_SUSPECTS, MOST_PER_SUSPECT) } else { (MOST_PENDING, MOST_PER_CLIENT) };
-        self.pending.join(tag, most, || self.clients.enter(client, own))
+        // Who has many networks may show each password from another.
+        let shared = suspect || site.is_some_and(|site| self.suspects.knows(site, now));
+        let own = if suspect { MOST_PER_SUSPECT } else { MOST_PER_CLIENT };
+        self.pending.join(tag, if shared { MOST_OF_SUSPECTS } else { MOST_PENDING }, || {
+            let site = match site {
+                Some(site) => Some(self.clients.enter(site, MOST_PER_SITE)?),
+                None => None,
+            };
+            Some((self.clients.enter(client, own)?, site))
+        })
     }
 
     /// Where the verdict will be: that of others with the same credentials, or a new one. `None` where too many wait.
@@ -95,9 +119,9 @@ impl Verifier {
         basic: &Arc<BasicAuth>,
         credentials: Credentials,
         tag: Tag,
-        client: u64,
+        who: Who,
     ) -> Option<watch::Receiver<Option<bool>>> {
-        let place = match self.join(tag, client, Instant::now()) {
+        let place = match self.join(tag, who, Instant::now()) {
             Join::Found(verdict) => return Some(verdict),
             Join::Full => return None,
             Join::New(place) => place,
@@ -110,7 +134,7 @@ impl Verifier {
             let work = move || {
                 let good = basic.verify(&credentials, tag);
                 if !good {
-                    suspects.add(client, Instant::now());
+                    suspects.add(who, Instant::now());
                 }
                 place.tell.send_replace(Some(good));
                 drop((core, place));
@@ -136,19 +160,22 @@ struct Place {
     pending: Arc<Pending>,
     tag: Tag,
     tell: watch::Sender<Option<bool>>,
-    _client: Permit,
+    _from: Permits,
 }
 
+/// A client's, and its site's.
+type Permits = (Permit, Option<Permit>);
+
 impl Pending {
-    fn join(self: &Arc<Self>, tag: Tag, most: usize, enter: impl FnOnce() -> Option<Permit>) -> Join {
+    fn join(self: &Arc<Self>, tag: Tag, most: usize, enter: impl FnOnce() -> Option<Permits>) -> Join {
         let mut all = self.lock();
         if let Some(found) = all.get(&tag) {
             return Join::Found(found.clone());
         }
-        let Some(client) = (all.len() < most).then(enter).flatten() else { return Join::Full };
+        let Some(from) = (all.len() < most).then(enter).flatten() else { return Join::Full };
         let (tell, verdict) = watch::channel(None);
         all.insert(tag, verdict);
-        Join::New(Place { pending: self.clone(), tag, tell, _client: client })
+        Join::New(Place { pending: self.clone(), tag, tell, _from: from })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Tag, watch::Receiver<Option<bool>>>> {
@@ -162,23 +189,25 @@ impl Drop for Place {
     }
 }
 
-/// Clients that have shown a wrong password lately.
+/// Clients, and sites of clients, that have shown a wrong password lately.
 #[derive(Default)]
 struct Suspects(Mutex<HashMap<u64, Instant>>);
 
 impl Suspects {
-    fn knows(&self, client: u64, now: Instant) -> bool {
-        self.lock().get(&client).is_some_and(|since| now.saturating_duration_since(*since) < SUSPICION)
+    fn knows(&self, key: u64, now: Instant) -> bool {
+        self.lock().get(&key).is_some_and(|since| now.saturating_duration_since(*since) < SUSPICION)
     }
 
-    fn add(&self, client: u64, now: Instant) {
+    fn add(&self, Who { client, site }: Who, now: Instant) {
         let mut all = self.lock();
-        if all.len() >= MOST_SUSPECTS {
-            all.retain(|_, since| now.saturating_duration_since(*since) < SUSPICION);
-        }
-        // Where it is full of them, one more makes no difference.
-        if all.len() < MOST_SUSPECTS || all.contains_key(&client) {
-            all.insert(client, now);
+        for key in site.into_iter().chain([client]) {
+            if all.len() >= MOST_SUSPECTS {
+                all.retain(|_, since| now.saturating_duration_since(*since) < SUSPICION);
+            }
+            // Where it is full of them, one more makes no difference.
+            if all.len() < MOST_SUSPECTS || all.contains_key(&key) {
+                all.insert(key, now);
+            }
         }
     }
 
@@ -200,7 +229,7 @@ mod tests {
     #[test]
     fn the_same_credentials_wait_for_the_same_verdict() {
         let (pending, clients) = (Arc::<Pending>::default(), Arc::<InFlight>::default());
-        let enter = || clients.enter(1, MOST_PER_CLIENT);
+        let enter = || Some((clients.enter(1, MOST_PER_CLIENT)?, None));
         let Join::New(place) = pending.join(tag(1), MOST_PENDING, enter) else { panic!("the first") };
         let Join::Found(verdict) = pending.join(tag(1), MOST_PENDING, enter) else { panic!("the second") };
         place.tell.send_replace(Some(true));
@@ -214,7 +243,7 @@ mod tests {
     fn one_client_cannot_fill_the_queue_and_all_together_cannot_overfill_it() {
         let (pending, clients) = (Arc::<Pending>::default(), Arc::<InFlight>::default());
         let join = |number: usize, client: u64| match pending
-            .join(tag(number), MOST_PENDING, || clients.enter(client, MOST_PER_CLIENT))
+            .join(tag(number), MOST_PENDING, || Some((clients.enter(client, MOST_PER_CLIENT)?, None)))
         {
             Join::New(place) => Some(place),
             Join::Found(_) | Join::Full => None,
@@ -230,9 +259,9 @@ mod tests {
         let verifier = Verifier::default();
         let now = Instant::now();
         for client in 0..100 {
-            verifier.suspects.add(client, now);
+            verifier.suspects.add(Who { client, site: None }, now);
         }
-        let join = |number: usize, client: u64| match verifier.join(tag(number), client, now) {
+        let join = |number: usize, client: u64| match verifier.join(tag(number), Who { client, site: None }, now) {
             Join::New(place) => Some(place),
             Join::Found(_) | Join::Full => None,
         };
@@ -241,8 +270,35 @@ mod tests {
         assert!(join(1000, 1000).is_some(), "somebody new");
         assert!(!verifier.suspects.knows(1, now + SUSPICION));
         for client in 0..3 * MOST_SUSPECTS as u64 {
-            verifier.suspects.add(client, now);
+            verifier.suspects.add(Who { client, site: None }, now);
         }
         assert!(verifier.suspects.lock().len() <= MOST_SUSPECTS);
+    }
+
+    #[test]
+    fn who_has_hundreds_of_networks_leaves_room_for_who_has_one() {
+        let verifier = Verifier::default();
+        let now = Instant::now();
+        let who = |site: u16, network: u16| {
+            let address = std::net::Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 1);
+            Who::of(Some(address.into()), &verifier.seed)
+        };
+        let join = |number: usize, who: Who| match verifier.join(tag(number), who, now) {
+            Join::New(place) => Some(place),
+            Join::Found(_) | Join::Full => None,
+        };
+        let at_once: Vec<Place> = (0..600).filter_map(|number| join(number.into(), who(1, number))).collect();
+        assert_eq!(at_once.len(), MOST_PER_SITE as usize, "of one site that nobody knows yet");
+        assert!(join(600, who(2, 0)).is_some(), "somebody new");
+        drop(at_once);
+        assert_eq!(verifier.clients.keys(), 0);
+        // Each network guesses once.
+        for site in 1..=5 {
+            verifier.suspects.add(who(site, 1000), now);
+        }
+        let guesses = (0..600).filter_map(|number| join(number.into(), who(1 + number % 5, number)));
+        let guesses: Vec<Place> = guesses.collect();
+        assert_eq!(guesses.len(), MOST_OF_SUSPECTS, "of five sites that have shown wrong ones");
+        assert!(join(600, who(6, 0)).is_some(), "somebody new");
     }
 }

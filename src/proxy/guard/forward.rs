@@ -3,6 +3,7 @@
 
 use std::{
     error::Error as _,
+    future::pending,
     io,
     time::{Duration, Instant},
 };
@@ -18,7 +19,7 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioTimer},
 };
-use pingora_core::Result;
+use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use tokio::time::timeout;
@@ -167,7 +168,7 @@ enum Answer {
 /// Asks the service. Returns whether the request was refused, and so answered.
 ///
 /// # Errors
-/// The answer could not be sent.
+/// The answer could not be sent, or the client has left.
 pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, service: &ForwardAuth) -> Result<bool> {
     let asking = kit.asking();
     let client = of_client(ctx.client, ctx.current().map_or(&Seed::new([0; 16]), |current| current.limit_seed().get()));
@@ -184,7 +185,11 @@ pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, 
                 let _turn = place.turn().await;
                 answer(&asking.services, question, service).await
             });
-            match within(ctx.total_due, answer).await {
+            let answer = tokio::select! {
+                answer = within(ctx.total_due, answer) => answer,
+                gone = left(session) => return Err(gone),
+            };
+            match answer {
                 Some(Ok(answer)) => answer,
                 Some(Err(_)) => Err(format!("no answer within {:?}", service.timeout)),
                 None => return refuse(session, ctx, Reason::TotalTimeout, None).await,
@@ -202,11 +207,11 @@ pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, 
             let (mut head, _) = reject::failure(ctx, status, Reason::Unauthorized)?;
             head.remove_header(&header::CONTENT_TYPE);
             for name in TO_CLIENT {
-                for value in fields.get_all(&name) {
+                for value in fields.get_all(&name).iter().filter(|value| !is_no_challenge(&name, value)) {
                     head.append_header(name.clone(), value.clone())?;
                 }
             }
-            if status == StatusCode::UNAUTHORIZED && !fields.contains_key(header::WWW_AUTHENTICATE) {
+            if status == StatusCode::UNAUTHORIZED && !head.headers.contains_key(header::WWW_AUTHENTICATE) {
                 head.insert_header(header::WWW_AUTHENTICATE, CHALLENGE)?;
             }
             admit::respond(session, ctx, head, body).await
@@ -218,6 +223,24 @@ pub(super) async fn ask(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx, 
             refuse(session, ctx, Reason::AuthUnavailable, None).await
         }
     }
+}
+
+/// Waits until an HTTP/1 client has left, who needs no answer any more. Of one who has a body to send, or
+/// asks for a WebSocket, nobody can tell before that is read; a request of HTTP/2 is dropped with its stream.
+async fn left(session: &mut Session) -> Box<Error> {
+    let silent = session.req_header().version != Version::HTTP_2 && !session.is_upgrade_req();
+    if silent
+        && session.as_mut().is_body_empty()
+        && let Err(error) = session.as_mut().read_body_or_idle(true).await
+    {
+        return error.into_down();
+    }
+    pending().await
+}
+
+/// Whether a field is there for challenges and has none: elements of a list may be empty (RFC 9110 §5.6.1, §11.6.1).
+fn is_no_challenge(name: &HeaderName, value: &HeaderValue) -> bool {
+    *name == header::WWW_AUTHENTICATE && value.as_bytes().iter().all(|byte| matches!(byte, b' ' | b'\t' | b','))
 }
 
 /// The question about a request: its fields without its body, and what it is as `X-Forwarded-*`.
@@ -233,6 +256,7 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
     // A password that was for us is nobody else's.
     let drops = towards_backend(ctx).drop_authorization;
     let is_ours = |name: &HeaderName| drops && *name == header::AUTHORIZATION;
+    // What `copy_headers` names goes, as the client said it: who gives a credential in exchange for another must see that.
     // What a service takes for what the question is about would be a lie from a client.
     let passes = |name: &HeaderName| {
         !HOP_BY_HOP.contains(name)

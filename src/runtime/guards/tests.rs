@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use http::HeaderMap;
+use http::{HeaderMap, Version};
 
 use super::*;
 use crate::{
@@ -34,12 +34,13 @@ fn guards(route: &str, previous: Option<&Guards>) -> Guards {
 
 /// What `client` asks, without fields.
 fn rated(limits: &RateLimits, client: Option<[u8; 4]>, now: Instant) -> Rated {
-    let asker = Asker { client: client.map(Into::into), host: None, fields: &HeaderMap::new() };
+    let asker =
+        Asker { client: client.map(Into::into), host: None, version: Version::HTTP_11, fields: &HeaderMap::new() };
     limits.decide(&asker, now).expect("one key")
 }
 
 fn place(guards: &Guards) -> Option<Permit> {
-    let asker = Asker { client: None, host: None, fields: &HeaderMap::new() };
+    let asker = Asker { client: None, host: None, version: Version::HTTP_11, fields: &HeaderMap::new() };
     guards.concurrency.as_ref().expect("a limit").enter(&asker).expect("one key")
 }
 
@@ -129,7 +130,8 @@ fn a_request_with_two_keys_of_one_limit_uses_up_no_other() {
     fields.append("x-key", HeaderValue::from_static("b"));
     let now = Instant::now();
     for _ in 0..3 {
-        assert_eq!(limits.decide(&Asker { client: None, host: None, fields: &fields }, now), Err(TwoKeys));
+        let asker = Asker { client: None, host: None, version: Version::HTTP_11, fields: &fields };
+        assert_eq!(limits.decide(&asker, now), Err(TwoKeys));
     }
     assert_eq!(rated(limits, None, now).retry_after, None);
 }

@@ -159,7 +159,7 @@ fn shares(live: &[usize]) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderMap;
+    use http::{HeaderMap, Version};
 
     use super::*;
     use crate::{config, policy::limit_key::Asker, telemetry::metrics::Metrics};
@@ -180,7 +180,7 @@ mod tests {
     fn passes(snapshot: &Snapshot, route: usize, client: u32, now: Instant) -> bool {
         let rate = snapshot.route(route).guards.as_ref().and_then(|guards| guards.rate.as_ref()).expect("a limit");
         let client = Some(std::net::Ipv4Addr::from_bits(client).into());
-        rate.decide(&Asker { client, host: None, fields: &HeaderMap::new() }, now)
+        rate.decide(&Asker { client, host: None, version: Version::HTTP_11, fields: &HeaderMap::new() }, now)
             .expect("one key")
             .retry_after
             .is_none()
