@@ -129,9 +129,7 @@ impl Conn {
 
     /// Has the connection given back where Pingora drops it without need.
     pub(super) fn keep(&mut self, info: &Arc<ConnInfo>, kept: &Arc<Mutex<Option<Box<Kept>>>>) {
-        if !self.keeper.as_ref().is_some_and(|keeper| Arc::ptr_eq(&keeper.info, info)) {
-            self.keeper = Some(Keeper { info: info.clone(), kept: kept.clone() });
-        }
+        self.keeper = Some(Keeper { info: info.clone(), kept: kept.clone() });
     }
 
     /// The descriptor of the socket.

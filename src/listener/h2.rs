@@ -212,7 +212,7 @@ pub(super) async fn serve(
     since: Instant,
 ) {
     conn.begin_h2();
-    let limits = endpoint.model.limits;
+    let limits = &endpoint.model.limits;
     let told = Arc::<Told>::default();
     // Boxed, so that an idle connection does not carry the room for its beginning and its end.
     let Some(mut serving) = Box::pin(open(conn, &endpoint, told.clone(), since)).await else { return };
@@ -258,7 +258,7 @@ pub(super) async fn serve(
                     told.tell(Verdict::Ours(H2Abuse::GoawayIgnored));
                     continue;
                 }
-                let others = endpoint.follow(&mut info) && fixed(info.limits()) != fixed(&limits);
+                let others = endpoint.follow(&mut info) && fixed(info.limits()) != fixed(limits);
                 let enough = requests >= info.limits().requests_per_connection as usize;
                 if enough || others {
                     serving.leave(LEAVE_GRACE);
