@@ -12,7 +12,7 @@ use std::{
     os::fd::RawFd,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf, BytesMut};
@@ -66,7 +66,8 @@ pub(super) struct Conn {
 #[derive(Debug)]
 struct Keeper {
     info: Arc<ConnInfo>,
-    kept: Arc<Mutex<Option<Box<Kept>>>>,
+    /// While Pingora has it.
+    kept: Option<Arc<Mutex<Option<Box<Kept>>>>>,
 }
 
 /// A connection that Pingora has dropped.
@@ -91,15 +92,16 @@ impl From<Kept> for Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         let Some(keeper) = self.keeper.take() else { return };
+        let Some(place) = keeper.kept else { return };
         let after = match keeper.info.afterwards() {
-            Afterwards::Drop => return,
+            Afterwards::Drop | Afterwards::Close => return,
             Afterwards::NextRequest if self.at_border() && self.out.is_empty() => Afterwards::NextRequest,
             Afterwards::Linger | Afterwards::NextRequest => Afterwards::Linger,
         };
         let transport = std::mem::replace(&mut self.transport, Transport::Gone);
         let (ahead, out, pacing) = (std::mem::take(&mut self.ahead), std::mem::take(&mut self.out), self.pacing.take());
         let kept = Kept { transport, ahead, out, pacing, after };
-        *keeper.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(kept));
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(kept));
     }
 }
 
@@ -127,14 +129,32 @@ impl Conn {
         self.pacing = pacing;
     }
 
+    /// Whose it is, for what comes to be known of the client.
+    pub(super) fn belongs_to(&mut self, info: &Arc<ConnInfo>) {
+        if !self.keeper.as_ref().is_some_and(|keeper| Arc::ptr_eq(&keeper.info, info)) {
+            self.keeper = Some(Keeper { info: info.clone(), kept: None });
+        }
+    }
+
     /// Has the connection given back where Pingora drops it without need.
-    pub(super) fn keep(&mut self, info: &Arc<ConnInfo>, kept: &Arc<Mutex<Option<Box<Kept>>>>) {
-        self.keeper = Some(Keeper { info: info.clone(), kept: kept.clone() });
+    pub(super) fn keep(&mut self, kept: &Arc<Mutex<Option<Box<Kept>>>>) {
+        if let Some(keeper) = &mut self.keeper {
+            keeper.kept = Some(kept.clone());
+        }
     }
 
     /// The descriptor of the socket.
     pub(super) fn fd(&self) -> RawFd {
         self.transport.fd()
+    }
+
+    /// Whether nothing of its client has come that was not read, on a socket in plain text.
+    pub(super) fn is_silent(&mut self) -> bool {
+        let mut byte = [0; 1];
+        let mut byte = ReadBuf::new(&mut byte);
+        let Transport::Plain(socket) = &mut self.transport else { return false };
+        let read = Pin::new(socket).poll_read(&mut Context::from_waker(Waker::noop()), &mut byte);
+        self.ahead.is_empty() && read.is_pending()
     }
 
     /// Ends the connection in order: in TLS, the client learns that nothing was cut off.

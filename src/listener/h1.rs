@@ -190,6 +190,7 @@ fn request<'a>(
     info.begin_request();
     // Of a body that is here in part nobody waits to be asked for the rest.
     conn.begin(head.border, head.expects && head.request == head.head);
+    conn.belongs_to(info);
     let (current, seed) = (post.current(), post.kit.random());
     let start = RequestStart { info: info.clone(), current, seed, began: Instant::now(), cancel: None };
     Box::pin(async move {
@@ -201,7 +202,7 @@ fn request<'a>(
             None => (conn, start),
         };
         let kept = Slot::default();
-        conn.keep(info, &kept);
+        conn.keep(&kept);
         let current = start.current.clone();
         let last = if last { &post.last } else { place.last(&post.draining) };
         let returned = exchange(&current, conn, head, start, last).await;
@@ -252,7 +253,8 @@ async fn lane(
             conn.farewell().await;
             Next::Nothing
         }
-        Served::Over(Afterwards::Linger) => Next::Linger(conn),
+        Served::Over(Afterwards::Close) if conn.is_silent() => Next::Nothing,
+        Served::Over(Afterwards::Close | Afterwards::Linger) => Next::Linger(conn),
         Served::Over(Afterwards::NextRequest) => Next::Request(conn),
         Served::Switched(websocket) => Next::Switched(conn, websocket),
     })
@@ -262,7 +264,7 @@ async fn lane(
 async fn tunnel(post: &Post, mut conn: Box<Conn>, deadline: &Deadline, websocket: Box<WebSocket>) {
     match websocket.run(&post.kit, &mut *conn).await {
         Afterwards::Linger => linger(&mut conn, deadline).await,
-        Afterwards::Drop | Afterwards::NextRequest => conn.farewell().await,
+        Afterwards::Drop | Afterwards::Close | Afterwards::NextRequest => conn.farewell().await,
     }
 }
 
@@ -303,7 +305,7 @@ fn afterwards(post: &Post, returned: Option<ReusedHttpStream>, info: &ConnInfo, 
         let kept = kept.lock().unwrap_or_else(PoisonError::into_inner).take();
         return kept.map_or(Next::Nothing, |kept| match kept.after {
             Afterwards::NextRequest => Next::Request(Box::new(Conn::from(*kept))),
-            Afterwards::Drop | Afterwards::Linger => Next::Linger(Box::new(Conn::from(*kept))),
+            Afterwards::Drop | Afterwards::Close | Afterwards::Linger => Next::Linger(Box::new(Conn::from(*kept))),
         });
     };
     let (stream, _) = returned.consume();
@@ -336,7 +338,8 @@ pub(super) async fn refuse(
     }
 }
 
-/// Closes so that what was written arrives: closing while the client still sends would reset the connection.
+/// Closes so that what was written arrives: closing while the client still sends would reset the connection. Not where it has said
+/// that it sends no more and nothing more is here: what it said holds for nginx too, and costs half of a connection's system calls.
 async fn linger(conn: &mut Conn, deadline: &Deadline) {
     deadline.set_how(How::Both);
     deadline.drains(LINGER_RATE);

@@ -62,6 +62,8 @@ pub struct ConnInfo {
 pub enum Afterwards {
     /// It is closed.
     Drop,
+    /// It is closed too, unless more of its client has come: that has said that it sends no more, and the system holds little for it.
+    Close,
     /// The client is given time to read its answer before the connection is closed, until it closes its side.
     Linger,
     /// It serves another request.

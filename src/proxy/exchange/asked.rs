@@ -7,7 +7,7 @@ use http::{Method, StatusCode, Version, header, request::Parts, uri::PathAndQuer
 
 use super::super::{
     admit,
-    ctx::{ConnInfo, RequestCtx},
+    ctx::{Afterwards, ConnInfo, RequestCtx},
     current::Current,
     downstream::Downstream,
     edit::Client,
@@ -29,6 +29,10 @@ use crate::{
 
 /// As much of a request's body is kept for another attempt; as much as Pingora keeps.
 pub(super) const RETAINED: usize = 64 * 1024;
+
+/// The system may hold so much of an answer for a client whose connection is closed, of which nobody hears any more whether it
+/// takes it.
+const HELD: u64 = 16 * 1024;
 
 /// What the front has read of a request.
 #[derive(Debug)]
@@ -202,6 +206,8 @@ pub(super) struct Asked<'a> {
     open: bool,
     /// The connection serves another request after this one.
     pub(super) again: bool,
+    /// The client has said that it sends no other one.
+    close: bool,
 }
 
 /// A body, as it comes.
@@ -236,7 +242,13 @@ impl<'a> Asked<'a> {
             upgrade: false,
             open: false,
             again: !last && !close,
+            close,
         }
+    }
+
+    /// What becomes of the connection of a last request that was answered: see `listener::h1::linger`.
+    pub(super) fn parting(&self) -> Afterwards {
+        if self.close && self.done && self.sent <= HELD { Afterwards::Close } else { Afterwards::Linger }
     }
 
     /// As it is, for a WebSocket where `upgrade`: whatever becomes of that, the connection serves no other request.

@@ -185,8 +185,8 @@ impl<W: Wire> Lane<'_, W> {
         let next = self.asked.again && self.wire.is_at_border();
         match ctx.info().map_or(Afterwards::Drop, ConnInfo::afterwards) {
             Afterwards::Drop if error.is_none() && next => Afterwards::NextRequest,
-            Afterwards::Drop if error.is_none() && self.wire.is_at_border() => Afterwards::Linger, // see `finish::last`
-            Afterwards::Drop => Afterwards::Drop,
+            Afterwards::Drop if error.is_none() && self.wire.is_at_border() => self.asked.parting(), // see `finish::last`
+            Afterwards::Drop | Afterwards::Close => Afterwards::Drop,
             Afterwards::NextRequest if next => Afterwards::NextRequest,
             Afterwards::Linger | Afterwards::NextRequest => Afterwards::Linger,
         }
