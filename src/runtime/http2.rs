@@ -18,7 +18,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -39,6 +39,12 @@ pub use stream::Stream;
 /// A longer head is none, as over HTTP/1.1.
 const MAX_HEAD: u32 = 256 * 1024;
 
+/// Bytes of request bodies that wait for a backend's socket, of each stream.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Who ends a request that has waited for so long, while nothing at all came from its backend, leaves the connection to those that
+/// are on it: the other end may be gone without a word.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// A connection that requests share.
 #[derive(Clone, Debug)]
 pub struct Connection {
@@ -51,13 +57,20 @@ pub struct Connection {
 struct Load {
     /// Streams in use, and when the last one ended.
     used: Mutex<(usize, Instant)>,
-    /// Nothing moves on it any more.
+    /// It takes no more requests: nothing moves on it, or nobody knows whether anything does.
     over: AtomicBool,
+    /// Counts what has come.
+    heard: AtomicUsize,
 }
 
 /// A place among a connection's streams.
 #[derive(Debug)]
-struct Place(Arc<Load>);
+struct Place {
+    load: Arc<Load>,
+    since: Instant,
+    /// What had come by then.
+    heard: usize,
+}
 
 impl Connection {
     /// Begins one on `io`, over TLS where `https`. It ends when nobody keeps it and its last stream is over.
@@ -69,11 +82,16 @@ impl Connection {
             .initial_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEAD)
+            .max_send_buffer_size(SEND_BUFFER)
             .enable_push(false)
             .handshake(io)
             .await
             .map_err(failed)?;
-        let load = Arc::new(Load { used: Mutex::new((0, Instant::now())), over: AtomicBool::new(false) });
+        let load = Arc::new(Load {
+            used: Mutex::new((0, Instant::now())),
+            over: AtomicBool::new(false),
+            heard: AtomicUsize::new(0),
+        });
         let over = load.clone();
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -96,7 +114,7 @@ impl Connection {
         }
         used.0 += 1;
         drop(used);
-        Some(Stream::new(requests, self.https, lengths, Place(self.load.clone())))
+        Some(Stream::new(requests, self.https, lengths, Place::new(&self.load)))
     }
 
     /// Whether it is worth keeping: it is in use, or was not long ago.
@@ -112,10 +130,25 @@ impl Load {
     }
 }
 
+impl Place {
+    fn new(load: &Arc<Load>) -> Self {
+        Self { load: load.clone(), since: Instant::now(), heard: load.heard.load(Ordering::Relaxed) }
+    }
+
+    /// Something has come from the backend.
+    fn heard(&self) {
+        self.load.heard.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut used = self.0.used();
-        *used = (used.0.saturating_sub(1), Instant::now());
+        let now = Instant::now();
+        if self.load.heard.load(Ordering::Relaxed) == self.heard && now > self.since + SILENCE {
+            self.load.over.store(true, Ordering::Relaxed);
+        }
+        let mut used = self.load.used();
+        *used = (used.0.saturating_sub(1), now);
     }
 }
 

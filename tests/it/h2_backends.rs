@@ -341,3 +341,32 @@ threads: 1
     }
     assert_eq!(origin.connections(), 1);
 }
+
+/// A machine that is gone says no word: those who come after the first must not wait for it.
+#[tokio::test]
+async fn a_connection_that_has_gone_silent_gets_no_new_requests() {
+    for engine in OURS {
+        let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let origin = Origin::script("a", move |peer| {
+            let count = count.clone();
+            async move {
+                // Of the first connection only the first stream is answered.
+                let first = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+                if first {
+                    speaks(
+                        peer,
+                        |stream| if stream == 1 { says(1, END_STREAM, &[(":status", "200")]) } else { Vec::new() },
+                    )
+                    .await;
+                } else {
+                    speaks(peer, |stream| says(stream, END_STREAM, &[(":status", "200")])).await;
+                }
+            }
+        })
+        .await;
+        let proxy = through(engine, &origin.address, "timeouts: { first_byte: 1500ms }").await;
+        let statuses = async || Client::connect(proxy.listen).await.get("/").await.status();
+        assert_eq!([statuses().await, statuses().await, statuses().await], [200, 504, 200], "{engine}");
+        assert_eq!(origin.connections(), 2, "{engine}");
+    }
+}

@@ -41,7 +41,7 @@ pub struct Stream {
     chunk: bool,
     /// The last byte of a body with a length, until its stream has ended.
     held: Bytes,
-    _place: Place,
+    place: Place,
 }
 
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Stream {
             data: Bytes::new(),
             chunk: false,
             held: Bytes::new(),
-            _place: place,
+            place,
         }
     }
 
@@ -282,7 +282,7 @@ impl AsyncRead for Stream {
                 return Poll::Ready(Ok(()));
             }
             match self.poll_more(cx) {
-                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(true)) => self.place.heard(),
                 Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
                 more if to.filled().len() > before => {
                     if let Poll::Ready(Err(error)) = more {
