@@ -232,6 +232,9 @@ async fn give_back(post: Arc<Post>) {
     loop {
         post.kit.lull().comes(&mut beats).await;
         post.kit.forget();
+        if let Some(log) = post.current().log() {
+            log.handle.forget();
+        }
         lull::give_back();
     }
 }

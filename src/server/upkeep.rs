@@ -1,5 +1,5 @@
-//! What has to be done now and then, on a thread of its own: leases, drains and ejections that are due, logs that nobody uses any
-//! more, reloads that were not confirmed, a configuration file that has changed.
+//! What has to be done now and then, on a thread of its own: leases, drains and ejections that are due, logs and memory that nobody
+//! uses any more, reloads that were not confirmed, a configuration file that has changed.
 
 use std::{
     fs,
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::running::Running;
 use crate::{
     policy::balance::hash_bytes,
+    runtime::lull,
     service::admin::operator::{OperatorError, Reload},
 };
 
@@ -48,6 +49,9 @@ impl BackgroundService for Upkeep {
             }
             // The thread is for this alone, so it may block.
             self.running.keep_up(round % ROUNDS == 0);
+            if round % ROUNDS == 0 {
+                lull::give_back_pages();
+            }
             round += 1;
         }
     }

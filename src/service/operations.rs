@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -26,12 +26,14 @@ use tokio::{
 };
 
 use super::health::FirstRound;
-use crate::telemetry::metrics::Metrics;
+use crate::{runtime::lull, telemetry::metrics::Metrics};
 
 /// Scrapers and probes are few; more than this wait.
 const CONNECTIONS: usize = 64;
 /// A client that sends its head slower than this is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// What answers have left free is given back so often at most, when the next one is asked for.
+const LEFT: Duration = Duration::from_secs(10);
 
 /// Whether the process should get traffic.
 #[derive(Debug)]
@@ -122,6 +124,7 @@ impl Operations {
         let _ = self.gate.wait_for(|open| *open).await;
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let mut listener = adopt(&mut self.socket);
+        let mut given_back = Instant::now();
         loop {
             let accepted = tokio::select! {
                 _ = self.closing.wait_for(|closing| *closing) => return,
@@ -139,6 +142,10 @@ impl Operations {
                     continue;
                 }
             };
+            if given_back.elapsed() >= LEFT {
+                lull::give_back();
+                given_back = Instant::now();
+            }
             let (metrics, readiness) = (self.metrics.clone(), self.readiness.clone());
             tokio::spawn(async move {
                 let answer = service_fn(|request: Request<Incoming>| {

@@ -1,6 +1,6 @@
 //! The last requests that failed and the last changes that were refused: bounded lists for people who ask what went wrong
-//! a moment ago. How many failed is the metrics' to say. Nothing is allocated while nothing fails, and once the list of
-//! requests is full its texts are used again.
+//! a moment ago. How many failed is the metrics' to say. Nothing is allocated for texts while nothing fails, and once the list
+//! of requests is full its texts are used again.
 
 use std::{
     collections::VecDeque,
@@ -133,10 +133,19 @@ impl Failure {
 }
 
 /// The lists.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Failures {
     requests: Mutex<VecDeque<RequestFailure>>,
     changes: Mutex<VecDeque<ChangeFailure>>,
+}
+
+impl Default for Failures {
+    /// With room for all: a list that grows with failures comes to lie between what requests have for their time, and holds
+    /// the pages of that.
+    fn default() -> Self {
+        let (requests, changes) = (VecDeque::with_capacity(KEPT_REQUESTS), VecDeque::with_capacity(KEPT_CHANGES));
+        Self { requests: Mutex::new(requests), changes: Mutex::new(changes) }
+    }
 }
 
 impl Failures {

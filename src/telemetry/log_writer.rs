@@ -1,5 +1,5 @@
-//! Lines from workers to a file, off the request path. Each worker appends to a buffer of its own; one thread swaps the
-//! buffers against empty ones and writes. A full memory share or a failing disk costs lines, which are counted, and
+//! Lines from workers to a file, off the request path. Each worker appends to one of two buffers of its own; one thread takes
+//! the full one, while the worker fills the other, and writes. A full memory share or a failing disk costs lines, which are counted, and
 //! never a request's time. The first line into an empty buffer wakes the thread, so that no timer runs while there is
 //! no traffic and no line stays unwritten when traffic stops.
 
@@ -131,7 +131,7 @@ impl LogHandle {
     /// dropped and counted.
     pub fn line(&self, write: impl FnOnce(&mut Vec<u8>, &mut ClockText)) {
         let mut slot = lock(&self.slot);
-        let Slot { buffer, clock, lines } = &mut *slot;
+        let Slot { buffer, clock, lines, .. } = &mut *slot;
         // Relaxed: a limit, not a hand-over; workers may pass it by a line each.
         if self.shared.pending.load(Ordering::Relaxed) >= self.shared.limit {
             self.shared.counts.dropped.increment();
@@ -152,11 +152,22 @@ impl LogHandle {
             self.shared.work.notify_one();
         }
     }
+
+    /// Gives up the room that is kept for lines to come. For the worker, whose memory it is.
+    pub fn forget(&self) {
+        let mut slot = lock(&self.slot);
+        slot.spare = Vec::new();
+        if slot.buffer.is_empty() {
+            slot.buffer = Vec::new();
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Slot {
     buffer: Vec<u8>,
+    /// Empty; without room while its lines are being written. Not shared by all: whose memory it is can give it back.
+    spare: Vec<u8>,
     clock: ClockText,
     lines: u64,
 }
@@ -194,7 +205,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The thread: waits for lines, then for company, then writes everything there is.
 fn write_lines(shared: &Shared, mut sink: Sink) {
-    let mut spare = Vec::new();
     loop {
         let state = lock(&shared.state);
         let idle = |state: &mut State| !(state.lines || state.reopen || state.stop);
@@ -206,7 +216,7 @@ fn write_lines(shared: &Shared, mut sink: Sink) {
         (state.lines, state.full) = (false, false);
         let (reopen, stop) = (mem::take(&mut state.reopen), state.stop);
         drop(state);
-        spare = write_slots(shared, &mut sink, spare);
+        write_slots(shared, &mut sink);
         if reopen {
             sink.reopen(&shared.target);
         }
@@ -218,30 +228,30 @@ fn write_lines(shared: &Shared, mut sink: Sink) {
     }
 }
 
-fn write_slots(shared: &Shared, sink: &mut Sink, mut spare: Vec<u8>) -> Vec<u8> {
+fn write_slots(shared: &Shared, sink: &mut Sink) {
     let slots: Vec<_> = lock(&shared.slots).clone();
     for slot in &slots {
-        let lines = {
+        let (mut text, lines) = {
             let mut slot = lock(slot);
-            mem::swap(&mut slot.buffer, &mut spare);
-            mem::take(&mut slot.lines)
+            if slot.buffer.is_empty() {
+                continue;
+            }
+            let spare = mem::take(&mut slot.spare);
+            (mem::replace(&mut slot.buffer, spare), mem::take(&mut slot.lines))
         };
-        if spare.is_empty() {
-            continue;
-        }
-        let lost = sink.write(&spare);
+        let lost = sink.write(&text);
         shared.counts.written.add(lines.saturating_sub(lost));
         shared.counts.dropped.add(lost);
         // Saturating: bytes of a line whose writing panicked were never counted in.
-        let less = |pending: usize| Some(pending.saturating_sub(spare.len()));
+        let less = |pending: usize| Some(pending.saturating_sub(text.len()));
         let _ = shared.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-        spare.clear();
-        spare.shrink_to(4 * BATCH_BYTES); // a stalled target may have let it grow
+        text.clear();
+        text.shrink_to(4 * BATCH_BYTES); // a stalled target may have let it grow
+        lock(slot).spare = text;
     }
     drop(slots);
     // A handle that is gone gives no more lines; the list alone still holds its buffer.
     lock(&shared.slots).retain(|slot| Arc::strong_count(slot) > 1 || !lock(slot).buffer.is_empty());
-    spare
 }
 
 fn line_count(text: &[u8]) -> u64 {

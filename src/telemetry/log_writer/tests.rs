@@ -74,6 +74,29 @@ fn a_line_is_written_when_traffic_stops() {
 }
 
 #[test]
+fn room_for_lines_is_given_up_and_no_line_with_it() {
+    let directory = Directory::new("forget");
+    let (writer, counts) = open(&directory.file(), DEFAULT_LIMIT);
+    let handle = writer.handle();
+    text_line(&handle, "waits");
+    handle.forget();
+    writer.start().expect("starts");
+    let room = || {
+        let slot = lock(&handle.slot);
+        slot.buffer.capacity() + slot.spare.capacity()
+    };
+    for count in 1..=3 {
+        eventually("the line", || counts.written.value() == count);
+        eventually("room for the next", || room() > 0);
+        handle.forget();
+        assert_eq!(room(), 0);
+        text_line(&handle, "comes later");
+    }
+    assert!(writer.shutdown(PATIENCE));
+    assert_eq!(read(&directory.file()), "waits\ncomes later\ncomes later\ncomes later\n");
+}
+
+#[test]
 fn every_line_of_every_worker_arrives_whole() {
     let directory = Directory::new("workers");
     let (writer, counts) = open(&directory.file(), usize::MAX);
