@@ -334,6 +334,8 @@ pub struct RequestCtx {
     pub(super) total_due: Option<Instant>,
     /// Any byte of the body, or its end, has been given towards a backend.
     pub(super) body_sent: bool,
+    /// All of the body was given when the backend's stream took no more of it.
+    pub(super) all_given: bool,
     /// The request has a body, even if an empty one.
     pub(super) has_body: bool,
     /// Bytes after which a backend on HTTP/1.1 takes the body for whole, though the client has not ended it.
@@ -389,6 +391,7 @@ impl RequestCtx {
             waiting: Waiting::End,
             patience: None,
             upstream_fd: -1,
+            all_given: false,
             total_due: None,
             body_sent: false,
             has_body: false,

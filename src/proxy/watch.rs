@@ -13,7 +13,7 @@
 
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering},
-    task::Context,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -124,11 +124,34 @@ pub(super) fn poll_over(ctx: &RequestCtx, cx: &Context<'_>) -> bool {
     ctx.deadline.as_ref().is_some_and(|deadline| deadline.poll_fired(cx))
 }
 
+/// Some of the body of a client that speaks `version` was to be written to a backend: where it has a stream, no system ends what it does not take.
+pub(super) fn upload<T>(version: Version, ctx: &mut RequestCtx, left: Poll<T>) -> Poll<T> {
+    if ctx.upstream_fd != NO_SOCKET || ctx.answered || !ctx.has_body {
+        return left;
+    }
+    let timeouts = ctx.member().map(|member| member.upstream.timeouts);
+    match (&left, ctx.waiting) {
+        (Poll::Pending, Waiting::Body | Waiting::FirstByte) => {
+            ctx.all_given = ctx.waiting == Waiting::FirstByte;
+            wait_for(ctx, Waiting::Write, timeouts.map(|timeouts| timeouts.write));
+        }
+        (Poll::Ready(_), Waiting::Write) if ctx.all_given => {
+            wait_for(ctx, Waiting::FirstByte, timeouts.map(|timeouts| timeouts.first_byte));
+        }
+        (Poll::Ready(_), Waiting::Write) => wait_for_body(version, ctx),
+        _ => {}
+    }
+    left
+}
+
 /// While the body is on its way from a client that speaks `version`. For an HTTP/1 client Pingora keeps the deadline of its next part; when nothing has moved
 /// for longer than that and `write` together, it is the backend who does not take it.
 fn wait_for_body(version: Version, ctx: &mut RequestCtx) {
     if version == Version::HTTP_2 {
         wait_for(ctx, Waiting::Body, Some(READ_TIMEOUT));
+    } else if ctx.upstream_fd == NO_SOCKET {
+        // Whoever reads the client keeps a deadline for it; see `upload` for the backend.
+        wait_for(ctx, Waiting::Body, Some(2 * READ_TIMEOUT));
     } else {
         let write = ctx.member().map(|member| member.upstream.timeouts.write);
         wait_for(ctx, Waiting::Write, write.map(|write| write + READ_TIMEOUT));

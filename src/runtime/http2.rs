@@ -11,6 +11,7 @@
 
 mod fault;
 mod heads;
+mod sieve;
 mod stream;
 
 use std::{
@@ -34,6 +35,7 @@ use super::{
 };
 use fault::failed;
 pub use fault::{is_malformed, is_reset, is_unprocessed};
+use sieve::Sieve;
 pub use stream::Stream;
 
 /// A longer head is none, as over HTTP/1.1.
@@ -43,7 +45,13 @@ const MAX_HEAD: u32 = 256 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
 /// Who ends a request that has waited for so long, while nothing at all came from its backend, leaves the connection to those that
 /// are on it: the other end may be gone without a word.
-const SILENCE: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_millis(250);
+/// What the crate spends on small frames that nobody has read yet, 256 less its length for each: enough for windows full of
+/// messages of 16 bytes. Who has more of one connection ends it for all that are on it.
+const SMALL_FRAMES: usize = H2_CONNECTION_WINDOW as usize / 16 * 256;
+/// Streams that were reset of late, of which frames may still be on their way. What comes for one that is not remembered is
+/// answered by a reset, which is nobody's abuse: clients leave.
+const REMEMBERED: usize = 1024;
 
 /// A connection that requests share.
 #[derive(Clone, Debug)]
@@ -84,7 +92,10 @@ impl Connection {
             .max_header_list_size(MAX_HEAD)
             .max_send_buffer_size(SEND_BUFFER)
             .enable_push(false)
-            .handshake(io)
+            .data_frame_budget(SMALL_FRAMES)
+            .max_concurrent_reset_streams(REMEMBERED)
+            .max_local_error_reset_streams(None)
+            .handshake(Sieve::new(io))
             .await
             .map_err(failed)?;
         let load = Arc::new(Load {
@@ -174,6 +185,7 @@ impl Connections {
     pub(super) fn keep(&mut self, key: u64, connection: Connection, most: usize, patience: Duration, anchor: Anchor) {
         let shelf = self.0.entry(key).or_insert(Shelf { anchor, patience, connections: Vec::new() });
         shelf.patience = patience;
+        shelf.connections.retain(|connection| !connection.load.over.load(Ordering::Relaxed));
         if shelf.connections.len() < most && !patience.is_zero() {
             shelf.connections.push(connection);
         }

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::support::{
     frames::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, SETTINGS, frame, settings},
     http1::Client,
-    http2::{Client2, Origin2, request},
+    http2::{Client2, Origin2, push, request},
     origin::{Origin, Peer},
     proxy::{Config, Proxy},
     within,
@@ -272,20 +272,26 @@ async fn an_answer_that_breaks_off_never_looks_whole() {
 }
 
 #[tokio::test]
-async fn who_is_silent_is_answered_504_and_its_connection_goes_on() {
+async fn who_is_silent_is_answered_504_and_others_on_its_connection_are_not() {
     for engine in OURS {
         let origin = Origin::script("a", |peer| {
-            speaks(
-                peer,
-                |stream| if stream == 1 { Vec::new() } else { says(stream, END_STREAM, &[(":status", "200")]) },
-            )
+            speaks(peer, |stream| match stream {
+                1 | 5.. => says(stream, END_STREAM, &[(":status", "200")]),
+                _ => Vec::new(),
+            })
         })
         .await;
-        let proxy = through(engine, &origin.address, "timeouts: { first_byte: 300ms }").await;
+        let proxy = through(engine, &origin.address, "timeouts: { first_byte: 1s }").await;
         let client = Client2::prior(proxy.listen).await;
-        assert_eq!(client.try_get("/").await.expect("an answer").status, 504, "{engine}");
+        assert_eq!(client.try_get("/").await.expect("an answer").status, 200, "{engine}");
+        let (waits, _) = client.open(request("GET", "/"), true).await.expect("a stream");
+        proxy.metric("rrlb_requests_in_flight", &[], |n| n == 1.0).await;
         assert_eq!(Client::connect(proxy.listen).await.get("/").await.status(), 200, "{engine}");
-        assert_eq!(proxy.access_log(2).await[0]["reason"], "first_byte_timeout");
+        assert_eq!(within("its deadline", waits).await.expect("an answer").status(), 504, "{engine}");
+        assert_eq!(Client::connect(proxy.listen).await.get("/").await.status(), 200, "{engine}");
+        assert_eq!(origin.connections(), 1, "{engine}");
+        let log = proxy.access_log(4).await;
+        assert!(log.iter().any(|line| line["reason"] == "first_byte_timeout"), "{engine}: {log:?}");
     }
 }
 
@@ -368,5 +374,151 @@ async fn a_connection_that_has_gone_silent_gets_no_new_requests() {
         let statuses = async || Client::connect(proxy.listen).await.get("/").await.status();
         assert_eq!([statuses().await, statuses().await, statuses().await], [200, 504, 200], "{engine}");
         assert_eq!(origin.connections(), 2, "{engine}");
+    }
+}
+
+#[tokio::test]
+async fn small_frames_that_wait_for_their_clients_end_nobody_elses_connection() {
+    let origin = Origin::script("a", |peer| {
+        speaks(peer, |stream| match stream {
+            // As much as its window lets through, in messages of 20 bytes.
+            ..13 => {
+                [says(stream, 0, &[(":status", "200")]), frame(DATA, 0, stream, &[b'x'; 20]).repeat(8_000)].concat()
+            }
+            _ => says(stream, END_STREAM, &[(":status", "200")]),
+        })
+    })
+    .await;
+    let proxy = through("lane", &origin.address, "").await;
+    let mut slow = Raw::begin(proxy.listen, &[]).await;
+    let fields = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a.test")];
+    for stream in (1..13).step_by(2) {
+        slow.send(&says(stream, END_STREAM, &fields)).await;
+        assert_eq!(slow.end(stream).await.kind, HEADERS);
+    }
+    for _ in 0..20 {
+        assert_eq!(Client::connect(proxy.listen).await.get("/").await.status(), 200);
+    }
+    assert_eq!(origin.connections(), 1);
+}
+
+#[tokio::test]
+async fn frames_without_data_are_no_abuse() {
+    let origin = Origin::script("a", |peer| {
+        speaks(peer, |stream| {
+            let head = says(stream, 0, &[(":status", "200")]);
+            let data = frame(DATA, END_STREAM, stream, b"hello");
+            [head, frame(DATA, 0, stream, b""), data].concat()
+        })
+    })
+    .await;
+    let proxy = through("lane", &origin.address, "").await;
+    let mut client = Client::connect(proxy.listen).await;
+    for _ in 0..150 {
+        assert_eq!(client.get("/").await.text(), "hello");
+    }
+    assert_eq!(origin.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_fault_of_the_connection_is_not_that_of_who_waits_on_it() {
+    for engine in OURS {
+        let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let origin = Origin::script("a", move |peer| {
+            let count = count.clone();
+            async move {
+                if count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0 {
+                    return speaks(peer, |stream| says(stream, END_STREAM, &[(":status", "200")])).await;
+                }
+                speaks(peer, |stream| match stream {
+                    1 => says(1, END_STREAM, &[(":status", "200")]),
+                    3 => Vec::new(),
+                    // DATA of no stream.
+                    _ => frame(DATA, 0, 0, b"x"),
+                })
+                .await;
+            }
+        })
+        .await;
+        let proxy = through(engine, &origin.address, "").await;
+        assert_eq!(Client::connect(proxy.listen).await.get("/").await.status(), 200);
+        let mut waits = Client::connect(proxy.listen).await;
+        waits.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+        proxy.metric("rrlb_requests_in_flight", &[], |n| n == 1.0).await;
+        assert_eq!(Client::connect(proxy.listen).await.get("/").await.status(), 200, "{engine}");
+        assert_eq!(within("the answer", waits.response()).await.status(), 200, "{engine}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_a_backend_does_not_take_is_its_own_fault_and_soon_over() {
+    for engine in OURS {
+        let origin = Origin::script("a", |peer| speaks(peer, |_| Vec::new())).await;
+        let proxy = through(engine, &origin.address, "timeouts: { write: 1s }, retry: { attempts: 1 }").await;
+        let began = std::time::Instant::now();
+        let mut client = Client::connect(proxy.listen).await;
+        let head = "POST /1 HTTP/1.1\r\nHost: a.test\r\nContent-Length: 200000\r\n\r\n";
+        client.send(&format!("{head}{}", "x".repeat(200_000))).await;
+        assert_eq!(within("the answer", client.response()).await.status(), 504, "{engine}");
+        let client = Client2::prior(proxy.listen).await;
+        let (answer, mut body) = client.open(request("POST", "/2"), false).await.expect("a stream");
+        let sending = tokio::spawn(async move { push(&mut body, vec![b'x'; 200_000].into(), true).await });
+        assert_eq!(within("the answer", answer).await.expect("an answer").status(), 504, "{engine}");
+        drop(sending);
+        assert!(began.elapsed() < std::time::Duration::from_secs(15), "{engine}: {:?}", began.elapsed());
+        for line in proxy.access_log(2).await {
+            assert_eq!(line["reason"], "write_timeout", "{engine}: {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_after_the_client_was_told_to_go_on_is_asked_again_too() {
+    for engine in OURS {
+        let origin =
+            Origin::script("a", |peer| speaks(peer, |stream| frame(RST_STREAM, 0, stream, &7u32.to_be_bytes()))).await;
+        let good = Origin2::start("b", None).await;
+        let proxy = through(engine, &format!("{}, \"{}\"", origin.address, good.address), "").await;
+        for _ in 0..2 {
+            let mut client = Client::connect(proxy.listen).await;
+            client.send("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n").await;
+            assert_eq!(within("to be asked", client.any_response()).await.status(), 100, "{engine}");
+            client.send("hello").await;
+            assert_eq!(within("the answer", client.response()).await.text(), "hello", "{engine}");
+        }
+        assert!(!origin.requests().is_empty() || origin.connections() > 0, "{engine}");
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_refuses_is_not_asked_twice_nor_on_connections_of_its_own() {
+    for engine in OURS {
+        let origin = Origin::script("a", |peer| {
+            speaks(peer, |stream| match stream {
+                1 => says(1, END_STREAM, &[(":status", "200")]),
+                _ => frame(RST_STREAM, 0, stream, &7u32.to_be_bytes()),
+            })
+        })
+        .await;
+        let proxy = through(engine, &origin.address, "retry: { attempts: 5 }").await;
+        assert_eq!(Client::connect(proxy.listen).await.get("/").await.status(), 200);
+        for _ in 0..10 {
+            assert_eq!(Client::connect(proxy.listen).await.get("/").await.status(), 502, "{engine}");
+        }
+        assert_eq!(origin.connections(), 1, "{engine}");
+        assert_eq!(proxy.access_log(11).await[10]["attempts"], 1, "{engine}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_said_to_be_empty_is_whole_when_its_stream_ends() {
+    let answer: fn(u32) -> Vec<u8> = |stream| {
+        let head = says(stream, 0, &[(":status", "200"), ("content-length", "0")]);
+        [head, frame(RST_STREAM, 0, stream, &2u32.to_be_bytes())].concat()
+    };
+    for engine in OURS {
+        let origin = Origin::script("a", move |peer| speaks(peer, answer)).await;
+        let proxy = through(engine, &origin.address, "retry: { attempts: 1 }").await;
+        assert_eq!(Client::connect(proxy.listen).await.get("/").await.status(), 502, "{engine}");
     }
 }

@@ -123,8 +123,8 @@ pub(super) fn broken(
     error: Box<Error>,
     place: &Place,
 ) -> Box<Error> {
-    // A stream that ended alone had waited for nothing, unless the backend takes no more of them.
-    let stale = place.reused && (error.etype() != &ErrorType::H2Error || error.retry());
+    // A stream that ended alone had waited for nothing.
+    let stale = place.reused && error.etype() != &ErrorType::H2Error;
     retry::after_exchange(kit, client, ctx, error, stale)
 }
 

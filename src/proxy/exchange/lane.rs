@@ -68,7 +68,7 @@ pub async fn serve(
     ctx.start = Some(start);
     admit::introduce(kit, &fields, &mut ctx);
     let upgrade = way.is_upgrade();
-    (ctx.route, ctx.target) = (Some(way.route), way.target);
+    (ctx.route, ctx.target, ctx.exchanged) = (Some(way.route), way.target, true);
     let asked = Asked::new(&way.method, wanted, &fields, body.len() as u64 + read.left, read.last);
     let asked = asked.for_upgrade(upgrade);
     desk.incoming.extend_from_slice(body);
@@ -290,7 +290,8 @@ impl<W: Wire> Lane<'_, W> {
         let mut moved = false;
         loop {
             if !self.desk.upload.is_empty() {
-                let Poll::Ready(taken) = up.attempt.poll_upload(cx, &self.desk.upload) else { break };
+                let taken = up.attempt.poll_upload(cx, &self.desk.upload);
+                let Poll::Ready(taken) = watch::upload(Version::HTTP_11, ctx, taken) else { break };
                 self.desk.upload.advance(taken);
                 self.turn.spend(taken);
                 (moved, up.unsent) = (true, true);
@@ -305,7 +306,7 @@ impl<W: Wire> Lane<'_, W> {
                 Poll::Ready(false) => {}
             }
             if up.unsent {
-                if up.attempt.poll_flush(cx).is_pending() {
+                if watch::upload(Version::HTTP_11, ctx, up.attempt.poll_flush(cx)).is_pending() {
                     break;
                 }
                 up.unsent = false;

@@ -15,7 +15,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::{
-    super::{ctx::RequestCtx, edit, kit::Kit, retry, select, watch},
+    super::{ctx::RequestCtx, downstream::Downstream as _, edit, kit::Kit, retry, select, watch},
     answer::{Body, Head, Protocol},
     attempt::{Attempt, Failure, Room, Step},
     connect::{self, For},
@@ -76,7 +76,7 @@ async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line, what:
     room.out.reserve(1024);
     let client = edit::Client::of(session.req_header());
     let chunked = client.write(ctx, body, &mut room.out);
-    let protocol = connect::protocol(&line, what);
+    let (protocol, version) = (connect::protocol(&line, what), client.version);
     let mut attempt = Attempt::new(line, client.method.clone(), room, !body, true).speaking(protocol);
     if protocol == Protocol::Http2 && edit::asks_for_body(session, Version::HTTP_2) {
         session.write_continue_response().await?;
@@ -101,7 +101,7 @@ async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line, what:
                 if watch::poll_due(ctx, cx) {
                     return Poll::Ready(Some(Err(attempt.break_off())));
                 }
-                let flushed = attempt.poll_flush(cx).is_ready();
+                let flushed = watch::upload(version, ctx, attempt.poll_flush(cx)).is_ready();
                 match attempt.poll_answer(cx) {
                     // There is room for the next part of the body.
                     Poll::Pending if behind && flushed => Poll::Ready(None),
@@ -109,7 +109,7 @@ async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line, what:
                 }
             }) => {
                 let Some(step) = step else { continue };
-                if step.is_err() && session.response_written().is_some() {
+                if step.is_err() && session.is_answered() {
                     // What the client has of the answer already must not wait for a rest that never comes.
                     poll_fn(|cx| {
                         let _ = pin!(session.as_mut().read_body_or_idle(true)).poll(cx);
@@ -265,7 +265,8 @@ pub(super) fn failed(attempt: &Attempt<Line>, failure: Failure) -> Box<Error> {
             Error::because(ErrorType::InvalidHTTPHeader, "no answer", cause)
         }
         Failure::Ended(Some(cause)) if http2::is_unprocessed(&cause) => {
-            let mut error = Error::because(ErrorType::H2Error, "before an answer", cause);
+            let kind = if http2::is_reset(&cause) { ErrorType::H2Error } else { ErrorType::ConnectionClosed };
+            let mut error = Error::because(kind, "before an answer", cause);
             error.set_retry(true);
             error
         }

@@ -64,7 +64,7 @@ pub async fn serve(
     let cancel = start.cancel.clone().unwrap_or_default();
     ctx.start = Some(start);
     admit::introduce(kit, &head.headers, &mut ctx);
-    (ctx.route, ctx.target) = (Some(way.route), way.target);
+    (ctx.route, ctx.target, ctx.exchanged) = (Some(way.route), way.target, true);
     let (wake, mut desk) = (cancel.wake.clone(), kit.memory().desk());
     let mut lane = Lane {
         kit,
@@ -281,7 +281,8 @@ impl Lane<'_> {
         let mut moved = false;
         loop {
             if self.outgoing.is_behind() {
-                let Poll::Ready(taken) = attempt.poll_upload(cx, self.outgoing.part()) else { break };
+                let taken = attempt.poll_upload(cx, self.outgoing.part());
+                let Poll::Ready(taken) = watch::upload(Version::HTTP_2, ctx, taken) else { break };
                 self.outgoing.left(taken, &mut self.call, attempt);
                 moved = true;
                 continue;
@@ -297,7 +298,7 @@ impl Lane<'_> {
                     Poll::Pending => {}
                 }
             }
-            if !self.outgoing.is_unsent() || attempt.poll_flush(cx).is_pending() {
+            if !self.outgoing.is_unsent() || watch::upload(Version::HTTP_2, ctx, attempt.poll_flush(cx)).is_pending() {
                 break;
             }
             self.outgoing.sent(&mut self.call);

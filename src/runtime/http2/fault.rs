@@ -16,16 +16,17 @@ pub fn is_unprocessed(error: &io::Error) -> bool {
 
 /// Whether the backend has ended the stream alone, and not the connection.
 pub fn is_reset(error: &io::Error) -> bool {
-    let error = error.get_ref().and_then(|error| error.downcast_ref::<h2::Error>());
-    error.is_some_and(|error| error.is_reset() && error.is_remote())
+    let Some(error) = error.get_ref() else { return false };
+    let refused = error.downcast_ref::<Unprocessed>().map(|Unprocessed(error)| error);
+    refused.or_else(|| error.downcast_ref()).is_some_and(|error| error.is_reset() && error.is_remote())
 }
 
-/// What came is no HTTP/2, or no answer.
+/// What came on a stream is no answer. What is wrong with a connection is no one request's fault: it has ended, as by a reset.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Malformed(#[source] Box<dyn std::error::Error + Send + Sync>);
 
-/// Whether what came is no HTTP/2, or no answer.
+/// Whether what came is no answer.
 pub fn is_malformed(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|error| error.is::<Malformed>())
 }
@@ -34,7 +35,7 @@ pub(super) fn failed(error: h2::Error) -> io::Error {
     if error.is_remote() && (error.reason() == Some(Reason::REFUSED_STREAM) || error.is_go_away()) {
         return io::Error::other(Unprocessed(error));
     }
-    if error.is_library() {
+    if error.is_library() && error.is_reset() {
         return io::Error::other(Malformed(error.into()));
     }
     match error.get_io() {

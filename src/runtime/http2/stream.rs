@@ -222,7 +222,9 @@ impl Stream {
         let length = length.transpose()?;
         let mut out = BytesMut::new();
         write_head(head, &mut out)?;
-        if self.bodiless || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        let nothing = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            || (length == Some(0) && !body.is_end_stream());
+        if self.bodiless || nothing {
             out.put_slice(b"\r\n");
             self.receiving = Receiving::Bodiless(body, out);
             return Ok(());
