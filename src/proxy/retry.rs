@@ -92,8 +92,8 @@ fn decide(kit: &Kit, client: &impl Downstream, ctx: &mut RequestCtx, kind: Attem
         maybe_seen,
         // The exchange says itself where a body ends.
         replayable: client.can_repeat(ctx.has_body && ctx.body_sent && !ctx.exchanged),
-        // Of Pingora's path it is not known whether it can go on after an interim one.
-        response_started: if ctx.exchanged { client.is_answered() } else { client.answered().is_some() },
+        // Who has processed nothing has said nothing: an interim answer was ours, or one more than the client needs.
+        response_started: if maybe_seen { client.answered().is_some() } else { client.is_answered() },
     };
     if may_retry(&member.upstream.retry, &failure) == Decision::GiveUp {
         return false;
