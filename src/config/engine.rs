@@ -1,6 +1,6 @@
 //! Which way a plain request takes through the proxy.
 
-/// Who moves the bytes of plain requests, which are those to backends over HTTP/1.1, and of WebSockets. Others go through Pingora.
+/// Who moves the bytes of plain requests and of WebSockets. Others go through Pingora.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
     /// Pingora reads requests, our own client side exchanges them with the backend; WebSockets are Pingora's.

@@ -47,6 +47,7 @@ const LINGER_RATE: u64 = 64 * 1024;
 /// Serves a connection until it ends. The head of its first request is due counted from `since`.
 ///
 /// The connection is boxed: it goes to Pingora and comes back as it is, and the task that waits with it stays small.
+#[expect(clippy::manual_async_fn, reason = "see within")]
 pub(super) fn serve(
     post: Arc<Post>,
     mut conn: Box<Conn>,

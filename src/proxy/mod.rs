@@ -127,7 +127,7 @@ impl ProxyHttp for App {
     ) -> Result<()> {
         edit::request(session, upstream, ctx)?;
         if edit::asks_for_body(session, upstream.version) {
-            session.write_continue_response().await?;
+            session.write_continue_response().await.map_err(Error::into_down)?;
         }
         watch::request_begins(&self.kit, session, upstream.version, ctx);
         watch::ends_writes(ctx);

@@ -3,9 +3,10 @@
 //!
 //! Pingora has one read deadline per attempt, the longer of `first_byte` and `read` (see `runtime/peer.rs`). The
 //! shorter one, and the others, are kept in the worker's table. When one passes, the connection to the backend ends;
-//! an HTTP/2 connection is shared with other requests and is left alone, there the reading from the client ends, which
-//! has the same effect on an HTTP/1 client's request. Between an HTTP/2 client and an HTTP/2 backend the request itself
-//! is dropped, which resets both streams: there is no answer then.
+//! an HTTP/2 connection is shared with other requests and is left alone. Over our own client side a stream has no socket
+//! ([`NO_SOCKET`]): who waits for it asks [`poll_due`], and [`upload`] is told what a backend does not take. On Pingora's path the
+//! reading from the client ends, which has the same effect on an HTTP/1 client's request; between an HTTP/2 client and an
+//! HTTP/2 backend the request itself is dropped, which resets both streams: there is no answer then.
 //!
 //! What the system holds of the backend's bytes is still read from a connection that ended so, and an end follows it that is none of
 //! the backend's. So who moves an answer on asks [`is_over`] before it believes what it reads, and where it stands in a write,

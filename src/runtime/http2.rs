@@ -43,9 +43,6 @@ const MAX_HEAD: u32 = 256 * 1024;
 
 /// Bytes of request bodies that wait for a backend's socket, of each stream.
 const SEND_BUFFER: usize = 64 * 1024;
-/// Who ends a request that has waited for so long, while nothing at all came from its backend, leaves the connection to those that
-/// are on it: the other end may be gone without a word.
-const SILENCE: Duration = Duration::from_millis(250);
 /// What the crate spends on small frames that nobody has read yet, 256 less its length for each: enough for windows full of
 /// messages of 16 bytes. Who has more of one connection ends it for all that are on it.
 const SMALL_FRAMES: usize = H2_CONNECTION_WINDOW as usize / 16 * 256;
@@ -68,15 +65,14 @@ struct Load {
     /// It takes no more requests: nothing moves on it, or nobody knows whether anything does.
     over: AtomicBool,
     /// Counts what has come.
-    heard: AtomicUsize,
+    heard: Arc<AtomicUsize>,
 }
 
 /// A place among a connection's streams.
 #[derive(Debug)]
 struct Place {
     load: Arc<Load>,
-    since: Instant,
-    /// What had come by then.
+    /// What had come when it was taken.
     heard: usize,
 }
 
@@ -86,6 +82,7 @@ impl Connection {
     /// # Errors
     /// The preface could not be written.
     pub async fn begin(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, https: bool) -> io::Result<Self> {
+        let heard = Arc::<AtomicUsize>::default();
         let (requests, connection) = Builder::new()
             .initial_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
@@ -95,14 +92,10 @@ impl Connection {
             .data_frame_budget(SMALL_FRAMES)
             .max_concurrent_reset_streams(REMEMBERED)
             .max_local_error_reset_streams(None)
-            .handshake(Sieve::new(io))
+            .handshake(Sieve::new(io, heard.clone()))
             .await
             .map_err(failed)?;
-        let load = Arc::new(Load {
-            used: Mutex::new((0, Instant::now())),
-            over: AtomicBool::new(false),
-            heard: AtomicUsize::new(0),
-        });
+        let load = Arc::new(Load { used: Mutex::new((0, Instant::now())), over: AtomicBool::new(false), heard });
         let over = load.clone();
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -143,23 +136,22 @@ impl Load {
 
 impl Place {
     fn new(load: &Arc<Load>) -> Self {
-        Self { load: load.clone(), since: Instant::now(), heard: load.heard.load(Ordering::Relaxed) }
+        Self { load: load.clone(), heard: load.heard.load(Ordering::Relaxed) }
     }
 
-    /// Something has come from the backend.
-    fn heard(&self) {
-        self.load.heard.fetch_add(1, Ordering::Relaxed);
+    /// It was waited for in vain. Where nothing at all has come since, the other end may be gone without a word, and the connection is
+    /// left to those that are on it.
+    fn late(&self) {
+        if self.load.heard.load(Ordering::Relaxed) == self.heard {
+            self.load.over.store(true, Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let now = Instant::now();
-        if self.load.heard.load(Ordering::Relaxed) == self.heard && now > self.since + SILENCE {
-            self.load.over.store(true, Ordering::Relaxed);
-        }
         let mut used = self.load.used();
-        *used = (used.0.saturating_sub(1), now);
+        *used = (used.0.saturating_sub(1), Instant::now());
     }
 }
 

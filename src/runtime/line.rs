@@ -36,6 +36,8 @@ pub type Socket = Either<TcpStream, UnixStream>;
 pub type Line = Either<Socket, Box<Layer>>;
 
 /// What stands between a request and a socket.
+// Boxed where it is kept.
+#[expect(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum Layer {
     /// TLS.

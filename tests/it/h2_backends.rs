@@ -262,7 +262,7 @@ async fn an_answer_that_breaks_off_never_looks_whole() {
             let proxy = through(engine, &origin.address, "").await;
             let mut client = Client::connect(proxy.listen).await;
             client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
-            let text = String::from_utf8_lossy(&client.closed().await).into_owned();
+            let text = String::from_utf8_lossy(&client.closed().await).to_lowercase();
             let whole = text.contains("content-length: 5\r\n") && text.ends_with("\r\n\r\nhello");
             assert!(!whole && !text.ends_with("0\r\n\r\n"), "{engine}: {text}");
             let reply = Client2::prior(proxy.listen).await.try_get("/").await;
@@ -520,5 +520,55 @@ async fn an_answer_that_is_said_to_be_empty_is_whole_when_its_stream_ends() {
         let origin = Origin::script("a", move |peer| speaks(peer, answer)).await;
         let proxy = through(engine, &origin.address, "retry: { attempts: 1 }").await;
         assert_eq!(Client::connect(proxy.listen).await.get("/").await.status(), 502, "{engine}");
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_dies_within_a_frames_head_has_not_ended_its_answer() {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    static CUT: AtomicUsize = AtomicUsize::new(0);
+    for engine in OURS {
+        for cut in 1..=8 {
+            CUT.store(cut, SeqCst);
+            let origin = Origin::script("a", |peer| async move {
+                let (mut io, _) = peer.wire.into_parts();
+                let mut seen = vec![0; 24];
+                io.read_exact(&mut seen).await.expect("a preface");
+                io.write_all(&settings(&[])).await.expect("room");
+                // A frame that would repeat as one that ends the stream.
+                let head = [says(1, 0, &[(":status", "200")]), frame(DATA, 0, 1, b"begin")].concat();
+                let last = [0, 0, 1, 0, 1, 0, 0, 0, 1];
+                io.write_all(&[&head[..], &last[..CUT.load(SeqCst)]].concat()).await.expect("room");
+                io.flush().await.expect("room");
+            })
+            .await;
+            let proxy = through(engine, &origin.address, "retry: { attempts: 1 }").await;
+            let mut client = Client::connect(proxy.listen).await;
+            client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+            let text = String::from_utf8_lossy(&within("its end", client.closed()).await).into_owned();
+            assert!(!text.ends_with("0\r\n\r\n") || text.contains(" 502 "), "{engine}, {cut}: {text:?}");
+            let line = proxy.access_log(1).await.remove(0);
+            assert_ne!(line["reason"], "ok", "{engine}, {cut}: {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_as_it_is_told_to_go_on_is_no_fault_of_a_backend() {
+    for engine in ["lane", "exchange", "pingora"] {
+        let origin = Origin2::start("a", None).await;
+        let more = "eject: { consecutive_failures: 2 }, retry: { attempts: 1 }";
+        let good = Origin2::start("b", None).await;
+        let proxy = through(engine, &format!("\"{}\", \"{}\"", origin.address, good.address), more).await;
+        for _ in 0..20 {
+            let mut client = tokio::net::TcpStream::connect(proxy.listen).await.expect("connects");
+            let head = b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
+            client.write_all(head).await.expect("room");
+            client.set_zero_linger().expect("a socket");
+        }
+        for line in proxy.access_log(20).await {
+            assert_eq!(line["reason"], "client_aborted", "{engine}: {line}");
+        }
+        assert!(!proxy.stderr().contains("backend.ejected"), "{engine}: {}", proxy.stderr());
     }
 }

@@ -1,4 +1,4 @@
-//! One request and its answer on one connection to a backend over HTTP/1.1, as two directions that whoever moves the bytes
+//! One request and its answer on one connection to a backend, in HTTP/1.1's bytes, as two directions that whoever moves the bytes
 //! polls: what is written, what has come. Says exactly how much left, so that it is known what may be repeated.
 //!
 //! An attempt that [asks for a WebSocket](Attempt::speaking) may come to a head that [is a switch](Head::is_switch). From then

@@ -389,7 +389,7 @@ impl<W: Wire> Lane<'_, W> {
     fn broken(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt<Line>, known: Option<Failure>) -> Box<Error> {
         // What the client can have of the answer must not wait for a rest that never comes.
         let _ = self.poll_leave(cx, Some(attempt));
-        let failure = known.unwrap_or_else(|| attempt.break_off());
+        let failure = known.unwrap_or_else(|| attempt.break_off_late());
         failed(attempt, failure)
     }
 

@@ -79,7 +79,7 @@ async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line, what:
     let (protocol, version) = (connect::protocol(&line, what), client.version);
     let mut attempt = Attempt::new(line, client.method.clone(), room, !body, true).speaking(protocol);
     if protocol == Protocol::Http2 && edit::asks_for_body(session, Version::HTTP_2) {
-        session.write_continue_response().await?;
+        session.write_continue_response().await.map_err(Error::into_down)?;
     }
     session.as_mut().enable_retry_buffering();
     let mut done = session.as_mut().is_body_done();
@@ -99,7 +99,7 @@ async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line, what:
             }
             step = poll_fn(|cx| {
                 if watch::poll_due(ctx, cx) {
-                    return Poll::Ready(Some(Err(attempt.break_off())));
+                    return Poll::Ready(Some(Err(attempt.break_off_late())));
                 }
                 let flushed = watch::upload(version, ctx, attempt.poll_flush(cx)).is_ready();
                 match attempt.poll_answer(cx) {

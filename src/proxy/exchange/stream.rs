@@ -228,7 +228,7 @@ impl Lane<'_> {
                 return Poll::Ready(Err(self.ended(ctx)));
             }
             if watch::poll_due(ctx, cx) {
-                let failure = attempt.break_off();
+                let failure = attempt.break_off_late();
                 return Poll::Ready(Err(failed(&attempt, failure)));
             }
             self.poll(cx, &mut attempt, ctx)

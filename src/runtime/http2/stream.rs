@@ -85,6 +85,11 @@ impl Stream {
         }
     }
 
+    /// Its answer was waited for in vain.
+    pub fn late(&self) {
+        self.place.late();
+    }
+
     /// Opens the stream with the request whose head this is.
     fn open(&mut self, head: &[u8]) -> io::Result<()> {
         let (request, border) = request(head, self.https)?;
@@ -284,7 +289,7 @@ impl AsyncRead for Stream {
                 return Poll::Ready(Ok(()));
             }
             match self.poll_more(cx) {
-                Poll::Ready(Ok(true)) => self.place.heard(),
+                Poll::Ready(Ok(true)) => {}
                 Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
                 more if to.filled().len() > before => {
                     if let Poll::Ready(Err(error)) = more {

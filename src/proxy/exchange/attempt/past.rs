@@ -8,9 +8,22 @@ use super::{
     super::{answer::Body, pipe::Pipe},
     Attempt, FLOWING, Failure, Place,
 };
-use crate::{policy::framing::Border, runtime::line::Line};
+use crate::{
+    policy::framing::Border,
+    runtime::line::{Layer, Line},
+};
 
 impl Attempt<Line> {
+    /// As [`Attempt::break_off`], by a deadline.
+    pub(in super::super) fn break_off_late(&mut self) -> Failure {
+        if let Either::Right(layer) = &self.link
+            && let Layer::Http2(stream) = &**layer
+        {
+            stream.late();
+        }
+        self.break_off()
+    }
+
     /// How much is left of a body that nobody need look at, of which no part is here, on a connection in plain text; 0 of any
     /// other.
     pub(in super::super) fn unseen(&self) -> u64 {
