@@ -385,8 +385,8 @@ mod tests {
     #[test]
     fn what_could_be_read_in_two_ways_is_malformed_however_it_is_split() {
         let long = format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(300));
-        let large = format!("0\r\nX: {}\r\n\r\n", "x".repeat(9000));
-        let many = format!("0\r\n{}\r\n", "X: y\r\n".repeat(40));
+        let large = format!("0\r\nX: {}\r\n\r\n", "x".repeat(MOST_TRAILER_BYTES.into()));
+        let many = format!("0\r\n{}\r\n", "X: y\r\n".repeat(usize::from(MOST_TRAILERS) + 1));
         for body in [
             "zz\r\n",
             "\r\n\r\n",
