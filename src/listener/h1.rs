@@ -339,8 +339,8 @@ pub(super) async fn refuse(
     }
 }
 
-/// Closes so that what was written arrives: closing while the client still sends would reset the connection. Not where it has said
-/// that it sends no more and nothing more is here: what it said holds for nginx too, and costs half of a connection's system calls.
+/// Closes so that what was written arrives: closing while the client still sends would reset the connection. Who has said that it
+/// sends no more, and of whom nothing more is here, need not be waited for: see [`Afterwards::Close`].
 async fn linger(conn: &mut Conn, deadline: &Deadline) {
     deadline.set_how(How::Both);
     deadline.drains(LINGER_RATE);

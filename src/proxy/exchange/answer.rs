@@ -13,9 +13,9 @@ const MAX_FIELDS: usize = 256;
 pub(super) const MAX_HEAD: usize = 256 * 1024;
 
 /// What a backend speaks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
-    #[default]
+    /// HTTP/1.1, or what an older backend makes of it.
     Http1,
     /// HTTP/1.1 in which a WebSocket was asked for.
     WebSocket,
