@@ -5,7 +5,7 @@ pub use crate::{
     config::fuzzing::config,
     listener::fuzzing::{framing, h2_frames, lane},
     policy::fuzzing::{forwarded, htpasswd, ocsp, proxy_protocol, route},
-    proxy::fuzzing::{answer, cookies},
+    proxy::fuzzing::{answer, cookies, h2_answer},
 };
 
 #[cfg(test)]

@@ -10,12 +10,13 @@ use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 11] = [
+const TARGETS: [(&str, Target); 12] = [
     ("answer", super::answer),
     ("config", super::config),
     ("cookies", super::cookies),
     ("forwarded", super::forwarded),
     ("framing", super::framing),
+    ("h2_answer", super::h2_answer),
     ("h2_frames", super::h2_frames),
     ("htpasswd", super::htpasswd),
     ("lane", super::lane),

@@ -7,6 +7,7 @@ use pingora_core::protocols::http::v1::client::HttpSession;
 use pingora_http::ResponseHeader;
 use tokio::runtime::{Builder, Runtime};
 
+pub use super::exchange::fuzzing::h2_answer;
 use super::{RequestCtx, watch};
 use crate::policy::{
     fuzzing::fields,

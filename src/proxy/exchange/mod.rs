@@ -10,6 +10,8 @@ mod call;
 mod chunks;
 mod connect;
 mod fields;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod heads;
 mod lane;
 mod memory;
