@@ -8,6 +8,7 @@ WORKDIR /build
 
 # Dependencies in a layer of their own: it is built again only when one of these files changes.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo ./.cargo
 COPY shims ./shims
 RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && cargo build --release --locked --bin rrlb \
