@@ -9,6 +9,7 @@
 //! It has no socket of its own. Whoever sets a deadline asks for it (see [`NO_SOCKET`](super::deadlines::NO_SOCKET)); dropped before its end
 //! it is reset, which tells the backend that nobody waits any more.
 
+mod awaited;
 mod fault;
 mod heads;
 mod sieve;
@@ -33,6 +34,7 @@ use super::{
     backend::Anchor,
     peer::{H2_CONNECTION_WINDOW, H2_STREAM_WINDOW, MAX_H2_STREAMS},
 };
+use awaited::Awaited;
 use fault::failed;
 pub use fault::{is_malformed, is_reset, is_unprocessed};
 use sieve::Sieve;
@@ -66,6 +68,7 @@ struct Load {
     over: AtomicBool,
     /// Counts what has come.
     heard: Arc<AtomicUsize>,
+    awaited: Arc<Awaited>,
 }
 
 /// A place among a connection's streams.
@@ -74,6 +77,8 @@ struct Place {
     load: Arc<Load>,
     /// What had come when it was taken.
     heard: usize,
+    /// The stream's number, once it has one.
+    stream: Option<u32>,
 }
 
 impl Connection {
@@ -82,7 +87,7 @@ impl Connection {
     /// # Errors
     /// The preface could not be written.
     pub async fn begin(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, https: bool) -> io::Result<Self> {
-        let heard = Arc::<AtomicUsize>::default();
+        let (heard, awaited) = (Arc::<AtomicUsize>::default(), Arc::<Awaited>::default());
         let (requests, connection) = Builder::new()
             .initial_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
@@ -92,10 +97,11 @@ impl Connection {
             .data_frame_budget(SMALL_FRAMES)
             .max_concurrent_reset_streams(REMEMBERED)
             .max_local_error_reset_streams(None)
-            .handshake(Sieve::new(io, heard.clone()))
+            .handshake(Sieve::new(io, heard.clone(), awaited.clone()))
             .await
             .map_err(failed)?;
-        let load = Arc::new(Load { used: Mutex::new((0, Instant::now())), over: AtomicBool::new(false), heard });
+        let load =
+            Arc::new(Load { used: Mutex::new((0, Instant::now())), over: AtomicBool::new(false), heard, awaited });
         let over = load.clone();
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -136,7 +142,13 @@ impl Load {
 
 impl Place {
     fn new(load: &Arc<Load>) -> Self {
-        Self { load: load.clone(), heard: load.heard.load(Ordering::Relaxed) }
+        Self { load: load.clone(), heard: load.heard.load(Ordering::Relaxed), stream: None }
+    }
+
+    /// The stream has this number.
+    fn begins(&mut self, stream: u32) {
+        self.load.awaited.begins(stream);
+        self.stream = Some(stream);
     }
 
     /// It was waited for in vain. Where nothing at all has come since, the other end may be gone without a word, and the connection is
@@ -150,6 +162,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if let Some(stream) = self.stream {
+            self.load.awaited.ends(stream);
+        }
         let mut used = self.load.used();
         *used = (used.0.saturating_sub(1), Instant::now());
     }

@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
-    frames::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, SETTINGS, frame, settings},
+    frames::{ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, SETTINGS, frame, settings},
     http1::Client,
     http2::{Client2, Origin2, push, request},
     origin::{Origin, Peer},
@@ -571,4 +571,60 @@ async fn a_client_that_leaves_as_it_is_told_to_go_on_is_no_fault_of_a_backend() 
         }
         assert!(!proxy.stderr().contains("backend.ejected"), "{engine}: {}", proxy.stderr());
     }
+}
+
+/// Nobody reads interim answers while their client takes nothing, and they are under no window.
+#[tokio::test]
+async fn interim_answers_without_end_end_their_connection_also_where_nobody_reads_them() {
+    const LONG: usize = 100_000;
+    let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
+    let origin = Origin::script("a", move |peer| {
+        let told = told.clone();
+        async move {
+            let mut io = peer.wire.into_parts().0;
+            let mut asked = vec![0; 4096];
+            let mut seen = Vec::new();
+            _ = io.write_all(&settings(&[])).await;
+            // The preface, frames of the connection, and then the request.
+            while !seen.windows(4).any(|kind| kind == [HEADERS, END_STREAM | END_HEADERS, 0, 0]) {
+                let Ok(read @ 1..) = io.read(&mut asked).await else { return };
+                seen.extend_from_slice(&asked[..read]);
+            }
+            let long =
+                |rest: usize| [&[0x48, 3], &b"103"[..], &[0, 1, b'a', 0x7f], &varint(rest), &vec![b'a'; rest]].concat();
+            let block = long(LONG);
+            let mut parts = block.chunks(16_384).enumerate().peekable();
+            let mut head = Vec::new();
+            while let Some((at, part)) = parts.next() {
+                let flags = if parts.peek().is_none() { END_HEADERS } else { 0 };
+                head.extend(frame(if at == 0 { HEADERS } else { CONTINUATION }, flags, 1, part));
+            }
+            for _ in 0..400 {
+                if io.write_all(&head).await.is_err() {
+                    _ = told.send("ended");
+                    return;
+                }
+            }
+            _ = told.send("all of them were taken");
+        }
+    })
+    .await;
+    let proxy = in_front_of(&origin.address).await;
+    let mut client = Client::with_small_buffer(proxy.listen).await;
+    client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert_eq!(within("the end", tells.recv()).await, Some("ended"));
+    drop(client);
+    assert_ne!(proxy.access_log(1).await[0]["reason"], "ok");
+}
+
+/// A number behind a prefix that is full with 127 (RFC 7541 §5.1).
+fn varint(number: usize) -> Vec<u8> {
+    let mut rest = number - 127;
+    let mut bytes = Vec::new();
+    while rest >= 128 {
+        bytes.push(u8::try_from(rest % 128).expect("small") | 128);
+        rest /= 128;
+    }
+    bytes.push(u8::try_from(rest).expect("small"));
+    bytes
 }

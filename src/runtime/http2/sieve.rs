@@ -1,5 +1,5 @@
 //! Takes DATA frames without data out of what a backend sends, unless they end their stream. RFC 9113 §6.1 allows them, and the h2
-//! crate ends a connection at the hundredth, however long it lasts and whosever they are.
+//! crate ends a connection at the hundredth, however long it lasts and whosever they are. And ends one that says heads without end.
 
 use std::{
     io,
@@ -14,8 +14,11 @@ use std::{
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::{awaited::Awaited, fault::bad};
+
 const HEAD: usize = 9;
 const DATA: u8 = 0;
+const HEADERS: u8 = 1;
 const END_STREAM: u8 = 1;
 
 /// A connection whose reads are sifted.
@@ -31,15 +34,19 @@ pub(super) struct Sieve<T> {
     passed: BytesMut,
     /// Counts what has come, passed or not.
     heard: Arc<AtomicUsize>,
+    awaited: Arc<Awaited>,
 }
 
 impl<T> Sieve<T> {
-    pub(super) fn new(io: T, heard: Arc<AtomicUsize>) -> Self {
-        Self { io, left: 0, head: [0; HEAD], have: 0, passed: BytesMut::new(), heard }
+    pub(super) fn new(io: T, heard: Arc<AtomicUsize>, awaited: Arc<Awaited>) -> Self {
+        Self { io, left: 0, head: [0; HEAD], have: 0, passed: BytesMut::new(), heard, awaited }
     }
 
     /// Moves what passes to the beginning of `bytes`. Returns how much it is; a head that is not whole is kept.
-    fn pass(&mut self, bytes: &mut [u8]) -> usize {
+    ///
+    /// # Errors
+    /// There are more heads on a stream than any answer has.
+    fn pass(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let (mut at, mut end) = (0, 0);
         while at < bytes.len() {
             let mut take = self.left.min(bytes.len() - at);
@@ -55,6 +62,10 @@ impl<T> Sieve<T> {
                     (self.left, at) = (0, at + HEAD);
                     continue;
                 }
+                let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
+                if head[3] == HEADERS && self.awaited.is_too_many(stream) {
+                    return Err(bad("interim answers without end"));
+                }
                 take = self.left.min(bytes.len() - at);
             }
             if at != end {
@@ -62,7 +73,7 @@ impl<T> Sieve<T> {
             }
             (self.left, at, end) = (self.left - take, at + take, end + take);
         }
-        end
+        Ok(end)
     }
 }
 
@@ -85,7 +96,8 @@ impl<T: AsyncRead + Unpin> Sieve<T> {
             self.heard.fetch_add(1, Ordering::Relaxed);
             self.have = 0;
             let passed = self.pass(&mut to.filled_mut()[before..]);
-            to.set_filled(before + passed);
+            to.set_filled(before + *passed.as_ref().unwrap_or(&0));
+            let passed = passed?;
             if passed > 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -175,7 +187,7 @@ mod tests {
                     drop(theirs);
                 };
                 let reads = async {
-                    let (mut sieve, mut read) = (Sieve::new(ours, Arc::default()), Vec::new());
+                    let (mut sieve, mut read) = (Sieve::new(ours, Arc::default(), Arc::default()), Vec::new());
                     let mut part = vec![0; room];
                     loop {
                         match sieve.read(&mut part).await {

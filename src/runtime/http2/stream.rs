@@ -95,6 +95,7 @@ impl Stream {
         let (request, border) = request(head, self.https)?;
         self.bodiless = *request.method() == Method::HEAD;
         let (answer, sending) = self.requests.send_request(request, border.reached()).map_err(failed)?;
+        self.place.begins(answer.stream_id().as_u32());
         self.receiving = Receiving::Head(answer);
         self.sending = if border.reached() { Sending::Done(sending) } else { Sending::Body(sending, border) };
         Ok(())
