@@ -54,6 +54,8 @@ pub(super) struct Told {
     /// The verdict has come to who serves the connection.
     heard: AtomicBool,
     words: Mutex<Words>,
+    /// There may be a word that was not taken. Mostly there is none, and every turn of the connection asks.
+    said: AtomicBool,
     malformed: AtomicUsize,
     /// Rings with each word.
     pub(super) ring: Arc<Ring>,
@@ -75,6 +77,9 @@ impl Told {
             self.heard.store(true, Ordering::Relaxed);
             return Some(Word::Over(*verdict));
         }
+        if !self.said.load(Ordering::Relaxed) {
+            return None;
+        }
         let mut words = self.words();
         if !words.slow.is_empty() {
             return Some(Word::Slow(std::mem::take(&mut words.slow)));
@@ -82,7 +87,11 @@ impl Told {
         if !words.refused.is_empty() {
             return Some(Word::Refused(std::mem::take(&mut words.refused)));
         }
-        (!words.left.is_empty()).then(|| Word::Left(std::mem::take(&mut words.left)))
+        if !words.left.is_empty() {
+            return Some(Word::Left(std::mem::take(&mut words.left)));
+        }
+        self.said.store(!words.broken.is_empty(), Ordering::Relaxed);
+        None
     }
 
     /// This stream has become a request. Returns whether it is not one that was refused before, of which a [`Word`] was given.
@@ -97,7 +106,7 @@ impl Told {
 
     fn slow(&self, slow: Vec<(u32, Reason)>) {
         if !slow.is_empty() {
-            self.words().slow.extend(slow);
+            self.say().slow.extend(slow);
             self.ring.ring();
         }
     }
@@ -106,13 +115,22 @@ impl Told {
         self.words.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The words, to put one more there. Guard and who serves the connection are one task.
+    fn say(&self) -> MutexGuard<'_, Words> {
+        self.said.store(true, Ordering::Relaxed);
+        self.words()
+    }
+
     /// These streams are being reset for what their client did.
     fn broken(&self, broken: Drain<'_, u32>) {
-        self.words().broken.extend(broken);
+        self.say().broken.extend(broken);
     }
 
     /// Streams that were reset so since this was asked, or [`ALL`]. To be asked before their requests are polled: these see their streams' ends.
     pub(super) fn take_broken(&self) -> Vec<u32> {
+        if !self.said.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
         std::mem::take(&mut self.words().broken)
     }
 
@@ -165,7 +183,7 @@ impl Guard {
             // After its own GOAWAY the h2 crate reads no more by itself.
             self.over = true;
             if let Verdict::Theirs(_) = verdict {
-                self.told.words().broken.push(ALL);
+                self.told.say().broken.push(ALL);
             }
             self.told.tell(verdict);
             T::default()
@@ -185,7 +203,7 @@ impl Guard {
         }
         let left = self.watch.left();
         if left.len() > 0 {
-            self.told.words().left.extend(left);
+            self.told.say().left.extend(left);
             self.told.ring.ring();
         }
     }
@@ -207,6 +225,7 @@ impl Guard {
             Some(refusal) => {
                 words.refusals.refused(refusal.stream);
                 words.refused.push((refusal.stream, refusal.reason));
+                self.told.said.store(true, Ordering::Relaxed);
                 self.told.ring.ring();
                 let frame = &data[..refusal.length.min(data.len())];
                 self.instead = reasoned(frame, refusal).map(|bytes| (Bytes::from(bytes), frame.len()));

@@ -362,7 +362,7 @@ impl Lane<'_> {
             return self.respond.send_informational(fields::interim(attempt, head)).map_err(stream_failed);
         }
         self.call.answered = Some(head.status);
-        watch::answered(head.status, Version::HTTP_2, false, ctx);
+        watch::answered(head.status, Version::HTTP_2, attempt.is_here(), ctx);
         let ends = head.body == Body::Bordered(Border::END);
         let answer = fields::answer(attempt, head, self.kit, ctx);
         self.sending = Some(self.respond.send_response(answer, ends).map_err(stream_failed)?);
