@@ -6,15 +6,16 @@ use std::time::Instant;
 
 use crate::telemetry::metrics::H2Abuse;
 
-/// What a bucket holds at most, and what comes back each second.
+/// What a bucket holds at first and what time fills it up to, what comes back each second, and the most that may be earned.
 #[derive(Clone, Copy)]
 struct Rate {
     burst: u32,
     per_second: u32,
+    most: u32,
 }
 
 /// Generous beside what browsers and gRPC send, and far from what would cost a core: 10,000 control frames take h2 about
-/// a hundredth of a second.
+/// a hundredth of a second. What may be said of data that is on its way is earned for all of it, which may be many windows full.
 const fn rate(kind: H2Abuse) -> Rate {
     let (burst, per_second) = match kind {
         H2Abuse::Dribble => (200, 10),
@@ -26,7 +27,8 @@ const fn rate(kind: H2Abuse) -> Rate {
         H2Abuse::WindowUpdate => (1000, 100),
         _ => (0, 0),
     };
-    Rate { burst, per_second }
+    let most = if let H2Abuse::WindowUpdate = kind { 1 << 20 } else { burst };
+    Rate { burst, per_second, most }
 }
 
 /// Small: every connection has all of them.
@@ -51,13 +53,13 @@ impl Budget {
 
     /// Takes `cost`, or says what there is too much of.
     pub(super) fn take(&mut self, kind: H2Abuse, cost: u32, now: Instant) -> Result<(), H2Abuse> {
-        let Rate { burst, per_second } = rate(kind);
+        let Rate { burst, per_second, most: _ } = rate(kind);
         // It begins anew after seven weeks, and a difference is right even so.
         let now = now.saturating_duration_since(self.began).as_millis() as u32;
         let bucket = &mut self.buckets[kind as usize]; // an array with a place for each kind
         let fresh = u64::from(now.wrapping_sub(bucket.filled)) * u64::from(per_second) / 1000;
         if let Ok(fresh @ 1..) = u32::try_from(fresh.min(u64::from(burst))) {
-            bucket.tokens = bucket.tokens.saturating_add(fresh).min(burst);
+            bucket.tokens = bucket.tokens.saturating_add(fresh).min(burst.max(bucket.tokens));
             bucket.filled = now;
         }
         bucket.tokens = bucket.tokens.checked_sub(cost).ok_or(kind)?;
@@ -67,7 +69,7 @@ impl Budget {
     /// Gives back what a request or an answer makes fair.
     pub(super) fn earn(&mut self, kind: H2Abuse, tokens: u32) {
         let bucket = &mut self.buckets[kind as usize];
-        bucket.tokens = bucket.tokens.saturating_add(tokens).min(rate(kind).burst);
+        bucket.tokens = bucket.tokens.saturating_add(tokens).min(rate(kind).most);
     }
 }
 

@@ -142,6 +142,48 @@ fn a_dribbled_window_is_too_much_and_a_busy_reader_is_not() {
     }
 }
 
+/// Windows of some megabytes are full when the first of it is given back: in Go by what each reading has taken.
+#[test]
+fn who_gives_back_what_was_on_its_way_by_small_readings_is_no_abuser() {
+    let now = Instant::now();
+    let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82]);
+    let answer = frame(HEADERS, END_HEADERS, 1, &[0x88]);
+    for (data, frames, reading) in [(16_384, 512, 512), (16_384, 512, 256), (3, 20_000, 3)] {
+        let mut watch = begun(now);
+        watch.received(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0x7f, 0xff, 0xff]), now).expect("a large window");
+        watch.received(&frame(WINDOW_UPDATE, 0, 0, &[0, 0x7f, 0, 0]), now).expect("and that of the connection");
+        watch.received(&request, now).expect("a request");
+        watch.sent(&answer, now).expect("an answer");
+        for _ in 0..frames {
+            watch.sent(&frame(DATA, 0, 1, &vec![0; data]), now).expect("DATA");
+        }
+        for _ in 0..frames * data / reading {
+            let by = u32::try_from(reading).expect("small").to_be_bytes();
+            watch.received(&frame(WINDOW_UPDATE, 0, 1, &by), now).expect("given back");
+            watch.received(&frame(WINDOW_UPDATE, 0, 0, &by), now).expect("given back");
+        }
+    }
+}
+
+#[test]
+fn a_rest_of_a_window_that_is_given_back_as_it_came_is_no_crumb_where_most_is_large() {
+    let now = Instant::now();
+    let mut watch = begun(now);
+    watch.received(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82]), now).expect("a request");
+    watch.sent(&frame(HEADERS, END_HEADERS, 1, &[0x88]), now).expect("an answer");
+    for _ in 0..2_000 {
+        let parts = [16_384, 16_384, 16_384, 16_283, 100];
+        for part in parts {
+            watch.sent(&frame(DATA, 0, 1, &vec![0; part]), now).expect("DATA");
+        }
+        for part in [100, 16_384, 16_384, 16_384, 16_283] {
+            let by = u32::to_be_bytes(part);
+            watch.received(&frame(WINDOW_UPDATE, 0, 1, &by), now).expect("given back");
+            watch.received(&frame(WINDOW_UPDATE, 0, 0, &by), now).expect("given back");
+        }
+    }
+}
+
 #[test]
 fn what_was_begun_must_be_finished() {
     let now = Instant::now();
