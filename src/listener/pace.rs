@@ -31,12 +31,11 @@ pub(super) struct Pacing {
 pub(super) struct Pace {
     deadline: Deadline,
     rate: u64,
-    /// What this direction may wait. Of an answer each write that is held up begins anew: what the client takes
-    /// meanwhile is counted where the deadline is swept, out of the system's buffer.
+    /// What this direction may wait. Of an answer what the client takes while a write is held up is counted where the deadline is swept,
+    /// out of the system's buffer.
     credit: Duration,
     /// The client may wait to be asked for its body, and has sent none of it.
     patient: bool,
-    answer: bool,
     since: Option<Instant>,
     late: bool,
 }
@@ -58,13 +57,12 @@ impl Pacing {
     pub(super) fn reader(&self) -> Box<Pace> {
         let mut pace = self.pace(How::Abort, GRACE);
         pace.deadline.drains(self.rate);
-        pace.answer = true;
         pace
     }
 
     fn pace(&self, how: How, credit: Duration) -> Box<Pace> {
         let (deadline, rate) = (self.deadlines.guard(how), self.rate);
-        Box::new(Pace { deadline, rate, credit, patient: false, answer: false, since: None, late: false })
+        Box::new(Pace { deadline, rate, credit, patient: false, since: None, late: false })
     }
 }
 
@@ -96,12 +94,9 @@ impl Pace {
             if std::mem::take(&mut self.patient) {
                 // Its body has begun: from now on it is as any other.
                 self.credit = GRACE;
-            } else if !self.answer {
+            } else {
                 self.credit = self.credit.saturating_sub(since.elapsed());
             }
-        }
-        if self.answer {
-            return;
         }
         let nanos = (bytes as u64).saturating_mul(1_000_000_000) / self.rate;
         self.credit = self.credit.saturating_add(Duration::from_nanos(nanos)).min(LONGEST);
@@ -142,6 +137,21 @@ mod tests {
         pace.moved(2000);
         assert!(pace.credit > GRACE && pace.credit <= GRACE + Duration::from_secs(2), "{pace:?}");
         assert_eq!(pacing.sender(false).credit, GRACE);
+    }
+
+    /// A socket takes something now and then, however slow its client is.
+    #[test]
+    fn who_takes_an_answer_too_slowly_uses_up_its_grace_over_many_writes() {
+        let pacing = Pacing::new(&Deadlines::new(), Some(ByteSize(1 << 40))).expect("a rate");
+        let mut pace = pacing.reader();
+        pace.waits(-1);
+        pace.since = Instant::now().checked_sub(Duration::from_secs(3));
+        pace.moved(1000);
+        assert!(pace.credit <= GRACE - Duration::from_secs(3), "{pace:?}");
+        pace.waits(-1);
+        pace.since = Instant::now().checked_sub(Duration::from_secs(3));
+        pace.moved(1000);
+        assert!(pace.credit < Duration::from_millis(1), "{pace:?}");
     }
 
     #[test]

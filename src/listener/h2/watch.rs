@@ -253,7 +253,7 @@ impl Rules {
         }
     }
 
-    /// The streams that are too slow; all of those whose answers wait are one stall.
+    /// The streams that are too slow; where all of them are, it is one stall. One whose window is closed at the moment is not slow for that.
     fn slow(&mut self, now: Instant) -> Result<Vec<(u32, Reason)>, Verdict> {
         if self.rate.is_none() {
             return Ok(Vec::new());
@@ -262,7 +262,7 @@ impl Rules {
         if self.answers.late(now) {
             return stall;
         }
-        let all = self.streams.values().all(Stream::starved);
+        let all = self.streams.values().all(|stream| stream.answer.late(now));
         let mut slow = Vec::new();
         for (id, stream) in self.streams.iter_mut().filter(|(_, stream)| !stream.judged) {
             let reason = match (stream.upload.late(now), stream.answer.late(now)) {

@@ -357,6 +357,29 @@ fn a_stalled_answer_is_named_and_all_stalled_are_a_stall() {
     assert_eq!(late, Some(40), "of each second a quarter is paid for, and thirty at first");
 }
 
+/// A stream that is slower than its backend has a closed window at nearly any moment.
+#[test]
+fn one_that_goes_on_is_not_slow_for_those_that_stand_beside_it() {
+    let start = Instant::now();
+    let mut watch = paced(start);
+    for stream in [1, 3] {
+        watch.received(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &[0x82]), start).expect("a request");
+        watch.sent(&frame(HEADERS, END_HEADERS, stream, &[0x88]), start).expect("an answer");
+    }
+    watch.received(&frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0, 0, 0]), start).expect("a large window of the connection");
+    for stream in [1, 3] {
+        watch.sent(&frame(DATA, 0, stream, &[0; 65_535]), start).expect("its window is full");
+    }
+    let mut slow = Vec::new();
+    for tenth in 1..600 {
+        let now = start + Duration::from_millis(tenth * 100);
+        watch.received(&frame(WINDOW_UPDATE, 0, 3, &[0, 0, 0x10, 0]), now).expect("given back");
+        watch.sent(&frame(DATA, 0, 3, &[0; 4096]), now).expect("sent at once");
+        slow.extend(watch.late(now).expect("no stall"));
+    }
+    assert_eq!(slow, [(1, Reason::TooSlow)]);
+}
+
 #[test]
 fn who_opens_streams_and_resets_them_is_told() {
     let now = Instant::now();
