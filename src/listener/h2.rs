@@ -34,7 +34,7 @@ use tokio::task::coop::has_budget_remaining;
 
 pub(super) use self::abuse::AbuseLog;
 use self::{
-    guard::{Guard, Told, Word},
+    guard::{ALL, Guard, Told, Word},
     idle::Idle,
     requests::{Bell, Ends, Requests},
     session::StreamSession,
@@ -60,8 +60,8 @@ use crate::{
 /// upload at 64 KiB a round trip; the connection's is the most that one client can make us hold.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Bytes of answers held for one stream while the client's socket takes none: with 100 streams, 6.4 MiB a connection.
-const SEND_BUFFER: usize = 64 * 1024;
+/// Bytes of answers held for one stream while the client's socket takes none: with 100 streams, 3.2 MiB a connection.
+const SEND_BUFFER: usize = 32 * 1024;
 /// Streams that a client may have open.
 const STREAMS: u32 = 100;
 /// A client that takes nothing of its answers is given up after so long, or after the listener's idle timeout.
@@ -137,9 +137,13 @@ impl Serving {
         if let Verdict::Ours(H2Abuse::Stall) = verdict {
             self.requests.stalled(deadlines);
         }
-        self.requests.leave(&self.told.take_broken());
+        let broken = self.told.take_broken();
         if let Verdict::Ours(kind) = verdict {
+            // It is not they who leave.
+            self.requests.leave(if kind == H2Abuse::Stall { &broken } else { &[ALL] });
             self.connection.abrupt_shutdown(abuse::code(kind).into());
+        } else {
+            self.requests.leave(&broken);
         }
         let farewell = async { while let Some(Ok(_)) = self.connection.accept().await {} };
         let _ = tokio::time::timeout(FAREWELL, farewell).await;

@@ -187,6 +187,18 @@ async fn ping_floods_are_ended() {
 }
 
 #[tokio::test]
+async fn what_is_under_way_when_we_end_a_connection_has_not_been_left_by_its_client() {
+    let origin = Origin::echo("a").await;
+    let proxy = before(&origin, "").await;
+    let mut raw = Raw::begin(proxy.listen, &[]).await;
+    raw.send(&get(1, "/hold")).await;
+    wait_until("the request to be under way", || origin.total() == 1).await;
+    raw.send(&frame(PING, 0, 0, &[7; 8]).repeat(200)).await;
+    assert!(raw.read.read_to_end().await.goaway.is_some());
+    assert_eq!(proxy.access_log(1).await[0]["reason"], "bad_request");
+}
+
+#[tokio::test]
 async fn floods_of_priorities_and_unknown_frames_are_ended() {
     told(&withstands("priority", &[], |_| frame(PRIORITY, 0, 3, &[0, 0, 0, 0, 1]).repeat(100)).await, [CALM]);
     told(&withstands("priority", &[], |_| frame(0xee, 0, 0, &[1; 40]).repeat(100)).await, [CALM]);
