@@ -22,6 +22,7 @@ use super::{
 use crate::{
     config::model::ListenerLimits,
     proxy::Kit,
+    runtime::descriptors,
     telemetry::metrics::{AcceptError, Metrics, OpenConnection},
     types::Refusal,
 };
@@ -163,7 +164,11 @@ fn accept_some(listening: &Arc<Listening>, crew: &Crew, me: usize, metrics: &Met
                 // A load balancer's connections are its clients', as soon as it has told them.
                 let counted =
                     client.map(|client| client.ip()).filter(|client| !endpoint.model.is_told_clients(*client));
-                match listening.census().admit(counted, &endpoint.model.limits) {
+                let admitted = listening.census().admit(counted, &endpoint.model.limits);
+                let admitted = admitted.and_then(|counted| {
+                    if descriptors::is_for_client(socket.as_raw_fd()) { Ok(counted) } else { Err(Refusal::Limit) }
+                });
+                match admitted {
                     Ok(counted) => {
                         let to = crew.least_loaded(me);
                         let worker = crew.member(to);

@@ -267,7 +267,8 @@ pub(super) async fn serve(
                 if enough || others {
                     serving.leave(LEAVE_GRACE);
                 }
-                let (ends, info) = (Arc::<Ends>::default(), info.clone());
+                let ends = Arc::new(Ends { beside: serving.requests.count(), ..Ends::default() });
+                let info = info.clone();
                 let served =
                     self::request(post.clone(), info, endpoint.clone(), request, respond, ends.clone(), told.clone());
                 serving.requests.begin(id, ends, Box::pin(served));
@@ -358,7 +359,7 @@ async fn request(
     let current = post.current();
     let way = Way::of_stream(&current, &info, &head, seed);
     let cancel = Some(ends.cancel.clone());
-    let start = RequestStart { info: info.clone(), current, seed, began, cancel };
+    let start = RequestStart { info: info.clone(), current, seed, began, beside: ends.beside, cancel };
     match way {
         Some(way) => serve_stream(&post.kit, start, way, head, upload, respond).await,
         None => {

@@ -130,7 +130,8 @@ pub(super) fn backend(ctx: &mut RequestCtx) -> Result<()> {
     Ok(())
 }
 
-fn fail<T>(ctx: &mut RequestCtx, reason: Reason, why: &'static str) -> Result<T> {
+/// The request ends for that reason, and is tried nowhere else.
+pub(super) fn fail<T>(ctx: &mut RequestCtx, reason: Reason, why: &'static str) -> Result<T> {
     ctx.reason = Some(reason);
     let mut error = Error::explain(ErrorType::InternalError, why);
     error.as_up();

@@ -2,6 +2,7 @@
 //! say what happened. TLS, TCP_NODELAY and pooling stay Pingora's: what is returned is a plain socket of its own type.
 
 use std::{
+    io,
     net::SocketAddr as InetAddr,
     path::Path,
     sync::{
@@ -25,7 +26,7 @@ use pingora_core::{
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio_util::either::Either;
 
-use super::{connections::Connections, line::Socket};
+use super::{connections::Connections, descriptors, line::Socket};
 use crate::{
     config::model,
     policy::proxy_protocol::{self, Agreed, Said, Version},
@@ -92,6 +93,9 @@ impl Connector {
     /// # Errors
     /// There is none within the time. It may be tried elsewhere.
     pub async fn dial(&self, to: &SocketAddr) -> Result<Socket> {
+        if !descriptors::is_next_for_backend() {
+            return Err(no_descriptor(to));
+        }
         let opened = match tokio::time::timeout(self.timeout, self.open(to)).await {
             Ok(opened) => opened.map_err(|error| connect_failure(error, to)),
             Err(elapsed) => Err(Error::because(
@@ -182,6 +186,14 @@ pub async fn announce(stream: &mut (impl AsyncWrite + Unpin), header: &[u8], to:
     })
 }
 
+/// What is left is for others. As where the system has none.
+fn no_descriptor(to: &SocketAddr) -> BError {
+    let none = io::Error::from_raw_os_error(libc::EMFILE);
+    let mut error = Error::because(ErrorType::ConnectError, format!("cannot connect to {to}"), none);
+    error.set_retry(true);
+    error
+}
+
 /// Keeps the kinds an operator can act on; what Pingora calls its own or the socket's fault is a failed connection too.
 fn connect_failure(mut error: BError, to: &SocketAddr) -> BError {
     if !matches!(error.etype, ErrorType::ConnectNoRoute | ErrorType::ConnectRefused | ErrorType::ConnectTimedout) {
@@ -202,8 +214,6 @@ pub fn is_ours(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use pingora_core::{
         connectors::{ConnectorOptions, TransportConnector},
         upstreams::peer::{HttpPeer, Peer},

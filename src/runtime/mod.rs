@@ -4,6 +4,7 @@ pub mod backend;
 pub mod connect;
 pub mod connections;
 pub mod deadlines;
+pub mod descriptors;
 pub mod guards;
 pub mod http2;
 pub mod journal;

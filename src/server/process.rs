@@ -15,7 +15,7 @@ use std::{
 use nix::unistd::{Group, Uid, User, fchown, getuid, initgroups, setgid, setuid};
 
 use super::StartError;
-use crate::{config::model::Process, listener::keep_descriptors};
+use crate::{config::model::Process, listener::keep_descriptors, runtime::descriptors};
 
 /// Accounts that the process changes to.
 #[derive(Clone, Debug)]
@@ -244,6 +244,7 @@ pub(super) fn raise_descriptor_limit(needed: u64) -> Result<(), StartError> {
         return Err(StartError::TooFewDescriptors { needed, limit: limit.rlim_cur });
     }
     keep_descriptors(limit.rlim_cur - needed);
+    descriptors::keep(limit.rlim_cur, limit.rlim_cur - needed);
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::{
 use crate::support::{
     address,
     http1::{Client, get, get_once},
-    http2::Client2,
+    http2::{Client2, request},
     origin::Origin,
     proxy::{Config, Proxy},
     within,
@@ -87,7 +87,8 @@ fn descriptors(limit: libc::rlim_t) -> libc::rlimit {
 
 /// A proxy that may have 96 descriptors.
 async fn with_few_descriptors(origin: &Origin) -> Proxy {
-    let mut proxy = Config::before(&[origin], "").spawn_with(&[], |command| {
+    let more = "listeners: [{ address: <listen>, h2c: true }]";
+    let mut proxy = Config::before(&[origin], more).spawn_with(&[], |command| {
         // SAFETY: setrlimit is async-signal-safe.
         unsafe {
             command.pre_exec(|| {
@@ -304,4 +305,24 @@ async fn heads_split_anywhere_are_understood() {
         tokio::task::yield_now().await;
         assert_eq!(client.ask(&request[at..]).await.text(), "abc", "split at {at}");
     }
+}
+
+/// A request over HTTP/2 costs its client some bytes, and us a connection to a backend.
+#[tokio::test]
+async fn who_asks_for_much_at_once_over_http2_does_not_take_the_descriptors_of_others() {
+    let origin = Origin::echo("a").await;
+    let proxy = with_few_descriptors(&origin).await;
+    let (mut greedy, mut asked) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let client = Client2::prior(proxy.listen).await;
+        for _ in 0..100 {
+            asked.push(client.open(request("GET", "/hold"), true).await.expect("a stream").0);
+        }
+        greedy.push(client);
+    }
+    proxy.metric("rrlb_failures_total", &["reason=\"too_many_concurrent\""], |count| count >= 100.0).await;
+    assert_eq!(within("an answer", proxy.get("/")).await.origin(), "a");
+    proxy.reload().await;
+    assert_eq!(proxy.scrape().await.sum("rrlb_accept_errors_total", &[]), 0.0);
+    origin.release();
 }

@@ -104,6 +104,8 @@ impl Wake for Bell {
 #[derive(Default)]
 pub(super) struct Ends {
     pub(super) cancel: Arc<Cancel>,
+    /// Requests of the connection that were under way when it began.
+    pub(super) beside: usize,
     /// Its client has reset it.
     pub(super) left: AtomicBool,
     pub(super) leaves: Notify,
@@ -158,6 +160,10 @@ impl Requests {
 
     pub(super) fn is_empty(&self) -> bool {
         self.served.is_empty()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.served.len()
     }
 
     /// Polls those that have rung, until the task has done enough for one turn. One that panics ends alone, as a task of its own
