@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header, request::Parts, uri::PathAndQuery};
-use pingora_core::Result;
+use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
@@ -433,8 +433,11 @@ pub(super) async fn respond(
     let sent = reject::send(session, head, body).await;
     if sent.is_err() && ctx.total_due.is_some_and(|due| due <= Instant::now()) {
         ctx.reason = Some(Reason::TotalTimeout);
+    } else if sent.is_err() && ctx.reason.is_some_and(|reason| !reason.is_failure()) {
+        // It is how the answer broke off that counts.
+        ctx.reason = None;
     }
-    sent.map(|()| true)
+    sent.map(|()| true).map_err(Error::into_down)
 }
 
 /// The head of an answer of our own, with what the route and its guards add.

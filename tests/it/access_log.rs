@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::support::{
     http1::{Client, get_with},
-    http2::Client2,
+    http2::{Client2, request},
     origin::Origin,
     proxy::{Config, Proxy},
     run,
@@ -217,4 +217,25 @@ async fn lines_are_there_after_the_end() {
     proxy.signal(libc::SIGTERM);
     proxy.ended().await;
     assert_eq!(run::read(&proxy.config.dir().join("access.log")).lines().count(), 50);
+}
+
+/// Of an answer of our own too it is said that it never came to its client.
+#[tokio::test]
+async fn an_answer_of_our_own_that_breaks_off_was_left_by_its_client() {
+    let origin = Origin::echo("a").await;
+    let yaml = "
+listeners: [{ address: <listen>, h2c: true }]
+routes: [{ match: { path: /long }, respond: { body: \"<long>\" } }, { upstream: app }]
+";
+    let proxy = Config::before(&[&origin], yaml.trim_start()).put("long", "y".repeat(6 << 20)).start().await;
+    let mut client = Client::with_small_buffer(proxy.listen).await;
+    client.send("GET /long HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    assert_eq!(client.response_head().await.status(), 200);
+    drop(client);
+    let client = Client2::prior(proxy.listen).await;
+    let (answer, mut sending) = client.open(request("GET", "/long"), true).await.expect("a stream");
+    assert_eq!(answer.await.expect("an answer").status(), 200);
+    sending.send_reset(h2::Reason::CANCEL);
+    let lines = proxy.access_log(2).await;
+    assert!(lines.iter().all(|line| line["reason"] == "client_aborted"), "{lines:?}");
 }
