@@ -55,7 +55,7 @@ impl Pacing {
 
     /// For bytes to the client. What it takes out of the system's buffer counts, though nothing is written meanwhile.
     pub(super) fn reader(&self) -> Box<Pace> {
-        let mut pace = self.pace(How::Abort, GRACE);
+        let pace = self.pace(How::Abort, GRACE);
         pace.deadline.drains(self.rate);
         pace
     }

@@ -15,7 +15,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use http::Method;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
@@ -35,6 +35,8 @@ const SMALL: usize = 8 * 1024;
 pub(super) const LARGE: usize = 64 * 1024 + SMALL;
 /// The same from [`FLOWING`] on: fewer and larger pieces cost both neighbours, and us, fewer system calls and wake-ups.
 pub(super) const LARGEST: usize = 256 * 1024;
+/// The same for a client whose answer may stand beside a hundred others of its connection, at first: it is as much more as it has taken.
+pub(super) const CAUTIOUS: usize = 16 * 1024;
 /// Who has taken, or sent, so much of a body is not slow.
 pub(super) const FLOWING: u64 = 512 * 1024;
 
@@ -468,7 +470,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
 
     /// How much of a body is here at most.
     fn most(&self) -> usize {
-        if self.flowed < FLOWING { LARGE } else { LARGEST }
+        match self.flowed {
+            flowed if self.decode && flowed < LARGE as u64 => CAUTIOUS.max(flowed as usize),
+            FLOWING.. => LARGEST,
+            _ => LARGE,
+        }
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -482,9 +488,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         if !(self.ahead.try_reclaim(most) || (!more && self.ahead.try_reclaim(large))) {
             self.ahead.reserve(if more { most } else { SMALL });
         }
-        let read = ready!(pin!(self.link.read_buf(&mut self.ahead)).poll(cx));
+        let limit = (self.ahead.capacity() - self.ahead.len()).min(most);
+        let read = ready!(pin!(self.link.read_buf(&mut (&mut self.ahead).limit(limit))).poll(cx));
         self.answered |= matches!(read, Ok(1..));
-        self.filled = self.ahead.len() == self.ahead.capacity();
+        self.filled = read.as_ref().is_ok_and(|read| *read == limit);
         Poll::Ready(read)
     }
 }

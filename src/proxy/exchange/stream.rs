@@ -30,7 +30,7 @@ use super::{
     },
     answer::{Body, Head, Protocol},
     asked::Way,
-    attempt::{Attempt, Step},
+    attempt::{Attempt, CAUTIOUS, Step},
     call::{Call, Outgoing},
     connect::{self, For},
     fields,
@@ -48,7 +48,7 @@ use crate::{
 };
 
 /// A part of an answer's body that is not larger is copied, so that a client that is slow to take it holds no more than that.
-const COPIED: usize = 16 * 1024;
+const COPIED: usize = CAUTIOUS;
 /// Requests of one client that may open connections to backends at once when descriptors are scarce.
 const SHARE: usize = 8;
 /// What is collected for the backend leaves when there is as much.
