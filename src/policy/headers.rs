@@ -88,11 +88,21 @@ pub struct RequestId([u8; 32]);
 impl RequestId {
     /// Writes `random` out.
     pub fn new(random: u128) -> Self {
-        let digit = |place: usize| match (random >> (124 - 4 * place)) as u8 & 0xf {
-            low @ 0..=9 => b'0' + low,
-            high => b'a' + high - 10,
+        const DIGITS: [[u8; 2]; 256] = {
+            let hexadecimal = b"0123456789abcdef";
+            let mut digits = [[0; 2]; 256];
+            let mut byte = 0;
+            while byte < digits.len() {
+                digits[byte] = [hexadecimal[byte >> 4], hexadecimal[byte & 0xf]];
+                byte += 1;
+            }
+            digits
         };
-        Self(std::array::from_fn(digit))
+        let mut text = [0; 32];
+        for (place, byte) in text.as_chunks_mut().0.iter_mut().zip(random.to_be_bytes()) {
+            *place = DIGITS[usize::from(byte)];
+        }
+        Self(text)
     }
 
     /// The digits.
