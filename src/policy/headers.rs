@@ -122,15 +122,16 @@ impl RequestId {
 /// longer than routes can compare.
 pub fn valid_host(text: impl AsRef<[u8]>) -> bool {
     let text = text.as_ref();
-    let (host, tail) = match text {
-        [b'[', rest @ ..] => rest.split_at(rest.iter().position(|byte| *byte == b']').unwrap_or(0)),
-        _ => text.split_at(text.iter().position(|byte| *byte == b':').unwrap_or(text.len())),
+    let port = match text {
+        [b'[', rest @ ..] => {
+            let (address, rest) = rest.split_at(rest.iter().position(|byte| *byte == b']').unwrap_or(0));
+            rest.strip_prefix(b"]").filter(|_| valid_address(address))
+        }
+        _ => after_name(text).filter(|rest| (1..=LONGEST_HOST).contains(&(text.len() - rest.len()))),
     };
-    let named = |host: &[u8]| (1..=LONGEST_HOST).contains(&host.len()) && valid_name(host);
-    match tail {
-        [b']', tail @ ..] if valid_address(host) => tail.is_empty() || tail.strip_prefix(b":").is_some_and(valid_port),
-        [b':', port @ ..] => named(host) && valid_port(port),
-        [] => named(host),
+    match port {
+        Some([]) => true,
+        Some([b':', port @ ..]) => valid_port(port),
         _ => false,
     }
 }
@@ -154,18 +155,27 @@ fn valid_port(port: &[u8]) -> bool {
     port.iter().try_fold(0_u16, |port, byte| port.checked_mul(10)?.checked_add(digit(*byte)?)).is_some()
 }
 
-/// Labels of letters, digits, `-` and `_`, with dots between them; encoded parts are left to the router, which refuses them.
-fn valid_name(name: &[u8]) -> bool {
-    let mut rest = name;
+/// What is behind labels of letters, digits, `-` and `_`, with dots between them: nothing, or what begins with a colon. Encoded parts
+/// are left to the router, which refuses them.
+fn after_name(text: &[u8]) -> Option<&[u8]> {
+    const PLAIN: [bool; 256] = {
+        let mut plain = [false; 256];
+        let mut byte = 0;
+        while byte < plain.len() {
+            plain[byte] = (byte as u8).is_ascii_alphanumeric() || byte as u8 == b'-' || byte as u8 == b'_';
+            byte += 1;
+        }
+        plain
+    };
+    let mut rest = text;
     let mut empty = true;
     loop {
-        let plain = rest.iter().take_while(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte)).count();
-        empty &= plain == 0;
-        (rest, empty) = match rest.split_at(plain).1 {
-            [] => return true,
+        (rest, empty) = match rest {
+            [byte, rest @ ..] if PLAIN[usize::from(*byte)] => (rest, false),
             [b'.', rest @ ..] if !empty => (rest, true),
+            [] | [b':', ..] => return Some(rest),
             [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => (rest, false),
-            _ => return false,
+            _ => return None,
         }
     }
 }
