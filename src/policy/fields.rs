@@ -52,24 +52,37 @@ pub fn same_name(one: &[u8], other: &[u8]) -> bool {
 }
 
 /// The same of names that are equally long. The last word may hold letters of the one before it.
+#[inline]
 fn same_letters(one: &[u8], other: &[u8]) -> bool {
-    let word = |part: &[u8; 8]| small(u64::from_le_bytes(*part));
-    let half = |part: &[u8; 4]| small(u32::from_le_bytes(*part).into());
     if let (Some(last), Some(others)) = (one.last_chunk(), other.last_chunk()) {
         let mut words = one.as_chunks().0.iter().zip(other.as_chunks().0);
-        return word(last) == word(others) && words.all(|(one, other)| word(one) == word(other));
+        return same_word(*last, *others) && words.all(|(one, other)| same_word(*one, *other));
     }
-    match (one.first_chunk(), one.last_chunk(), other.first_chunk(), other.last_chunk()) {
-        (Some(first), Some(last), Some(others_first), Some(others_last)) => {
-            half(first) == half(others_first) && half(last) == half(others_last)
-        }
+    match (ends(one), ends(other)) {
+        (Some(one), Some(other)) => same_word(one, other),
         _ => one.eq_ignore_ascii_case(other),
     }
 }
 
+/// The first four bytes and the last four.
+fn ends(name: &[u8]) -> Option<[u8; 8]> {
+    let ([a, b, c, d], [e, f, g, h]) = (name.first_chunk()?, name.last_chunk()?);
+    Some([*a, *b, *c, *d, *e, *f, *g, *h])
+}
+
+/// Whether eight bytes are the same but for the case of letters.
+#[inline]
+fn same_word(one: [u8; 8], other: [u8; 8]) -> bool {
+    let (one, other) = (u64::from_le_bytes(one), u64::from_le_bytes(other));
+    // Other names mostly differ in more than the bit of the case.
+    (one ^ other) & !(b' ' as u64 * EACH) == 0 && small(one) == small(other)
+}
+
+/// A byte that is 1, in each place of a word.
+const EACH: u64 = u64::MAX / 0xff;
+
 /// Eight bytes with their capital letters made small.
 fn small(word: u64) -> u64 {
-    const EACH: u64 = u64::MAX / 0xff;
     // In each byte the highest bit says what follows; the others of a sum cannot reach the next byte.
     let low = word & (0x7f * EACH);
     let from_a = low + (0x80 - b'A' as u64) * EACH;
@@ -94,16 +107,18 @@ impl Index {
     /// Takes in the fields that were parsed out of `head`, in place of those before. Those that are no part of it (there
     /// are none) are left out.
     pub fn fill(&mut self, head: &[u8], fields: &[httparse::Header<'_>]) {
-        let place = |field: &httparse::Header<'_>| {
-            let name = offset(head, field.name.as_bytes())?;
-            let value = if field.value.is_empty() { name } else { offset(head, field.value)? };
-            let length = |part: &[u8]| u32::try_from(part.len()).ok();
-            let (name_length, value_length) = (length(field.name.as_bytes())?, length(field.value)?);
-            Some(Place { name, name_length, value, value_length })
-        };
         self.0.clear();
         self.0.reserve(fields.len());
-        self.0.extend(fields.iter().filter_map(place));
+        // Of as much places can be told; a head is never longer.
+        let head = &head[..head.len().min(u32::MAX as usize)];
+        for field in fields {
+            if let Some((name, name_length)) = place(head, field.name.as_bytes())
+                && let Some((value, value_length)) =
+                    place(head, field.value).or(field.value.is_empty().then_some((0, 0)))
+            {
+                self.0.push(Place { name, name_length, value, value_length });
+            }
+        }
     }
 
     /// Forgets all fields and keeps the room.
@@ -112,9 +127,13 @@ impl Index {
     }
 }
 
-fn offset(head: &[u8], part: &[u8]) -> Option<u32> {
-    let at = part.as_ptr().addr().checked_sub(head.as_ptr().addr())?;
-    (at + part.len() <= head.len()).then_some(at).and_then(|at| u32::try_from(at).ok())
+/// Where `part` is in `head`, and how long it is.
+#[inline]
+fn place(head: &[u8], part: &[u8]) -> Option<(u32, u32)> {
+    let at = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
+    let fits = at <= head.len() && part.len() <= head.len() - at;
+    // Not longer than the head, which fits.
+    fits.then_some((at as u32, part.len() as u32))
 }
 
 /// The fields of a head in its bytes.
