@@ -104,44 +104,59 @@ pub(crate) fn date(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
-/// What is before a text in JSON.
-macro_rules! key {
-    ($name:literal) => {
-        concat!(",\"", $name, "\":\"")
-    };
-}
 /// Appends one JSON object and a line feed. All keys are always there, in this order; `time` is RFC 3339 in UTC with
 /// milliseconds, `duration` is in seconds.
 pub fn write_json(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<u8>) {
     let millis = clock.update(record.time);
-    out.extend_from_slice(b"{\"time\":\"");
-    out.extend_from_slice(&clock.rfc3339);
-    out.push(b'.');
-    push_padded(u64::from(millis), 3, out);
-    out.extend_from_slice(b"Z\",\"client\":\"");
-    push_client(record.client, out);
-    out.extend_from_slice(b"\",\"peer\":\"");
-    push_client(record.peer.map(|peer| peer.to_canonical()), out);
-    out.push(b'"');
-    push_json_field(key!("method"), record.method, out);
-    push_json_field(key!("host"), record.host, out);
-    push_json_field(key!("path"), record.path, out);
-    push_json_word(key!("protocol"), record.protocol.as_bytes(), out);
-    push_json_number(b",\"status\":", u64::from(record.status), out);
-    push_json_number(b",\"bytes\":", record.bytes_sent, out);
-    push_json_number(b",\"bytes_received\":", record.bytes_received, out);
-    push_json_number(b",\"duration\":", record.duration.as_secs(), out);
-    out.push(b'.');
-    push_padded(u64::from(record.duration.subsec_micros()), 6, out);
-    push_json_field(key!("upstream"), record.upstream.as_bytes(), out);
-    push_json_field(key!("backend"), record.backend.as_bytes(), out);
-    push_json_number(b",\"attempts\":", u64::from(record.attempts), out);
-    push_json_word(key!("reason"), record.reason.as_str().as_bytes(), out);
-    push_json_word(key!("tls_version"), record.tls_version.as_bytes(), out);
-    push_json_field(key!("request_id"), record.request_id, out);
-    push_json_field(key!("referer"), record.referer, out);
-    push_json_field(key!("user_agent"), record.user_agent, out);
-    out.extend_from_slice(b"}\n");
+    let (upstream, backend) = (record.upstream.as_bytes(), record.backend.as_bytes());
+    let Record { method, host, path, request_id, referer, user_agent, .. } = *record;
+    let texts = [method, host, path, upstream, backend, request_id, referer, user_agent];
+    let plain = texts.iter().all(|text| is_plain(text));
+    Line::write(&texts, plain, out, |line| {
+        line.put(b"{\"time\":\"")
+            .put(&clock.rfc3339)
+            .put(b".")
+            .digits::<3>(millis)
+            .put(b"Z\",\"client\":\"")
+            .client(record.client)
+            .put(b"\",\"peer\":\"")
+            .client(record.peer.map(|peer| peer.to_canonical()))
+            .put(b"\",\"method\":")
+            .json(method, plain)
+            .put(b",\"host\":")
+            .json(host, plain)
+            .put(b",\"path\":")
+            .json(path, plain)
+            .put(b",\"protocol\":")
+            .word(record.protocol)
+            .put(b",\"status\":")
+            .number(record.status.into())
+            .put(b",\"bytes\":")
+            .number(record.bytes_sent)
+            .put(b",\"bytes_received\":")
+            .number(record.bytes_received)
+            .put(b",\"duration\":")
+            .number(record.duration.as_secs())
+            .put(b".")
+            .digits::<6>(record.duration.subsec_micros())
+            .put(b",\"upstream\":")
+            .json(upstream, plain)
+            .put(b",\"backend\":")
+            .json(backend, plain)
+            .put(b",\"attempts\":")
+            .number(record.attempts.into())
+            .put(b",\"reason\":")
+            .word(record.reason.as_str())
+            .put(b",\"tls_version\":")
+            .word(record.tls_version)
+            .put(b",\"request_id\":")
+            .json(request_id, plain)
+            .put(b",\"referer\":")
+            .json(referer, plain)
+            .put(b",\"user_agent\":")
+            .json(user_agent, plain)
+            .put(b"}\n")
+    });
 }
 
 /// Appends one line in the combined format: `client - - [time] "METHOD path PROTOCOL" status bytes "referer" "agent"`.
@@ -149,93 +164,164 @@ pub fn write_json(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<u8>)
 /// is fixed, so the reason of a request is in JSON alone.
 pub fn write_combined(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<u8>) {
     clock.update(record.time);
-    push_client(record.client, out);
-    out.extend_from_slice(b" - - [");
-    out.extend_from_slice(&clock.combined);
-    out.extend_from_slice(b"] \"");
-    if record.method.is_empty() && record.path.is_empty() {
-        out.push(b'-');
-    } else {
-        for word in [record.method, record.path] {
-            if word.is_empty() {
-                out.push(b'-');
-            }
-            push_hex_escaped(word, out);
-            out.push(b' ');
-        }
-        out.extend_from_slice(record.protocol.as_bytes());
-    }
-    out.extend_from_slice(b"\" ");
-    push_padded(u64::from(record.status), 3, out);
-    out.push(b' ');
-    push_padded(record.bytes_sent, 1, out);
-    for field in [record.referer, record.user_agent] {
-        out.extend_from_slice(b" \"");
-        if field.is_empty() {
-            out.push(b'-');
+    let Record { method, path, referer, user_agent, .. } = *record;
+    let texts = [method, path, referer, user_agent];
+    let plain = texts.iter().all(|text| is_plain(text));
+    Line::write(&texts, plain, out, |line| {
+        let line = line.client(record.client).put(b" - - [").put(&clock.combined).put(b"] \"");
+        let line = if method.is_empty() && path.is_empty() {
+            line.put(b"-")
         } else {
-            push_hex_escaped(field, out);
+            let line = line.combined(method, plain).put(b" ").combined(path, plain).put(b" ");
+            line.copy(record.protocol.as_bytes())
+        };
+        let line = line.put(b"\" ").digits::<3>(record.status.into()).put(b" ").number(record.bytes_sent);
+        let line = line.put(b" \"").combined(referer, plain);
+        line.put(b"\" \"").combined(user_agent, plain).put(b"\"\n")
+    });
+}
+
+/// The room for a line, made for all of it at once, behind what is written of it. Each piece costs a check and a copy; what is left
+/// of the room is handed on by value, so that it need not be kept in memory.
+struct Line<'a>(&'a mut [u8]);
+
+impl<'a> Line<'a> {
+    /// Of a line without these texts: keys, two addresses, words of ours and numbers.
+    const MOST: usize = 640;
+    /// Bytes that one of a text may become: `\u0000`.
+    const ESCAPED: usize = 6;
+
+    /// Appends to `out` what `write` writes, which has no other texts than these but ours. `plain`: nothing in them needs to be
+    /// escaped.
+    fn write(texts: &[&[u8]], plain: bool, out: &mut Vec<u8>, write: impl FnOnce(Line<'_>) -> Line<'_>) {
+        let length: usize = texts.iter().map(|text| text.len()).sum();
+        let start = out.len();
+        out.resize(start + Self::MOST + length * if plain { 1 } else { Self::ESCAPED }, 0);
+        let Line(rest) = write(Line(&mut out[start..]));
+        let left = rest.len();
+        out.truncate(out.len() - left);
+    }
+
+    /// A piece whose length is known, so that no copying needs to be called.
+    #[inline(always)]
+    fn put<const LENGTH: usize>(self, piece: &[u8; LENGTH]) -> Self {
+        let (room, rest) = self.0.split_first_chunk_mut().expect("there is room for all of the line");
+        *room = *piece;
+        Self(rest)
+    }
+
+    #[inline(always)]
+    fn copy(self, piece: &[u8]) -> Self {
+        let (room, rest) = self.0.split_at_mut(piece.len());
+        room.copy_from_slice(piece);
+        Self(rest)
+    }
+
+    fn client(mut self, client: Option<IpAddr>) -> Self {
+        match client {
+            Some(address @ IpAddr::V4(_)) => write_address(address, &mut self.0),
+            // Writing to memory cannot fail.
+            Some(address) => drop(write!(self.0, "{address}")),
+            None => return self.put(b"unix"),
         }
-        out.push(b'"');
+        self
     }
-    out.push(b'\n');
-}
 
-fn push_client(client: Option<IpAddr>, out: &mut Vec<u8>) {
-    match client {
-        // Writing to memory cannot fail.
-        Some(IpAddr::V4(address)) => write_address(IpAddr::V4(address), out),
-        Some(address) => drop(write!(out, "{address}")),
-        None => out.extend_from_slice(b"unix"),
-    }
-}
-
-/// A number with at least `width` digits, up to 20.
-fn push_padded(mut number: u64, width: usize, out: &mut Vec<u8>) {
-    if number < 10 && width <= 1 {
-        out.push(b'0' + number as u8);
-        return;
-    }
-    let mut digits = [b'0'; 20];
-    let mut used = 0;
-    for digit in digits.iter_mut().rev() {
-        if number == 0 {
-            break;
+    #[inline]
+    fn number(self, number: u64) -> Self {
+        match number {
+            0..10 => self.digits::<1>(number as u32),
+            10..100 => self.digits::<2>(number as u32),
+            100..1000 => self.digits::<3>(number as u32),
+            _ => self.long_number(number),
         }
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
-        used += 1;
     }
-    out.extend_from_slice(digits.get(digits.len() - used.max(width).min(digits.len())..).unwrap_or_default());
+
+    fn long_number(self, mut number: u64) -> Self {
+        let mut digits = [b'0'; 20];
+        let mut first = digits.len();
+        while number > 0 && first > 0 {
+            first -= 1;
+            digits[first] += (number % 10) as u8;
+            number /= 10;
+        }
+        self.copy(&digits[first..])
+    }
+
+    /// As many digits of a number, its last ones.
+    #[inline]
+    fn digits<const WIDTH: usize>(self, mut number: u32) -> Self {
+        let mut digits = [b'0'; WIDTH];
+        for digit in digits.iter_mut().rev() {
+            *digit += (number % 10) as u8;
+            number /= 10;
+        }
+        self.put(&digits)
+    }
+
+    /// A text of ours, in which nothing needs to be escaped; `null` for an empty one.
+    #[inline]
+    fn word(self, text: &str) -> Self {
+        self.json(text.as_bytes(), true)
+    }
+
+    /// The same of any text.
+    #[inline(always)]
+    fn json(self, text: &[u8], plain: bool) -> Self {
+        if text.is_empty() {
+            self.put(b"null")
+        } else if plain {
+            self.put(b"\"").copy(text).put(b"\"")
+        } else {
+            self.put(b"\"").json_escaped(text).put(b"\"")
+        }
+    }
+
+    /// Escapes what JSON must (RFC 8259 §7), the other control characters and the line separators of Unicode; what is not
+    /// UTF-8 becomes U+FFFD.
+    #[cold]
+    fn json_escaped(mut self, text: &[u8]) -> Self {
+        for chunk in text.utf8_chunks() {
+            for letter in chunk.valid().chars() {
+                self = match letter {
+                    '"' | '\\' => self.put(&[b'\\', letter as u8]),
+                    '\n' => self.put(b"\\n"),
+                    '\r' => self.put(b"\\r"),
+                    '\t' => self.put(b"\\t"),
+                    '\u{2028}' => self.put(b"\\u2028"),
+                    '\u{2029}' => self.put(b"\\u2029"),
+                    _ if letter.is_control() => self.put(b"\\u00").put(&hexadecimal(letter as u8, b"0123456789abcdef")),
+                    _ => self.copy(letter.encode_utf8(&mut [0; 4]).as_bytes()),
+                };
+            }
+            if !chunk.invalid().is_empty() {
+                self = self.copy("\u{fffd}".as_bytes());
+            }
+        }
+        self
+    }
+
+    /// A text of the combined format.
+    fn combined(mut self, text: &[u8], plain: bool) -> Self {
+        if text.is_empty() {
+            return self.put(b"-");
+        }
+        if plain {
+            return self.copy(text);
+        }
+        for byte in text {
+            self = if matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\') {
+                self.put(&[*byte])
+            } else {
+                self.put(b"\\x").put(&hexadecimal(*byte, b"0123456789ABCDEF"))
+            };
+        }
+        self
+    }
 }
 
-fn push_json_number(key: &[u8], number: u64, out: &mut Vec<u8>) {
-    out.extend_from_slice(key);
-    push_padded(number, 1, out);
-}
-
-/// A text of ours, in which nothing needs to be escaped. `key` ends with the quote before it.
-fn push_json_word(key: &str, text: &[u8], out: &mut Vec<u8>) {
-    let key = key.as_bytes();
-    if let ([bare @ .., _], []) = (key, text) {
-        out.extend_from_slice(bare);
-        out.extend_from_slice(b"null");
-        return;
-    }
-    out.extend_from_slice(key);
-    out.extend_from_slice(text);
-    out.push(b'"');
-}
-
-/// As [`push_json_word`], of any text.
-fn push_json_field(key: &str, text: &[u8], out: &mut Vec<u8>) {
-    if is_plain(text) {
-        push_json_word(key, text, out);
-    } else {
-        out.extend_from_slice(key.as_bytes());
-        push_json_escaped(text, out);
-        out.push(b'"');
-    }
+fn hexadecimal(byte: u8, digits: &[u8; 16]) -> [u8; 2] {
+    [digits[usize::from(byte >> 4)], digits[usize::from(byte & 0xf)]]
 }
 
 /// Whether there is nothing to escape.
@@ -256,38 +342,6 @@ fn is_plain(text: &[u8]) -> bool {
         // Some of the last bytes may be looked at twice.
         Some(last) => plain(last) && text.as_chunks().0.iter().all(plain),
         None => text.iter().all(|byte| PLAIN[usize::from(*byte)]),
-    }
-}
-
-/// Escapes what JSON must (RFC 8259 §7), the other control characters and the line separators of Unicode; what is not
-/// UTF-8 becomes U+FFFD.
-fn push_json_escaped(text: &[u8], out: &mut Vec<u8>) {
-    for chunk in text.utf8_chunks() {
-        for letter in chunk.valid().chars() {
-            match letter {
-                '"' | '\\' => out.extend_from_slice(&[b'\\', letter as u8]),
-                '\n' => out.extend_from_slice(b"\\n"),
-                '\r' => out.extend_from_slice(b"\\r"),
-                '\t' => out.extend_from_slice(b"\\t"),
-                '\u{2028}' | '\u{2029}' => drop(write!(out, "\\u{:04x}", letter as u32)),
-                _ if letter.is_control() => drop(write!(out, "\\u{:04x}", letter as u32)),
-                _ => out.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes()),
-            }
-        }
-        if !chunk.invalid().is_empty() {
-            out.extend_from_slice("\u{fffd}".as_bytes());
-        }
-    }
-}
-
-fn push_hex_escaped(text: &[u8], out: &mut Vec<u8>) {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in text {
-        if matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\') {
-            out.push(*byte);
-        } else {
-            out.extend_from_slice(&[b'\\', b'x', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 0xf)]]);
-        }
     }
 }
 

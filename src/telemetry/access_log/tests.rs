@@ -92,14 +92,41 @@ fn the_clock_follows_the_second_and_keeps_it() {
 }
 
 #[test]
-fn numbers_are_padded_and_whole() {
-    for (number, width, expected) in
-        [(0, 1, "0"), (7, 3, "007"), (1234, 3, "1234"), (u64::MAX, 1, "18446744073709551615")]
+fn numbers_are_whole_and_padded() {
+    for (number, expected) in
+        [(0, "0"), (7, "7"), (10, "10"), (1234, "1234"), (99_999, "99999"), (u64::MAX, "18446744073709551615")]
     {
         let mut out = Vec::new();
-        push_padded(number, width, &mut out);
-        assert_eq!(out, expected.as_bytes());
+        Line::write(&[], true, &mut out, |line| line.number(number));
+        assert_eq!(String::from_utf8_lossy(&out), expected);
     }
+    let mut out = Vec::new();
+    Line::write(&[], true, &mut out, |line| line.digits::<3>(7).digits::<6>(1002));
+    assert_eq!(out, b"007001002");
+}
+
+#[test]
+fn the_longest_line_has_room() {
+    let longest = Record {
+        client: Some("1111:2222:3333:4444:5555:6666:7777:8888".parse().expect("an address")),
+        peer: Some("1111:2222:3333:4444:5555:6666:7777:8888".parse().expect("an address")),
+        method: &[0; 300],
+        host: &[0; 300],
+        path: &[0; 300],
+        status: u16::MAX,
+        bytes_sent: u64::MAX,
+        bytes_received: u64::MAX,
+        duration: Duration::MAX,
+        attempts: u32::MAX,
+        reason: *Reason::ALL.iter().max_by_key(|reason| reason.as_str().len()).expect("there are some"),
+        tls_version: "TLSv1.3",
+        request_id: &[0; 300],
+        referer: &[0; 300],
+        user_agent: &[0; 300],
+        ..record()
+    };
+    let room = Line::MOST + (3 + 5 + 6 * 300) * Line::ESCAPED;
+    assert!(json(&longest).len() <= room - 64 && combined(&longest).len() <= room);
 }
 
 proptest! {
