@@ -51,44 +51,56 @@ pub fn same_name(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len() && same_letters(one, other)
 }
 
-/// The same of names that are equally long. The last word may hold letters of the one before it.
-#[inline]
+/// The same of names that are equally long. What is between the first word and the last may overlap both.
 fn same_letters(one: &[u8], other: &[u8]) -> bool {
-    if let (Some(last), Some(others)) = (one.last_chunk(), other.last_chunk()) {
-        let mut words = one.as_chunks().0.iter().zip(other.as_chunks().0);
-        return same_word(*last, *others) && words.all(|(one, other)| same_word(*one, *other));
-    }
     match (ends(one), ends(other)) {
-        (Some(one), Some(other)) => same_word(one, other),
-        _ => one.eq_ignore_ascii_case(other),
+        (Some([first, last]), Some([others_first, others_last])) => {
+            let same = |(one, other): (&[u8; 8], &[u8; 8])| same_word(word(one), word(other));
+            same_word(first, others_first)
+                && same_word(last, others_last)
+                && (one.len() <= 16 || one.as_chunks().0.iter().zip(other.as_chunks().0).skip(1).all(same))
+        }
+        _ => match (short(one), short(other)) {
+            (Some(one), Some(other)) => same_word(one, other),
+            _ => one.eq_ignore_ascii_case(other),
+        },
     }
 }
 
-/// The first four bytes and the last four.
-fn ends(name: &[u8]) -> Option<[u8; 8]> {
-    let ([a, b, c, d], [e, f, g, h]) = (name.first_chunk()?, name.last_chunk()?);
-    Some([*a, *b, *c, *d, *e, *f, *g, *h])
+/// The first word of a name and its last one.
+fn ends(name: &[u8]) -> Option<[u64; 2]> {
+    Some([word(name.first_chunk()?), word(name.last_chunk()?)])
 }
 
-/// Whether eight bytes are the same but for the case of letters.
-#[inline]
-fn same_word(one: [u8; 8], other: [u8; 8]) -> bool {
-    let (one, other) = (u64::from_le_bytes(one), u64::from_le_bytes(other));
-    // Other names mostly differ in more than the bit of the case.
-    (one ^ other) & !(b' ' as u64 * EACH) == 0 && small(one) == small(other)
+/// All letters of a name of four to eight in one word; some may be in it twice.
+fn short(name: &[u8]) -> Option<u64> {
+    let half = |part: &[u8; 4]| u64::from(u32::from_le_bytes(*part));
+    Some(half(name.first_chunk()?) << 32 | half(name.last_chunk()?))
+}
+
+fn word(part: &[u8; 8]) -> u64 {
+    u64::from_le_bytes(*part)
 }
 
 /// A byte that is 1, in each place of a word.
 const EACH: u64 = u64::MAX / 0xff;
+/// The bit in which a capital letter differs from a small one.
+const CASE: u64 = 0x20 * EACH;
 
-/// Eight bytes with their capital letters made small.
-fn small(word: u64) -> u64 {
-    // In each byte the highest bit says what follows; the others of a sum cannot reach the next byte.
-    let low = word & (0x7f * EACH);
-    let from_a = low + (0x80 - b'A' as u64) * EACH;
-    let after_z = low + (0x7f - b'Z' as u64) * EACH;
-    let capital = (from_a ^ after_z) & !word & (0x80 * EACH);
-    word | (capital >> 2)
+/// Whether eight bytes are the same but for the case of letters.
+fn same_word(one: u64, other: u64) -> bool {
+    let different = one ^ other;
+    // Other names mostly differ in more than that bit.
+    different & !CASE == 0 && (different << 2) & !letters(one) == 0
+}
+
+/// The highest bit of each byte that is a letter.
+fn letters(word: u64) -> u64 {
+    // The highest bit of each sum says what follows; the others cannot reach the next byte.
+    let low = (word | CASE) & (0x7f * EACH);
+    let from_a = low + (0x80 - u64::from(b'a')) * EACH;
+    let after_z = low + (0x7f - u64::from(b'z')) * EACH;
+    (from_a ^ after_z) & !word & (0x80 * EACH)
 }
 
 /// Where the fields of a head are in its bytes. Kept and filled again, so that reading a head takes no memory.
