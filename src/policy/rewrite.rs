@@ -11,8 +11,8 @@ pub use request::{ClientCert, RequestRewrite, join_cookies};
 
 use super::{
     fields::{Fields, same_name},
-    forwarded::{X_FORWARDED_FOR, is_client_cert_field, is_forged_field, is_forwarding_field},
-    headers::{HOP_BY_HOP, HeaderEdits, X_REQUEST_ID, is_like, nominated_by_connection},
+    forwarded::{is_client_cert_field, is_forged_field, is_forwarding_field},
+    headers::{HeaderEdits, X_REQUEST_ID, is_like, nominated_by_connection},
 };
 
 /// Where fields of ours go.
@@ -249,9 +249,11 @@ enum Kind {
     Forwarding,
     /// `X-Forwarded-For` and `Forwarded`: made anew, of what trusted peers said.
     Hearsay,
-    /// To the next hop only; see [`HOP_BY_HOP`]. And `Trailer`.
+    /// To the next hop only; see [`HOP_BY_HOP`](super::headers::HOP_BY_HOP). And `Trailer`.
     Hop,
     Host,
+    /// `Content-Length`
+    Length,
     Plain,
     RequestId,
 }
@@ -267,25 +269,32 @@ impl Kind {
         }
     }
 
-    /// Looks closely only at names that begin, and are as long, as one of those that matter.
+    /// By its length and its first letter a name can be one of those that matter at most.
+    #[inline]
     fn of(name: &[u8]) -> Self {
-        let is = |own: &HeaderName| same_name(name, own.as_str().as_bytes());
-        let Some(first) = name.first().map(u8::to_ascii_lowercase) else { return Self::Plain };
-        match (first, name.len()) {
-            (b'a', 13) if is(&header::AUTHORIZATION) => Self::Authorization,
-            (b'c', 6) if is(&header::COOKIE) => Self::Cookie,
-            (b'f', 9) if is(&header::FORWARDED) => Self::Hearsay,
-            (b'h', 4) if is(&header::HOST) => Self::Host,
-            (b'c' | b'k', 10) | (b'h', 14) | (b'p', 16 | 18 | 19) | (b't', 2 | 7 | 17) | (b'u', 7)
-                if is(&header::TRAILER) || HOP_BY_HOP.iter().any(is) =>
-            {
-                Self::Hop
-            }
-            (b'x', 12) if is(&X_REQUEST_ID) => Self::RequestId,
-            (b'x', 15) if is(&X_FORWARDED_FOR) => Self::Hearsay,
-            (b'x', 20..) if is_client_cert_field(name) => Self::ClientCert,
-            _ => Self::Plain,
-        }
+        let Some(first) = name.first() else { return Self::Plain };
+        let (own, kind) = match (first.to_ascii_lowercase(), name.len()) {
+            (b'a', 13) => ("authorization", Self::Authorization),
+            (b'c', 6) => ("cookie", Self::Cookie),
+            (b'c', 10) => ("connection", Self::Hop),
+            (b'c', 14) => ("content-length", Self::Length),
+            (b'f', 9) => ("forwarded", Self::Hearsay),
+            (b'h', 4) => ("host", Self::Host),
+            (b'h', 14) => ("http2-settings", Self::Hop),
+            (b'k', 10) => ("keep-alive", Self::Hop),
+            (b'p', 16) => ("proxy-connection", Self::Hop),
+            (b'p', 18) => ("proxy-authenticate", Self::Hop),
+            (b'p', 19) => ("proxy-authorization", Self::Hop),
+            (b't', 2) => ("te", Self::Hop),
+            (b't', 7) => ("trailer", Self::Hop),
+            (b't', 17) => ("transfer-encoding", Self::Hop),
+            (b'u', 7) => ("upgrade", Self::Hop),
+            (b'x', 12) => ("x-request-id", Self::RequestId),
+            (b'x', 15) => ("x-forwarded-for", Self::Hearsay),
+            (b'x', 20..) if is_client_cert_field(name) => return Self::ClientCert,
+            _ => return Self::Plain,
+        };
+        if same_name(name, own.as_bytes()) { kind } else { Self::Plain }
     }
 }
 

@@ -48,9 +48,10 @@ impl Rewrite for AnswerRewrite<'_> {
         let kind = match Kind::of(name) {
             Kind::Hop if is(header::TRANSFER_ENCODING) => self.framing,
             Kind::Hop if is(header::TRAILER) => self.trailers,
+            Kind::Length => self.framing,
             Kind::Hop => is(header::PROXY_AUTHENTICATE),
             Kind::RequestId => self.request_id.is_none(),
-            _ => self.framing || !is(header::CONTENT_LENGTH),
+            _ => true,
         };
         kind && !self.edits.replaces(name)
     }

@@ -88,7 +88,7 @@ impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
             Kind::Forwarding => self.peer_trusted,
             Kind::Hop => self.hops == Hops::TakenOut,
             Kind::Host => self.host.is_none(),
-            Kind::Plain => true,
+            Kind::Length | Kind::Plain => true,
             Kind::RequestId => self.request_id.is_none(),
         };
         kind && !self.is_told(name) && !self.edits.replaces_like(name)

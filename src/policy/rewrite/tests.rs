@@ -8,10 +8,10 @@ use super::{
     super::{
         fields::{Index, Raw},
         forwarded::{
-            Hop, Scheme, X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY, X_FORWARDED_HOST,
-            X_FORWARDED_PROTO, write_forwarded, write_x_forwarded_for,
+            Hop, Scheme, X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY, X_FORWARDED_FOR,
+            X_FORWARDED_HOST, X_FORWARDED_PROTO, write_forwarded, write_x_forwarded_for,
         },
-        headers::is_like,
+        headers::{HOP_BY_HOP, is_like},
     },
     *,
 };
@@ -179,6 +179,13 @@ impl Settings {
         self.host.iter().for_each(|host| _ = fields.insert(header::HOST, host.parse().expect("a value")));
         edit(&mut fields, &self.edits);
         fields
+    }
+}
+
+#[test]
+fn what_speaks_to_the_next_hop_is_known_by_its_name() {
+    for name in HOP_BY_HOP.iter().chain(&[header::TRAILER]) {
+        assert_eq!(Kind::of(name.as_str().to_ascii_uppercase().as_bytes()), Kind::Hop, "{name}");
     }
 }
 
