@@ -1,10 +1,7 @@
 //! Who the client is, and what is told about it: X-Forwarded-*, Forwarded (RFC 7239), trusted proxies. Fields from peers
 //! that are not trusted are never read; the caller removes all of [`is_forwarding_field`] and writes its own.
 
-use std::{
-    fmt::Write as _,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytes::{BufMut, BytesMut};
 use http::{HeaderName, header};
@@ -14,6 +11,7 @@ use super::{
     fields::{Fields, same_name},
     framing::is_token,
     headers::is_like,
+    pieces::put,
 };
 use crate::types::write_address;
 
@@ -287,12 +285,15 @@ pub fn is_client_cert_field(name: impl AsRef<[u8]>) -> bool {
 
 /// Adds the outgoing `X-Forwarded-For`: `existing` lines (none where the peer is not trusted) and the peer. A unix
 /// peer has no address and adds nothing; where nothing was written the field is left out.
-pub fn write_x_forwarded_for<'a>(existing: impl Iterator<Item = &'a [u8]>, peer: Option<IpAddr>, out: &mut BytesMut) {
+pub fn write_x_forwarded_for<'a>(
+    existing: Option<impl Iterator<Item = &'a [u8]>>,
+    peer: Option<IpAddr>,
+    out: &mut BytesMut,
+) {
     let start = out.len();
     write_existing(existing, start, out);
     if let Some(peer) = peer {
         separate(start, out);
-        // Writing to memory cannot fail.
         write_address(peer.to_canonical(), out);
     }
 }
@@ -318,30 +319,32 @@ pub struct Hop<'a> {
 }
 
 /// Adds the outgoing `Forwarded`: `existing` lines (none where the peer is not trusted) and this hop.
-pub fn write_forwarded<'a>(existing: impl Iterator<Item = &'a [u8]>, hop: &Hop<'_>, out: &mut BytesMut) {
+pub fn write_forwarded<'a>(existing: Option<impl Iterator<Item = &'a [u8]>>, hop: &Hop<'_>, out: &mut BytesMut) {
     let start = out.len();
     write_existing(existing, start, out);
     separate(start, out);
-    // Writing to memory cannot fail.
-    let _ = match hop.peer.map(|peer| peer.to_canonical()) {
-        None => out.write_str("for=_unix"),
-        Some(IpAddr::V4(peer)) => {
-            out.put_slice(b"for=");
-            write_address(IpAddr::V4(peer), out);
-            Ok(())
+    match hop.peer.map(|peer| peer.to_canonical()) {
+        None => put([b"for=_unix"], out),
+        Some(peer @ IpAddr::V4(_)) => {
+            put([b"for="], out);
+            write_address(peer, out);
         }
-        Some(IpAddr::V6(peer)) => write!(out, "for=\"[{peer}]\""),
-    };
+        Some(peer @ IpAddr::V6(_)) => {
+            put([b"for=\"["], out);
+            write_address(peer, out);
+            put([b"]\""], out);
+        }
+    }
     if let Some(host) = hop.host {
-        out.put_slice(b";host=");
+        put([b";host="], out);
         write_value(host.as_bytes(), out);
     }
-    out.put_slice(b";proto=");
-    out.put_slice(hop.scheme.as_str().as_bytes());
+    put([b";proto=", hop.scheme.as_str().as_bytes()], out);
 }
 
 /// The field's value begins at `start`.
-fn write_existing<'a>(existing: impl Iterator<Item = &'a [u8]>, start: usize, out: &mut BytesMut) {
+fn write_existing<'a>(existing: Option<impl Iterator<Item = &'a [u8]>>, start: usize, out: &mut BytesMut) {
+    let Some(existing) = existing else { return };
     for line in existing.map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {
         separate(start, out);
         out.put_slice(line);

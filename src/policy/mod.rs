@@ -17,6 +17,7 @@ pub mod ocsp;
 pub mod outlier;
 pub mod password;
 pub mod path;
+pub mod pieces;
 pub mod proxy_protocol;
 pub mod rate;
 pub mod retry;

@@ -13,12 +13,18 @@ use super::{
     fields::{Fields, same_name},
     forwarded::{is_client_cert_field, is_forged_field, is_forwarding_field},
     headers::{HeaderEdits, X_REQUEST_ID, is_like, nominated_by_connection},
+    pieces::put,
 };
 
 /// Where fields of ours go.
 pub trait Sink {
     /// A field with this value.
     fn field(&mut self, name: &HeaderName, value: &HeaderValue);
+
+    /// A field with this text for its value. It must be a field's value.
+    fn text(&mut self, name: &HeaderName, text: &[u8]) {
+        self.made(name, |out| out.put_slice(text));
+    }
 
     /// A field whose value `write` puts at the end of what it is given. It must be a field's value.
     fn made(&mut self, name: &HeaderName, write: impl FnOnce(&mut BytesMut));
@@ -52,7 +58,7 @@ pub trait Rewrite {
         let nominated = nominated(self, fields);
         for (name, value) in fields.each() {
             if self.passes(name) && !names(&nominated, name) {
-                put(name, if is_length(name) { decimal(value) } else { value }, out);
+                put([name, b": ", if is_length(name) { decimal(value) } else { value }, b"\r\n"], out);
             }
         }
         self.ours(&mut Wire(out));
@@ -104,7 +110,7 @@ pub trait Rewrite {
 
 /// What `Connection` names and would go on otherwise; of framing it has no say. Takes memory only where there is such a name.
 fn nominated<'f>(rewrite: &(impl Rewrite + ?Sized), fields: &'f impl Fields) -> Vec<&'f [u8]> {
-    if rewrite.hops() == Hops::TakenOut {
+    if rewrite.hops() == Hops::TakenOut || !fields.has(&header::CONNECTION) {
         return Vec::new();
     }
     let framing = |name: &[u8]| same_name(name, header::TRANSFER_ENCODING.as_str().as_bytes());
@@ -120,14 +126,17 @@ struct Wire<'a>(&'a mut BytesMut);
 
 impl Sink for Wire<'_> {
     fn field(&mut self, name: &HeaderName, value: &HeaderValue) {
-        put(name.as_str().as_bytes(), value.as_bytes(), self.0);
+        self.text(name, value.as_bytes());
+    }
+
+    fn text(&mut self, name: &HeaderName, text: &[u8]) {
+        put([name.as_str().as_bytes(), b": ", text, b"\r\n"], self.0);
     }
 
     fn made(&mut self, name: &HeaderName, write: impl FnOnce(&mut BytesMut)) {
-        self.0.put_slice(name.as_str().as_bytes());
-        self.0.put_slice(b": ");
+        put([name.as_str().as_bytes(), b": "], self.0);
         write(self.0);
-        self.0.put_slice(b"\r\n");
+        put([b"\r\n"], self.0);
     }
 }
 
@@ -139,14 +148,6 @@ fn is_length(name: &[u8]) -> bool {
 pub fn decimal(length: &[u8]) -> &[u8] {
     let zeros = length.iter().take_while(|byte| **byte == b'0').count();
     &length[zeros.min(length.len().saturating_sub(1))..]
-}
-
-fn put(name: &[u8], value: &[u8], out: &mut BytesMut) {
-    out.reserve(name.len() + value.len() + 4);
-    out.put_slice(name);
-    out.put_slice(b": ");
-    out.put_slice(value);
-    out.put_slice(b"\r\n");
 }
 
 /// A map, and room for the values that are made.
@@ -226,6 +227,12 @@ impl<S: Sink> Sink for Unedited<'_, S> {
     fn field(&mut self, name: &HeaderName, value: &HeaderValue) {
         if !self.edits.replaces(name.as_str().as_bytes()) {
             self.to.field(name, value);
+        }
+    }
+
+    fn text(&mut self, name: &HeaderName, text: &[u8]) {
+        if !self.edits.replaces(name.as_str().as_bytes()) {
+            self.to.text(name, text);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Heads on their way: towards the backend, and back to the client. What becomes of them is decided in `policy/rewrite.rs`; here
 //! is gathered what it is decided by.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use http::{HeaderMap, Method, StatusCode, Version, header, request::Parts, uri};
 use pingora_core::{ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -21,6 +21,7 @@ use crate::{
         fields::Fields,
         forwarded::Scheme,
         headers::HeaderEdits,
+        pieces::put,
         rewrite::{AnswerRewrite, ClientCert, Hops, RequestRewrite, Rewrite as _},
     },
 };
@@ -111,10 +112,10 @@ impl<'a, F: Fields> Client<'a, F> {
         self.begin(self.method, ctx, out);
         if self.version == Version::HTTP_2 && self.fields.all(&header::TE).any(|said| said == b"trailers") {
             // The only word of HTTP/2's between neighbours (RFC 9113 §8.2.2), and it is true of us: they go on.
-            out.put_slice(b"te: trailers\r\nconnection: te\r\n");
+            put([b"te: trailers\r\nconnection: te\r\n"], out);
         }
         let chunked = body && !self.fields.has(&header::CONTENT_LENGTH);
-        out.put_slice(if chunked { b"transfer-encoding: chunked\r\n\r\n" } else { b"\r\n" });
+        put([if chunked { b"transfer-encoding: chunked\r\n\r\n" } else { b"\r\n" }], out);
         chunked
     }
 
@@ -122,19 +123,13 @@ impl<'a, F: Fields> Client<'a, F> {
     /// one of HTTP/2 sends no key (RFC 8441 §5).
     pub(super) fn write_upgrade(&self, ctx: &'a RequestCtx, handshake: &[u8], out: &mut BytesMut) {
         self.begin(&Method::GET, ctx, out);
-        out.put_slice(handshake);
-        out.put_slice(UPGRADE);
-        out.put_slice(b"\r\n");
+        put([handshake, UPGRADE, b"\r\n"], out);
     }
 
     /// All of a head but its framing and its end.
     fn begin(&self, method: &Method, ctx: &'a RequestCtx, out: &mut BytesMut) {
         let target = ctx.target.as_ref().map_or(self.target, |target| target.as_str().as_bytes());
-        out.reserve(target.len() + 64);
-        out.put_slice(method.as_str().as_bytes());
-        out.put_u8(b' ');
-        out.put_slice(target);
-        out.put_slice(b" HTTP/1.1\r\n");
+        put([method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n"], out);
         self.rewrite(ctx, Version::HTTP_11, Hops::Here).write(self.fields, out);
     }
 }

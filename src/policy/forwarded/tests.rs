@@ -81,8 +81,8 @@ fn a_trusted_peer_tells_the_scheme() {
 fn values_are_appended_and_quoted() {
     let written = |existing: &[&str], hop: Hop<'_>| {
         let (mut plain, mut full) = (BytesMut::new(), BytesMut::new());
-        write_x_forwarded_for(existing.iter().map(|line| line.as_bytes()), hop.peer, &mut plain);
-        write_forwarded(existing.iter().map(|line| line.as_bytes()), &hop, &mut full);
+        write_x_forwarded_for(Some(existing.iter().map(|line| line.as_bytes())), hop.peer, &mut plain);
+        write_forwarded(Some(existing.iter().map(|line| line.as_bytes())), &hop, &mut full);
         [plain, full].map(|text| String::from_utf8(text.to_vec()).expect("text"))
     };
     let hop = Hop { peer: Some(ip("192.0.2.1")), host: Some("example.com"), scheme: Scheme::Https };
@@ -159,7 +159,7 @@ proptest! {
         let peer = IpAddr::from(octets).to_canonical();
         prop_assume!(!trusted().contains(peer));
         let mut out = BytesMut::new();
-        write_forwarded(iter::empty(), &Hop { peer: Some(peer), host: Some(&host), scheme: Scheme::Https }, &mut out);
+        write_forwarded(Some(iter::empty()), &Hop { peer: Some(peer), host: Some(&host), scheme: Scheme::Https }, &mut out);
         let text = String::from_utf8(out.to_vec()).expect("text");
         prop_assert_eq!(client("10.0.0.1", &[("forwarded", &text)]), peer);
     }

@@ -108,14 +108,18 @@ fn next_hop(fields: &HeaderMap, trusted: &TrustedProxies, peer: IpAddr) {
         ClientIdentity::resolve(Some(TRUSTED), trusted, &told)
     };
     let mut out = BytesMut::new();
-    write_x_forwarded_for(lines(X_FORWARDED_FOR), Some(peer), &mut out);
+    write_x_forwarded_for(Some(lines(X_FORWARDED_FOR)), Some(peer), &mut out);
     assert!(out.len() <= size(X_FORWARDED_FOR) + 40);
     assert_eq!(told(&X_FORWARDED_FOR, out).client, Some(peer));
 
     let host = fields.get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
     for scheme in [Scheme::Http, Scheme::Https] {
         let mut out = BytesMut::new();
-        write_forwarded(lines(header::FORWARDED), &Hop { peer: Some(peer), host: host.as_deref(), scheme }, &mut out);
+        write_forwarded(
+            Some(lines(header::FORWARDED)),
+            &Hop { peer: Some(peer), host: host.as_deref(), scheme },
+            &mut out,
+        );
         assert!(out.len() <= size(header::FORWARDED) + 80 + 2 * host.as_deref().map_or(0, str::len));
         let identity = told(&header::FORWARDED, out);
         assert_eq!((identity.client, identity.scheme), (Some(peer), Some(scheme)), "{fields:?}");

@@ -1,6 +1,5 @@
 //! The head of a backend's answer on its way to the client.
 
-use bytes::BufMut as _;
 use http::{HeaderName, HeaderValue, header};
 
 use super::{
@@ -48,8 +47,8 @@ impl Rewrite for AnswerRewrite<'_> {
         let kind = match Kind::of(name) {
             Kind::Hop if is(header::TRANSFER_ENCODING) => self.framing,
             Kind::Hop if is(header::TRAILER) => self.trailers,
-            Kind::Length => self.framing,
             Kind::Hop => is(header::PROXY_AUTHENTICATE),
+            Kind::Length => self.framing,
             Kind::RequestId => self.request_id.is_none(),
             _ => true,
         };
@@ -65,7 +64,7 @@ impl Rewrite for AnswerRewrite<'_> {
             to.field(&header::VIA, via);
         }
         if let Some(id) = self.request_id {
-            to.made(&X_REQUEST_ID, |out| out.put_slice(id));
+            to.text(&X_REQUEST_ID, id);
         }
         self.edits.write(to.to);
     }

@@ -111,10 +111,10 @@ impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
             to.field(&header::VIA, via);
         }
         if let Some(id) = self.request_id {
-            to.made(&X_REQUEST_ID, |out| out.put_slice(id));
+            to.text(&X_REQUEST_ID, id);
         }
         if let Some(host) = self.host {
-            to.made(&header::HOST, |out| out.put_slice(host));
+            to.text(&header::HOST, host);
         }
         self.edits.write(to.to);
     }
@@ -132,26 +132,27 @@ impl<F: Fields> RequestRewrite<'_, F> {
     /// X-Forwarded-* and Forwarded: what a trusted peer said is kept and added to, what anyone else said is replaced.
     fn forwarding(&self, to: &mut impl Sink) {
         let (list, structured) = (X_FORWARDED_FOR, header::FORWARDED);
-        if self.peer.is_some() || self.hearsay(&list).any(|line| !line.trim_ascii().is_empty()) {
+        let said = |line: &[u8]| !line.trim_ascii().is_empty();
+        if self.peer.is_some() || self.hearsay(&list).is_some_and(|mut lines| lines.any(said)) {
             to.made(&list, |out| write_x_forwarded_for(self.hearsay(&list), self.peer, out));
         }
         let hop = Hop { peer: self.peer, host: self.asked_host, scheme: self.hop_scheme };
         to.made(&structured, |out| write_forwarded(self.hearsay(&structured), &hop, out));
         let said = |name: &HeaderName| self.peer_trusted && self.client.has(name);
         if !said(&X_FORWARDED_PROTO) {
-            to.made(&X_FORWARDED_PROTO, |out| out.put_slice(self.scheme.as_str().as_bytes()));
+            to.text(&X_FORWARDED_PROTO, self.scheme.as_str().as_bytes());
         }
         let is_text = |host: &&str| host.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         if let Some(host) = self.asked_host.filter(is_text)
             && !said(&X_FORWARDED_HOST)
         {
-            to.made(&X_FORWARDED_HOST, |out| out.put_slice(host.as_bytes()));
+            to.text(&X_FORWARDED_HOST, host.as_bytes());
         }
     }
 
     /// What the peer said of hops before it; nothing where it is not trusted.
-    fn hearsay<'f>(&'f self, name: &'f HeaderName) -> impl Iterator<Item = &'f [u8]> {
-        self.peer_trusted.then(|| self.client.all(name)).into_iter().flatten()
+    fn hearsay<'f>(&'f self, name: &'f HeaderName) -> Option<impl Iterator<Item = &'f [u8]>> {
+        self.peer_trusted.then(|| self.client.all(name))
     }
 
     /// The client's certificate, where it was asked for.
@@ -165,7 +166,7 @@ impl<F: Fields> RequestRewrite<'_, F> {
                 ClientCert::SUCCESS
             }
         };
-        to.made(&X_CLIENT_CERT_VERIFY, |out| out.put_slice(verify));
+        to.text(&X_CLIENT_CERT_VERIFY, verify);
     }
 
     /// Whether the certificate says it, so that nobody else does.

@@ -13,6 +13,7 @@ use super::{
 use crate::policy::{
     fields::Fields as _,
     framing::Border,
+    pieces::put,
     rewrite::{AnswerRewrite, Rewrite as _, decimal},
     trailers,
 };
@@ -28,8 +29,7 @@ pub(super) fn interim(attempt: &Attempt<impl AsyncRead + AsyncWrite + Unpin>, he
 pub(super) fn switch(attempt: &Attempt<impl AsyncRead + AsyncWrite + Unpin>, out: &mut BytesMut) {
     status_line(StatusCode::SWITCHING_PROTOCOLS, attempt.phrase(), out);
     AnswerRewrite { framing: false, ..AnswerRewrite::INTERIM }.write(&attempt.head(), out);
-    out.put_slice(edit::UPGRADE);
-    out.put_slice(b"\r\n");
+    put([edit::UPGRADE, b"\r\n"], out);
 }
 
 /// Writes the head of a backend's answer. `again`: another request may come. An answer that the backend's connection ends
@@ -60,9 +60,7 @@ pub(super) fn answer(
     match fields.first(&length) {
         _ if head.is_bodiless() => {}
         Some(length) => {
-            out.put_slice(b"Content-Length: ");
-            out.put_slice(decimal(length.trim_ascii()));
-            out.put_slice(b"\r\n");
+            put([b"Content-Length: ", decimal(length.trim_ascii()), b"\r\n"], out);
         }
         None if head.body == Body::UntilClose || (chunked && head.status != StatusCode::NOT_MODIFIED) => {
             out.put_slice(b"Transfer-Encoding: chunked\r\n");
@@ -77,10 +75,7 @@ pub(super) fn trailers(attempt: &Attempt<impl AsyncRead + AsyncWrite + Unpin>, c
     let edits = ctx.route().map(|route| &route.response_headers);
     for (name, value) in trailers::fields(attempt.trailers()) {
         if !edits.is_some_and(|edits| edits.replaces(name)) {
-            out.put_slice(name);
-            out.put_slice(b": ");
-            out.put_slice(value);
-            out.put_slice(b"\r\n");
+            put([name, b": ", value, b"\r\n"], out);
         }
     }
     out.put_slice(b"\r\n");
@@ -110,11 +105,7 @@ pub(super) fn ours(
 }
 
 fn status_line(status: StatusCode, phrase: &[u8], out: &mut BytesMut) {
-    out.put_slice(b"HTTP/1.1 ");
-    out.put_slice(status.as_str().as_bytes());
-    out.put_u8(b' ');
-    out.put_slice(phrase);
-    out.put_slice(b"\r\n");
+    put([b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", phrase, b"\r\n"], out);
 }
 
 fn connection(again: bool, out: &mut BytesMut) {

@@ -1,0 +1,18 @@
+//! Text that is put together of pieces, as the lines of a head are.
+
+use bytes::BytesMut;
+
+/// Appends `pieces`, with one look at the room for all of them: most are shorter than what looking for each would cost.
+#[inline]
+pub fn put<const COUNT: usize>(pieces: [&[u8]; COUNT], out: &mut BytesMut) {
+    let length = pieces.iter().map(|piece| piece.len()).sum();
+    out.reserve(length);
+    let mut room = &mut out.spare_capacity_mut()[..length];
+    for piece in pieces {
+        let (place, rest) = room.split_at_mut(piece.len());
+        place.write_copy_of_slice(piece);
+        room = rest;
+    }
+    // SAFETY: the pieces were written behind the end, and are so many bytes.
+    unsafe { out.set_len(out.len() + length) };
+}
