@@ -45,8 +45,8 @@ pub fn is_uri_path(path: &str) -> bool {
 pub fn split_target<'a>(method: &Method, target: &'a str) -> (&'a str, &'a str) {
     if target.starts_with('/') {
         // Nearly always.
-        let (path, rest) =
-            target.split_at(target.bytes().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(target.len()));
+        let Some(end) = target.bytes().position(|byte| matches!(byte, b'?' | b'#')) else { return (target, "") };
+        let (path, rest) = target.split_at(end);
         let query = if rest.starts_with('?') { rest.split('#').next().unwrap_or_default() } else { "" };
         return (path, query);
     }
