@@ -13,7 +13,7 @@ use super::{
     headers::is_like,
     pieces::put,
 };
-use crate::types::write_address;
+use crate::types::AddressText;
 
 /// `X-Client-Cert-Fingerprint`
 pub const X_CLIENT_CERT_FINGERPRINT: HeaderName = HeaderName::from_static("x-client-cert-fingerprint");
@@ -287,14 +287,14 @@ pub fn is_client_cert_field(name: impl AsRef<[u8]>) -> bool {
 /// peer has no address and adds nothing; where nothing was written the field is left out.
 pub fn write_x_forwarded_for<'a>(
     existing: Option<impl Iterator<Item = &'a [u8]>>,
-    peer: Option<IpAddr>,
+    peer: Option<&AddressText>,
     out: &mut BytesMut,
 ) {
     let start = out.len();
     write_existing(existing, start, out);
     if let Some(peer) = peer {
         separate(start, out);
-        write_address(peer.to_canonical(), out);
+        put([peer.as_bytes()], out);
     }
 }
 
@@ -311,7 +311,7 @@ pub fn is_forged_field(name: impl AsRef<[u8]>) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub struct Hop<'a> {
     /// The peer; `None` for a unix socket, written as the obfuscated `_unix` (RFC 7239 §6.3).
-    pub peer: Option<IpAddr>,
+    pub peer: Option<&'a AddressText>,
     /// `Host` as the client sent it.
     pub host: Option<&'a str>,
     /// How the peer spoke to us.
@@ -323,17 +323,10 @@ pub fn write_forwarded<'a>(existing: Option<impl Iterator<Item = &'a [u8]>>, hop
     let start = out.len();
     write_existing(existing, start, out);
     separate(start, out);
-    match hop.peer.map(|peer| peer.to_canonical()) {
+    match hop.peer {
         None => put([b"for=_unix"], out),
-        Some(peer @ IpAddr::V4(_)) => {
-            put([b"for="], out);
-            write_address(peer, out);
-        }
-        Some(peer @ IpAddr::V6(_)) => {
-            put([b"for=\"["], out);
-            write_address(peer, out);
-            put([b"]\""], out);
-        }
+        Some(peer) if peer.is_ipv6() => put([b"for=\"[", peer.as_bytes(), b"]\""], out),
+        Some(peer) => put([b"for=", peer.as_bytes()], out),
     }
     if let Some(host) = hop.host {
         put([b";host="], out);

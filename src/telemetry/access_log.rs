@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::types::{Reason, write_address};
+use crate::types::{AddressText, Reason};
 
 /// What is logged of a request. Empty text is "not known": `null` in JSON, `-` in the combined format.
 #[derive(Clone, Copy, Debug)]
@@ -112,15 +112,19 @@ pub fn write_json(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<u8>)
     let Record { method, host, path, request_id, referer, user_agent, .. } = *record;
     let texts = [method, host, path, upstream, backend, request_id, referer, user_agent];
     let plain = texts.iter().all(|text| is_plain(text));
+    let (client, peer) = (record.client.map(AddressText::new), record.peer.map(|peer| peer.to_canonical()));
+    // Mostly nobody is between.
+    let between = (peer != record.client).then(|| peer.map(AddressText::new));
+    let peer = between.as_ref().unwrap_or(&client);
     Line::write(&texts, plain, out, |line| {
         line.put(b"{\"time\":\"")
             .put(&clock.rfc3339)
             .put(b".")
             .digits::<3>(millis)
             .put(b"Z\",\"client\":\"")
-            .client(record.client)
+            .client(&client)
             .put(b"\",\"peer\":\"")
-            .client(record.peer.map(|peer| peer.to_canonical()))
+            .client(peer)
             .put(b"\",\"method\":")
             .json(method, plain)
             .put(b",\"host\":")
@@ -168,7 +172,7 @@ pub fn write_combined(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<
     let texts = [method, path, referer, user_agent];
     let plain = texts.iter().all(|text| is_plain(text));
     Line::write(&texts, plain, out, |line| {
-        let line = line.client(record.client).put(b" - - [").put(&clock.combined).put(b"] \"");
+        let line = line.client(&record.client.map(AddressText::new)).put(b" - - [").put(&clock.combined).put(b"] \"");
         let line = if method.is_empty() && path.is_empty() {
             line.put(b"-")
         } else {
@@ -217,14 +221,8 @@ impl<'a> Line<'a> {
         Self(rest)
     }
 
-    fn client(mut self, client: Option<IpAddr>) -> Self {
-        match client {
-            Some(address @ IpAddr::V4(_)) => write_address(address, &mut self.0),
-            // Writing to memory cannot fail.
-            Some(address) => drop(write!(self.0, "{address}")),
-            None => return self.put(b"unix"),
-        }
-        self
+    fn client(self, client: &Option<AddressText>) -> Self {
+        self.copy(client.as_ref().map_or(b"unix", AddressText::as_bytes))
     }
 
     #[inline]

@@ -7,7 +7,7 @@ mod refusal;
 mod state;
 mod unit;
 
-pub use address::{BackendAddress, HostPort, ListenAddress, write_address};
+pub use address::{AddressText, BackendAddress, HostPort, ListenAddress};
 pub use name::Name;
 pub use reason::{AttemptFailure, Reason};
 pub use refusal::Refusal;

@@ -79,23 +79,24 @@ fn a_trusted_peer_tells_the_scheme() {
 
 #[test]
 fn values_are_appended_and_quoted() {
-    let written = |existing: &[&str], hop: Hop<'_>| {
+    let written = |existing: &[&str], peer: Option<&str>, host: Option<&str>, scheme: Scheme| {
         let (mut plain, mut full) = (BytesMut::new(), BytesMut::new());
-        write_x_forwarded_for(Some(existing.iter().map(|line| line.as_bytes())), hop.peer, &mut plain);
-        write_forwarded(Some(existing.iter().map(|line| line.as_bytes())), &hop, &mut full);
+        let lines = || Some(existing.iter().map(|line| line.as_bytes()));
+        let peer = peer.map(|peer| AddressText::new(ip(peer)));
+        write_x_forwarded_for(lines(), peer.as_ref(), &mut plain);
+        write_forwarded(lines(), &Hop { peer: peer.as_ref(), host, scheme }, &mut full);
         [plain, full].map(|text| String::from_utf8(text.to_vec()).expect("text"))
     };
-    let hop = Hop { peer: Some(ip("192.0.2.1")), host: Some("example.com"), scheme: Scheme::Https };
-    assert_eq!(written(&[], hop), ["192.0.2.1", "for=192.0.2.1;host=example.com;proto=https"]);
-    let hop = Hop { peer: Some(ip("2001:db8::1")), host: Some("example.com:8080"), scheme: Scheme::Http };
     assert_eq!(
-        written(&["a", " b "], hop),
+        written(&[], Some("192.0.2.1"), Some("example.com"), Scheme::Https),
+        ["192.0.2.1", "for=192.0.2.1;host=example.com;proto=https"]
+    );
+    assert_eq!(
+        written(&["a", " b "], Some("2001:db8::1"), Some("example.com:8080"), Scheme::Http),
         ["a, b, 2001:db8::1", "a, b, for=\"[2001:db8::1]\";host=\"example.com:8080\";proto=http"]
     );
-    let hop = Hop { peer: None, host: Some("a\"\\\r\nb"), scheme: Scheme::Http };
-    assert_eq!(written(&[], hop), ["", "for=_unix;host=\"a\\\"\\\\b\";proto=http"]);
-    let hop = Hop { peer: Some(ip("::ffff:192.0.2.1")), host: None, scheme: Scheme::Http };
-    assert_eq!(written(&[], hop), ["192.0.2.1", "for=192.0.2.1;proto=http"]);
+    assert_eq!(written(&[], None, Some("a\"\\\r\nb"), Scheme::Http), ["", "for=_unix;host=\"a\\\"\\\\b\";proto=http"]);
+    assert_eq!(written(&[], Some("::ffff:192.0.2.1"), None, Scheme::Http), ["192.0.2.1", "for=192.0.2.1;proto=http"]);
 }
 
 #[test]
@@ -159,7 +160,8 @@ proptest! {
         let peer = IpAddr::from(octets).to_canonical();
         prop_assume!(!trusted().contains(peer));
         let mut out = BytesMut::new();
-        write_forwarded(Some(iter::empty()), &Hop { peer: Some(peer), host: Some(&host), scheme: Scheme::Https }, &mut out);
+        let hop = Hop { peer: Some(&AddressText::new(peer)), host: Some(&host), scheme: Scheme::Https };
+        write_forwarded(Some(iter::empty()), &hop, &mut out);
         let text = String::from_utf8(out.to_vec()).expect("text");
         prop_assert_eq!(client("10.0.0.1", &[("forwarded", &text)]), peer);
     }

@@ -9,6 +9,7 @@ use super::super::forwarded::{
     ClientIdentity, Hop, Scheme, TrustedProxies, X_FORWARDED_FOR, X_FORWARDED_PROTO, is_client_cert_field,
     is_forwarding_field, write_forwarded, write_x_forwarded_for,
 };
+use crate::types::AddressText;
 
 const TRUSTED: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
@@ -107,8 +108,9 @@ fn next_hop(fields: &HeaderMap, trusted: &TrustedProxies, peer: IpAddr) {
         told.append(name, HeaderValue::from_maybe_shared(value.freeze()).expect("a field's value"));
         ClientIdentity::resolve(Some(TRUSTED), trusted, &told)
     };
+    let text = AddressText::new(peer);
     let mut out = BytesMut::new();
-    write_x_forwarded_for(Some(lines(X_FORWARDED_FOR)), Some(peer), &mut out);
+    write_x_forwarded_for(Some(lines(X_FORWARDED_FOR)), Some(&text), &mut out);
     assert!(out.len() <= size(X_FORWARDED_FOR) + 40);
     assert_eq!(told(&X_FORWARDED_FOR, out).client, Some(peer));
 
@@ -117,7 +119,7 @@ fn next_hop(fields: &HeaderMap, trusted: &TrustedProxies, peer: IpAddr) {
         let mut out = BytesMut::new();
         write_forwarded(
             Some(lines(header::FORWARDED)),
-            &Hop { peer: Some(peer), host: host.as_deref(), scheme },
+            &Hop { peer: Some(&text), host: host.as_deref(), scheme },
             &mut out,
         );
         assert!(out.len() <= size(header::FORWARDED) + 80 + 2 * host.as_deref().map_or(0, str::len));

@@ -16,6 +16,7 @@ use super::{
     },
     Hops, Kind, Rewrite, Sink, Unedited, value,
 };
+use crate::types::AddressText;
 
 /// What is known of a request and its client, and what a backend is to be told of it.
 #[derive(Clone, Debug)]
@@ -132,11 +133,12 @@ impl<F: Fields> RequestRewrite<'_, F> {
     /// X-Forwarded-* and Forwarded: what a trusted peer said is kept and added to, what anyone else said is replaced.
     fn forwarding(&self, to: &mut impl Sink) {
         let (list, structured) = (X_FORWARDED_FOR, header::FORWARDED);
+        let peer = self.peer.map(AddressText::new);
         let said = |line: &[u8]| !line.trim_ascii().is_empty();
-        if self.peer.is_some() || self.hearsay(&list).is_some_and(|mut lines| lines.any(said)) {
-            to.made(&list, |out| write_x_forwarded_for(self.hearsay(&list), self.peer, out));
+        if peer.is_some() || self.hearsay(&list).is_some_and(|mut lines| lines.any(said)) {
+            to.made(&list, |out| write_x_forwarded_for(self.hearsay(&list), peer.as_ref(), out));
         }
-        let hop = Hop { peer: self.peer, host: self.asked_host, scheme: self.hop_scheme };
+        let hop = Hop { peer: peer.as_ref(), host: self.asked_host, scheme: self.hop_scheme };
         to.made(&structured, |out| write_forwarded(self.hearsay(&structured), &hop, out));
         let said = |name: &HeaderName| self.peer_trusted && self.client.has(name);
         if !said(&X_FORWARDED_PROTO) {

@@ -15,6 +15,7 @@ use super::{
     },
     *,
 };
+use crate::types::AddressText;
 
 /// Everything that matters to a proxy, what looks like it, and what does not matter.
 const NAMES: [&str; 49] = [
@@ -140,8 +141,9 @@ impl Settings {
         remove(&mut fields, |name| !self.trusted && is_forwarding_field(name));
         let kept = |name| fields.get_all(name).iter().map(HeaderValue::as_bytes);
         let (mut list, mut structured) = (BytesMut::new(), BytesMut::new());
-        write_x_forwarded_for(Some(kept(X_FORWARDED_FOR)), self.peer, &mut list);
-        let hop = Hop { peer: self.peer, host: self.asked.as_deref(), scheme: self.schemes.0 };
+        let peer = self.peer.map(AddressText::new);
+        write_x_forwarded_for(Some(kept(X_FORWARDED_FOR)), peer.as_ref(), &mut list);
+        let hop = Hop { peer: peer.as_ref(), host: self.asked.as_deref(), scheme: self.schemes.0 };
         write_forwarded(Some(kept(header::FORWARDED)), &hop, &mut structured);
         if !list.is_empty() {
             fields.insert(X_FORWARDED_FOR, value(list.freeze()));

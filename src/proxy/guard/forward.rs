@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
@@ -42,7 +42,7 @@ use crate::{
         kit::Kit,
         reject,
     },
-    types::{Reason, write_address},
+    types::{AddressText, Reason},
 };
 
 const X_FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
@@ -289,9 +289,8 @@ fn question(client: &RequestHeader, ctx: &RequestCtx, service: &ForwardAuth) -> 
         fields.insert(X_FORWARDED_HOST, host);
     }
     if let Some(address) = ctx.client {
-        let mut text = BytesMut::with_capacity(48);
-        write_address(address, &mut text);
-        fields.extend(HeaderValue::from_maybe_shared(text.freeze()).ok().map(|client| (X_FORWARDED_FOR, client)));
+        let text = HeaderValue::from_bytes(AddressText::new(address).as_bytes());
+        fields.extend(text.ok().map(|client| (X_FORWARDED_FOR, client)));
     }
     fields.extend(ctx.request_id.as_ref().map(|id| (reject::X_REQUEST_ID, id.to_value())));
     Ok(question)
