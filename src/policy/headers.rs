@@ -170,10 +170,11 @@ fn after_name(text: &[u8]) -> Option<&[u8]> {
     let mut rest = text;
     let mut empty = true;
     loop {
-        (rest, empty) = match rest {
-            [byte, rest @ ..] if PLAIN[usize::from(*byte)] => (rest, false),
+        let end = rest.iter().position(|byte| !PLAIN[usize::from(*byte)]).unwrap_or(rest.len());
+        empty &= end == 0;
+        (rest, empty) = match rest.split_at(end).1 {
+            rest @ ([] | [b':', ..]) => return Some(rest),
             [b'.', rest @ ..] if !empty => (rest, true),
-            [] | [b':', ..] => return Some(rest),
             [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => (rest, false),
             _ => return None,
         }
