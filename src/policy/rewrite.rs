@@ -276,8 +276,9 @@ impl Kind {
         }
     }
 
-    /// By its length and its first letter a name can be one of those that matter at most.
-    #[inline]
+    /// By its length and its first letter a name can be one of those that matter at most. Inlined, as most names can be none, and
+    /// are told sooner than called for.
+    #[inline(always)]
     fn of(name: &[u8]) -> Self {
         let Some(first) = name.first() else { return Self::Plain };
         let (own, kind) = match (first.to_ascii_lowercase(), name.len()) {
