@@ -230,36 +230,31 @@ const fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-const fn usual() -> [bool; 256] {
-    let mut usual = [false; 256];
-    let mut byte = 0;
-    while byte < 128 {
-        usual[byte as usize] = is_plain(byte) || byte == b'/';
-        byte += 1;
-    }
-    usual
-}
-
 /// Whether nothing in it could have another spelling; most paths are so.
 fn is_canonical(path: &[u8]) -> bool {
-    const USUAL: [bool; 256] = usual();
+    const PLAIN: [bool; 256] = {
+        let mut plain = [false; 256];
+        let mut byte = 0;
+        while byte < plain.len() {
+            plain[byte] = is_plain(byte as u8);
+            byte += 1;
+        }
+        plain
+    };
     if path.first() != Some(&b'/') {
         return path == b"*";
     }
-    let mut before = 0;
-    for (at, &byte) in path.iter().enumerate() {
-        if !USUAL[usize::from(byte)] {
+    let mut rest = path;
+    while let [b'/', after @ ..] = rest {
+        let end = after.iter().position(|byte| !PLAIN[usize::from(*byte)]).unwrap_or(after.len());
+        let (segment, next) = after.split_at(end);
+        // An empty one is the last, of a path that ends with a slash.
+        if matches!(segment, b"." | b"..") || (segment.is_empty() && !next.is_empty()) {
             return false;
         }
-        if before == b'/' {
-            match (byte, path.get(at + 1..).unwrap_or_default()) {
-                (b'/', _) | (b'.', [] | [b'/', ..] | [b'.'] | [b'.', b'/', ..]) => return false,
-                _ => {}
-            }
-        }
-        before = byte;
+        rest = next;
     }
-    true
+    rest.is_empty()
 }
 
 /// Writes a segment with what is unreserved decoded, and what must be encoded.
