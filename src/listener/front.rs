@@ -254,10 +254,11 @@ fn inspect(
     if nominations > MAX_NOMINATIONS {
         return Err(Reason::BadRequest);
     }
-    if request.method == Some(Method::CONNECT.as_str()) {
+    let method = request.method.unwrap_or_default();
+    if method == Method::CONNECT.as_str() {
         return Err(Reason::MethodNotAllowed);
     }
-    if !valid_target(request.method.unwrap_or_default(), request.path.unwrap_or_default(), host) {
+    if !valid_target(method, request.path.unwrap_or_default(), host) {
         return Err(Reason::BadRequest);
     }
     if length.is_some_and(|length| limits.max_body_size.is_some_and(|most| length > most.0)) && !chunked {
@@ -267,7 +268,7 @@ fn inspect(
         (Some(_), true) => return Err(Reason::AmbiguousFraming),
         (_, true) => Border::CHUNKED,
         // Nobody passes another upgrade on, so after any other the connection goes on as it was.
-        (None | Some(0), false) if upgrade && http11 && is_websocket(fields) => Border::Unbounded,
+        (None | Some(0), false) if upgrade && http11 && is_websocket(method, fields) => Border::Unbounded,
         (length, false) => Border::Counted(length.unwrap_or(0)),
     };
     Ok((border, expects))

@@ -49,7 +49,7 @@ pub(super) fn begin(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) {
         ctx.start = session.req_header_mut().extensions_mut().remove::<RequestStart>();
     }
     let request = session.req_header_mut();
-    if request.headers.contains_key(header::UPGRADE) && !is_websocket(&request.headers) {
+    if request.headers.contains_key(header::UPGRADE) && !is_websocket(request.method.as_str(), &request.headers) {
         // No other upgrade is passed on, and everyone who asks whether this is one must see the same.
         request.remove_header(&header::UPGRADE);
         request.remove_header("http2-settings");

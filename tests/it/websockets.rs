@@ -470,3 +470,21 @@ async fn backends_on_http2_have_no_upgrade_and_the_client_is_told() {
         assert_eq!(proxy.access_log(1).await.remove(0)["reason"], "upgrade_failed", "{engine}");
     }
 }
+
+#[tokio::test]
+async fn a_request_of_another_method_than_get_asks_for_no_websocket() {
+    let origin = Origin::echo("a").await;
+    for engine in ["lane", "exchange", "pingora"] {
+        let yaml = "engine: <engine>\nupstreams: { app: { backends: [<a>] } }\n";
+        let proxy = Config::new(yaml).put("engine", engine).put("a", &origin.address).start().await;
+        let mut client = Client::connect(proxy.listen).await;
+        let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n";
+        let post = format!("POST /{engine} HTTP/1.1\r\nHost: a.test\r\n{upgrade}Content-Length: 0\r\n\r\n");
+        assert_eq!(client.ask(post).await.status(), 200, "{engine}");
+        // What comes behind it is the next request.
+        assert_eq!(client.get("/next").await.status(), 200, "{engine}");
+        let path = format!("/{engine}");
+        let seen = origin.requests().into_iter().find(|seen| seen.target() == path).expect("a request");
+        assert_eq!((seen.method(), seen.field("upgrade")), ("POST", None));
+    }
+}

@@ -16,7 +16,7 @@ fn with(fields: &str) -> String {
 
 #[test]
 fn a_request_ends_where_its_framing_says() {
-    let head = "POST /a HTTP/1.1\r\nHost: x\r\n";
+    let head = "GET /a HTTP/1.1\r\nHost: x\r\n";
     for (fields, border) in [
         ("\r\n", Border::END),
         ("Content-Length: 12\r\n\r\n", Border::Counted(12)),
@@ -35,6 +35,9 @@ fn a_request_ends_where_its_framing_says() {
         let head = Head { head: text.len(), request: text.len(), border, expects: false };
         assert_eq!(parse(text.as_bytes(), &LIMITS, false), Parsed::Request(head), "{text}");
     }
+    let text = with("Upgrade: websocket\r\nConnection: Upgrade");
+    let head = Head { head: text.len(), request: text.len(), border: Border::END, expects: false };
+    assert_eq!(parse(text.as_bytes(), &LIMITS, false), Parsed::Request(head), "of another method it is none");
 }
 
 #[test]

@@ -89,7 +89,7 @@ impl Way {
             upgrade |= is_upgrade(name);
             is_pingoras(name)
         });
-        if pingoras || (upgrade && !is_handshake(&method, &fields)) {
+        if pingoras || (upgrade && !is_websocket(method.as_str(), &fields)) {
             return None;
         }
         let wanted = Wanted::new(target, &fields);
@@ -158,15 +158,6 @@ pub(super) fn request_line(head: &[u8]) -> Option<(&[u8], &str)> {
 
 fn is_upgrade(name: &[u8]) -> bool {
     name.len() == 7 && name.eq_ignore_ascii_case(header::UPGRADE.as_str().as_bytes())
-}
-
-/// Whether a request with `Upgrade` asks for a WebSocket and for nothing else (RFC 6455 §4.1), as one without a body.
-fn is_handshake(method: &Method, fields: &Raw<'_>) -> bool {
-    let (upgrade, length) = (header::UPGRADE, header::CONTENT_LENGTH);
-    let bodiless = fields.all(&length).all(|length| length.trim_ascii().iter().all(|digit| *digit == b'0'));
-    let one = fields.all(&upgrade).nth(1).is_none();
-    let only = fields.first(&upgrade).is_some_and(|asked| asked.trim_ascii().eq_ignore_ascii_case(b"websocket"));
-    *method == Method::GET && bodiless && !fields.has(&header::TRANSFER_ENCODING) && one && only && is_websocket(fields)
 }
 
 /// Fields whose requests are Pingora's: who has them waits to be asked, counts hops, or says what only we say.

@@ -95,7 +95,7 @@ fn handshakes_for_a_websocket_are_for_the_lane_and_no_other_upgrade() {
     let is = |method: Method, fields: &str| {
         let head = format!("{method} / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
         let index = indexed(&head);
-        is_handshake(&method, &Raw::new(head.as_bytes(), &index))
+        is_websocket(method.as_str(), &Raw::new(head.as_bytes(), &index))
     };
     for good in [
         "Upgrade: websocket\r\nConnection: Upgrade\r\n",
