@@ -134,16 +134,15 @@ impl Serving {
 
     /// Ends it at once, for that reason; its socket stays open until it is dropped.
     async fn farewell(&mut self, verdict: Verdict, deadlines: &Deadlines) {
-        if let Verdict::Ours(H2Abuse::Stall) = verdict {
-            self.requests.stalled(deadlines);
-        }
-        let broken = self.told.take_broken();
-        if let Verdict::Ours(kind) = verdict {
+        match verdict {
+            Verdict::Ours(H2Abuse::Stall) => self.requests.stalled(deadlines),
             // It is not they who leave.
-            self.requests.leave(if kind == H2Abuse::Stall { &broken } else { &[ALL] });
+            Verdict::Ours(_) => self.requests.broken(&[ALL]),
+            Verdict::Theirs(_) => {}
+        }
+        self.requests.leave(&self.told.take_broken());
+        if let Verdict::Ours(kind) = verdict {
             self.connection.abrupt_shutdown(abuse::code(kind).into());
-        } else {
-            self.requests.leave(&broken);
         }
         let farewell = async { while let Some(Ok(_)) = self.connection.accept().await {} };
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
