@@ -2,11 +2,13 @@
 //! hashes, which is uneven, and loses what is queued when a worker goes.
 
 use std::{
+    future::{Future as _, poll_fn},
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     pin::pin,
     sync::{Arc, atomic::Ordering},
+    task::Poll,
     time::Duration,
 };
 
@@ -108,25 +110,29 @@ pub(super) async fn accept(
             return;
         }
     };
-    // Asked once: to begin to wait costs more than a connection that is accepted.
+    let begun = [draining.clone(), closing.clone()];
+    // Asked once, which has it wake us: to begin to wait costs more than a connection that is accepted.
     let mut over = pin!(async {
         tokio::select! {
             () = draining.begin() => {}
             () = closing.begin() => {}
         }
     });
+    let mut asked = false;
     let mut pause = FIRST_PAUSE;
     loop {
-        let mut ready = tokio::select! {
-            biased;
-            () = &mut over => break,
-            ready = socket.readable() => match ready {
-                Ok(ready) => ready,
-                Err(error) => {
-                    log::error!("{}: cannot wait for connections: {error}", listening.endpoint().model.address);
-                    return;
-                }
-            },
+        let ready = poll_fn(|cx| {
+            let ends = begun.iter().any(Draining::begun)
+                || (!std::mem::replace(&mut asked, true) && over.as_mut().poll(cx).is_ready());
+            if ends { Poll::Ready(None) } else { socket.poll_read_ready(cx).map(Some) }
+        });
+        let mut ready = match ready.await {
+            None => break,
+            Some(Ok(ready)) => ready,
+            Some(Err(error)) => {
+                log::error!("{}: cannot wait for connections: {error}", listening.endpoint().model.address);
+                return;
+            }
         };
         match accept_some(&listening, &crew, me, &metrics) {
             Ok(Drained::All) => {
