@@ -29,6 +29,7 @@ use super::{
     worker::{self, FIRST_REQUEST_GRACE, NEXT_REQUEST_GRACE, Post},
 };
 use crate::{
+    config::model::ListenerLimits,
     policy::framing::Border,
     proxy::{
         Afterwards, ConnInfo, Current, RequestStart, Unserved,
@@ -97,73 +98,98 @@ pub(super) fn serve(
 
 /// Waits for the next head. `None` is the end of the connection. With a request, `desk` says where its fields are, and `info`
 /// has what it is judged by: what is configured when it has come.
-pub(super) async fn head(
-    post: &Post,
-    conn: &mut Conn,
-    (endpoint, info): (&Endpoint, &mut Arc<ConnInfo>),
-    deadline: &Deadline,
+#[expect(clippy::manual_async_fn, reason = "as for `serve`")]
+pub(super) fn head<'a>(
+    post: &'a Post,
+    conn: &'a mut Conn,
+    (endpoint, info): (&'a Endpoint, &'a mut Arc<ConnInfo>),
+    deadline: &'a Deadline,
     (wait, since): (Wait, Instant),
-    desk: &mut Option<Box<Desk>>,
-) -> Option<Parsed> {
-    let mut blank = false;
-    let fd: RawFd = conn.fd();
-    let gone = endpoint.place().is_gone();
-    let limits = *info.limits();
-    let patience = match wait {
-        Wait::First if gone => limits.header_timeout.min(FIRST_REQUEST_GRACE),
-        Wait::First => limits.header_timeout,
-        _ if gone => limits.idle_timeout.min(NEXT_REQUEST_GRACE),
-        _ => limits.idle_timeout,
-    };
-    // A first head is due counted from the beginning, whatever came before it.
-    let began = if wait == Wait::First { since } else { Instant::now() };
-    let mut waiting = conn.ahead().is_empty();
-    let mut parse = !waiting;
-    if waiting {
-        deadline.arm(fd, wait, began, patience);
-    } else {
-        deadline.arm(fd, Wait::Work, began, limits.header_timeout);
+    desk: &'a mut Option<Box<Desk>>,
+) -> impl Future<Output = Option<Parsed>> + Send + 'a {
+    async move {
+        let memory = post.kit.memory();
+        let mut blank = false;
+        let mut parse = !conn.ahead().is_empty();
+        let mut due = Due { deadline, wait, since, begun: parse, armed: None };
+        loop {
+            if !blank && conn.ahead().starts_with(b"\r\n") {
+                // One empty line is no request yet (RFC 9112 §2.2).
+                conn.ahead().advance(2);
+                blank = true;
+            }
+            if parse {
+                if endpoint.follow(info) {
+                    conn.set_pacing(worker::pacing(post, info.limits()));
+                }
+                // A preface begins its connection, or is none.
+                let h2c = endpoint.model.h2c && wait == Wait::First && !blank;
+                let index = &mut desk.get_or_insert_with(|| memory.desk()).asked;
+                let parsed = front::read(conn.ahead(), info.limits(), h2c, index);
+                if let Parsed::Request(_) = parsed {
+                    return Some(parsed);
+                }
+                memory.put_back(desk);
+                if parsed != Parsed::Incomplete {
+                    // For who does not take an answer.
+                    due.begin(conn.fd(), endpoint, info.limits());
+                    return Some(parsed);
+                }
+            }
+            due.begun |= !conn.ahead().is_empty();
+            let filled = poll_fn(|cx| {
+                let filled = conn.poll_fill(cx, || desk.get_or_insert_with(|| memory.desk()).head());
+                if filled.is_pending() {
+                    memory.put_back(desk);
+                    due.begin(conn.fd(), endpoint, info.limits());
+                }
+                filled
+            });
+            match filled.await {
+                // In TLS the end of reading is an error.
+                Ok(0) | Err(_) if due.deadline.fired() && !conn.ahead().is_empty() => return Some(late()),
+                Ok(0) | Err(_) => return None,
+                Ok(read) => {
+                    // A head ends with a line, so only a line's end can end it; and what is too long is refused soon.
+                    let limit = usize::try_from(info.limits().max_header_size.0).unwrap_or(usize::MAX);
+                    let bytes = conn.ahead();
+                    let fresh = &bytes[bytes.len() - read..];
+                    // Mostly it is all there is.
+                    parse = fresh.ends_with(b"\n") || fresh.contains(&b'\n') || bytes.len() > limit;
+                }
+            }
+        }
     }
-    loop {
-        if !blank && conn.ahead().starts_with(b"\r\n") {
-            // One empty line is no request yet (RFC 9112 §2.2).
-            conn.ahead().advance(2);
-            blank = true;
+}
+
+/// When a head is due, which nobody asks the clock for before it has to be waited for.
+struct Due<'a> {
+    deadline: &'a Deadline,
+    wait: Wait,
+    since: Instant,
+    /// Some of it is here.
+    begun: bool,
+    /// What the deadline is armed for.
+    armed: Option<Wait>,
+}
+
+impl Due<'_> {
+    /// There is something to wait for.
+    fn begin(&mut self, fd: RawFd, endpoint: &Endpoint, limits: &ListenerLimits) {
+        let awaited = if self.begun { Wait::Work } else { self.wait };
+        if self.armed.replace(awaited) == Some(awaited) {
+            return;
         }
-        if parse {
-            if endpoint.follow(info) {
-                conn.set_pacing(worker::pacing(post, info.limits()));
-            }
-            let mut read = post.kit.memory().desk();
-            // A preface begins its connection, or is none.
-            let h2c = endpoint.model.h2c && wait == Wait::First && !blank;
-            let parsed = front::read(conn.ahead(), info.limits(), h2c, &mut read.asked);
-            match parsed {
-                Parsed::Request(_) => *desk = Some(read),
-                _ => post.kit.memory().put_desk(read),
-            }
-            if parsed != Parsed::Incomplete {
-                return Some(parsed);
-            }
-        }
-        if waiting && !conn.ahead().is_empty() {
-            let from = if wait == Wait::First { began } else { Instant::now() };
-            deadline.arm(fd, Wait::Work, from, info.limits().header_timeout);
-            waiting = false;
-        }
-        match poll_fn(|cx| conn.poll_fill(cx, || post.kit.memory().head())).await {
-            // In TLS the end of reading is an error.
-            Ok(0) | Err(_) if deadline.fired() && !conn.ahead().is_empty() => return Some(late()),
-            Ok(0) | Err(_) => return None,
-            Ok(read) => {
-                // A head ends with a line, so only a line's end can end it; and what is too long is refused soon.
-                let limit = usize::try_from(info.limits().max_header_size.0).unwrap_or(usize::MAX);
-                let bytes = conn.ahead();
-                let fresh = &bytes[bytes.len() - read..];
-                // Mostly it is all there is.
-                parse = fresh.ends_with(b"\n") || fresh.contains(&b'\n') || bytes.len() > limit;
-            }
-        }
+        let gone = endpoint.place().is_gone();
+        let patience = match awaited {
+            Wait::First if gone => limits.header_timeout.min(FIRST_REQUEST_GRACE),
+            Wait::First | Wait::Work => limits.header_timeout,
+            Wait::Next if gone => limits.idle_timeout.min(NEXT_REQUEST_GRACE),
+            Wait::Next => limits.idle_timeout,
+        };
+        // A first head is due counted from the beginning, whatever came before it.
+        let from = if self.wait == Wait::First { self.since } else { Instant::now() };
+        self.deadline.arm(fd, awaited, from, patience);
     }
 }
 
@@ -247,8 +273,8 @@ async fn lane(
     let read = Read { bytes: here, head: head.head, left, whole: head.border.reached(), last };
     let served = serve_plain(&post.kit, start, (way, wanted), (read, &index), &mut desk, &mut *conn).await;
     desk.asked = index;
+    desk.put_head(bytes);
     post.kit.memory().put_desk(desk);
-    post.kit.memory().put_head(bytes);
     Ok(match served {
         Served::Over(Afterwards::Drop) => {
             conn.farewell().await;

@@ -28,7 +28,10 @@ pub(super) async fn refuse(post: &Post, endpoint: &Endpoint, socket: Socket, end
     let mut info = Arc::new(worker::info(ends, None, endpoint, conn.fd()));
     let refused =
         match h1::head(post, &mut conn, (endpoint, &mut info), &deadline, (Wait::First, since), &mut None).await {
-            Some(Parsed::Request(head)) => front::told(&conn.ahead()[..head.head], Reason::PlainHttp),
+            Some(Parsed::Request(head)) => {
+                deadline.arm(conn.fd(), Wait::Work, since, info.limits().header_timeout);
+                front::told(&conn.ahead()[..head.head], Reason::PlainHttp)
+            }
             // Whatever is wrong with it besides.
             Some(Parsed::Refused(refused)) if !refused.method.is_empty() => {
                 Refused { reason: Reason::PlainHttp, ..*refused }

@@ -11,7 +11,7 @@ use std::{
     os::fd::{BorrowedFd, RawFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
     task::{Context, Waker},
     time::{Duration, Instant},
@@ -129,30 +129,14 @@ impl Deadlines {
         })
     }
 
-    /// A place in the table, with no deadline yet.
+    /// Nothing yet; it has a place in the table from the first time on that something is set.
     pub fn guard(self: &Arc<Self>, how: How) -> Deadline {
         self.guard_of(0, how)
     }
 
     /// As [`Deadlines::guard`], for [`Deadlines::hasten_of`]; 0 is nobody's.
     pub fn guard_of(self: &Arc<Self>, owner: usize, how: How) -> Deadline {
-        let (state, wait) = (State::Idle, Wait::Work);
-        let (due, fd, latest) = (0, -1, u64::MAX);
-        let (paused, drains, wake, waiter, reader) = (None, None, None, None, None);
-        let entry = Entry { due, fd, state, how, wait, owner, paused, latest, drains, wake, waiter, reader };
-        let mut table = self.lock();
-        let slot = match table.free.pop() {
-            Some(slot) => {
-                table.entries[slot as usize] = entry;
-                slot
-            }
-            None => {
-                table.entries.push(entry);
-                u32::try_from(table.entries.len() - 1).expect("fewer than 2^32 connections fit into a process")
-            }
-        };
-        drop(table);
-        Deadline { table: self.clone(), slot }
+        Deadline { table: self.clone(), owner, slot: AtomicU32::new(NOWHERE), how }
     }
 
     /// Shuts down every socket whose deadline has passed. Returns when to sweep next; `None` where nothing is armed.
@@ -255,8 +239,14 @@ impl Deadlines {
 /// One deadline; gone when dropped.
 pub struct Deadline {
     table: Arc<Deadlines>,
-    slot: u32,
+    owner: usize,
+    /// Read and written under the table's lock, but for its owner's question whether there is one.
+    slot: AtomicU32,
+    how: How,
 }
+
+/// The slot of who has no place in the table.
+const NOWHERE: u32 = u32::MAX;
 
 impl Deadline {
     /// Shut `fd` down `after` from `now`, in place of what was set before.
@@ -309,13 +299,16 @@ impl Deadline {
 
     /// No deadline any more. Returns whether it had fired.
     pub fn disarm(&self) -> bool {
-        self.with(u64::MAX, |entry| std::mem::replace(&mut entry.state, State::Idle) == State::Fired)
+        self.is_placed()
+            && self.with(u64::MAX, |entry| std::mem::replace(&mut entry.state, State::Idle) == State::Fired)
     }
 
     /// Whether the deadline has passed and the socket was shut down. What is read since then is no answer of its peer's, its end
     /// least of all.
     pub fn fired(&self) -> bool {
-        self.table.fired.load(Ordering::Relaxed) > 0 && self.with(u64::MAX, |entry| entry.state == State::Fired)
+        self.is_placed()
+            && self.table.fired.load(Ordering::Relaxed) > 0
+            && self.with(u64::MAX, |entry| entry.state == State::Fired)
     }
 
     /// As [`Deadline::fired`]; if not, who waits for something else than the socket is woken when it does.
@@ -328,10 +321,19 @@ impl Deadline {
         })
     }
 
-    /// Changes the entry; `due` is when it may have to be swept.
+    fn is_placed(&self) -> bool {
+        self.slot.load(Ordering::Relaxed) != NOWHERE
+    }
+
+    /// Changes the entry, which there is from then on; `due` is when it may have to be swept.
     fn with<R>(&self, due: u64, change: impl FnOnce(&mut Entry) -> R) -> R {
         let mut table = self.table.lock();
-        let entry = &mut table.entries[self.slot as usize];
+        let mut slot = self.slot.load(Ordering::Relaxed);
+        if slot == NOWHERE {
+            slot = table.place(Entry::new(self.owner, self.how));
+            self.slot.store(slot, Ordering::Relaxed);
+        }
+        let entry = &mut table.entries[slot as usize];
         let fired = entry.state == State::Fired;
         let done = change(entry);
         if fired && entry.state != State::Fired {
@@ -346,7 +348,25 @@ impl Deadline {
     }
 }
 
+impl Table {
+    fn place(&mut self, entry: Entry) -> u32 {
+        if let Some(slot) = self.free.pop() {
+            self.entries[slot as usize] = entry;
+            return slot;
+        }
+        self.entries.push(entry);
+        u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 connections fit into a process")
+    }
+}
+
 impl Entry {
+    fn new(owner: usize, how: How) -> Self {
+        let (state, wait) = (State::Idle, Wait::Work);
+        let (due, fd, latest) = (0, -1, u64::MAX);
+        let (paused, drains, wake, waiter, reader) = (None, None, None, None, None);
+        Self { due, fd, state, how, wait, owner, paused, latest, drains, wake, waiter, reader }
+    }
+
     /// The deadline has passed. Returns whether it is to be swept once more.
     fn fire(&mut self, millis: u64) -> bool {
         self.state = State::Fired;
@@ -387,8 +407,12 @@ pub fn queued(fd: RawFd) -> u64 {
 
 impl Drop for Deadline {
     fn drop(&mut self) {
+        if !self.is_placed() {
+            return;
+        }
+        let slot = *self.slot.get_mut();
         let mut table = self.table.lock();
-        let entry = &mut table.entries[self.slot as usize];
+        let entry = &mut table.entries[slot as usize];
         if std::mem::replace(&mut entry.state, State::Free) == State::Fired {
             self.table.fired.fetch_sub(1, Ordering::Relaxed);
         }
@@ -396,7 +420,7 @@ impl Drop for Deadline {
         entry.wake = None;
         entry.waiter = None;
         entry.reader = None;
-        table.free.push(self.slot);
+        table.free.push(slot);
     }
 }
 
@@ -532,7 +556,10 @@ mod tests {
         let error = (&server).read(&mut [0; 1]).expect_err("nothing was sent, and the connection lives");
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
         assert_eq!(deadlines.lock().entries.len(), 2);
-        let _third = deadlines.guard(How::Read);
+        let third = deadlines.guard(How::Read);
+        assert!(!third.disarm() && !third.fired());
+        assert_eq!(deadlines.lock().free.len(), 1, "nothing is set, so it has no place");
+        third.arm(-1, Wait::Work, now, Duration::ZERO);
         assert_eq!(deadlines.lock().entries.len(), 2, "a free place is used again");
     }
 
@@ -543,13 +570,18 @@ mod tests {
             let held = deadlines.lock();
             (held.entries.len(), held.free.len())
         };
-        let mut guards: Vec<_> = (0..100).map(|_| deadlines.guard(How::Both)).collect();
+        let guard = |_| {
+            let guard = deadlines.guard(How::Both);
+            guard.arm(-1, Wait::Work, Instant::now(), Duration::from_secs(60));
+            guard
+        };
+        let mut guards: Vec<_> = (0..100).map(guard).collect();
         let (first, kept) = (guards.remove(0), guards.remove(49));
         drop(guards);
         drop(first);
         deadlines.forget();
         assert_eq!(places(), (51, 50));
-        let again: Vec<_> = (0..51).map(|_| deadlines.guard(How::Both)).collect();
+        let again: Vec<_> = (0..51).map(guard).collect();
         assert_eq!(places(), (52, 0));
         drop((kept, again));
         deadlines.forget();

@@ -25,6 +25,8 @@ const HEAD: usize = 4096;
 /// Of one request in the lane.
 #[derive(Debug, Default)]
 pub struct Desk {
+    /// Of a head to come and what comes with it; empty.
+    head: BytesMut,
     /// Where the fields of the request are.
     pub asked: Index,
     pub(super) room: Room,
@@ -41,6 +43,20 @@ pub struct Desk {
     pub(super) down: Option<Pipe>,
 }
 
+impl Desk {
+    /// Memory for a head, empty.
+    pub fn head(&mut self) -> BytesMut {
+        let mut head = std::mem::take(&mut self.head);
+        head.reserve(HEAD);
+        head
+    }
+
+    /// Gives it back.
+    pub fn put_head(&mut self, head: BytesMut) {
+        self.head = head;
+    }
+}
+
 /// What a worker keeps.
 #[derive(Debug, Default)]
 pub struct Memory(Mutex<Spare>);
@@ -50,7 +66,6 @@ struct Spare {
     // Boxed, so that a request takes and gives a pointer.
     #[expect(clippy::vec_box)]
     desks: Vec<Box<Desk>>,
-    heads: Vec<BytesMut>,
     rooms: Vec<BytesMut>,
     /// Held by each pipe there is.
     piped: Arc<()>,
@@ -66,8 +81,8 @@ impl Memory {
     pub fn put_desk(&self, mut desk: Box<Desk>) {
         let mut spare = self.lock();
         let largest = if spare.desks.len() < MOST_LARGE { LARGEST } else { LARGE };
-        let Desk { room, incoming, upload, given, answer, .. } = &mut *desk;
-        for piece in [&mut room.out, incoming, upload, given, answer] {
+        let Desk { head, room, incoming, upload, given, answer, .. } = &mut *desk;
+        for piece in [head, &mut room.out, incoming, upload, given, answer] {
             piece.clear();
             if piece.try_reclaim(largest + 1) {
                 *piece = BytesMut::new();
@@ -77,6 +92,13 @@ impl Memory {
         (desk.up, desk.down) = (None, None);
         if spare.desks.len() < MOST {
             spare.desks.push(desk);
+        }
+    }
+
+    /// The same where there is something to give back.
+    pub fn put_back(&self, desk: &mut Option<Box<Desk>>) {
+        if let Some(desk) = desk.take() {
+            self.put_desk(desk);
         }
     }
 
@@ -100,22 +122,6 @@ impl Memory {
         let place = Some(self.lock().piped.clone());
         // Counted with it.
         place.filter(|place| Arc::strong_count(place) <= MOST_PIPES + 1).and_then(Pipe::new)
-    }
-
-    /// Memory for a head, empty.
-    pub fn head(&self) -> BytesMut {
-        let mut head = self.lock().heads.pop().unwrap_or_default();
-        head.reserve(HEAD);
-        head
-    }
-
-    /// Gives it back.
-    pub fn put_head(&self, mut head: BytesMut) {
-        head.clear();
-        let mut spare = self.lock();
-        if spare.heads.len() < MOST && (1..=LARGEST).contains(&head.capacity()) {
-            spare.heads.push(head);
-        }
     }
 
     /// Keeps nothing.
