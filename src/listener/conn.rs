@@ -148,13 +148,13 @@ impl Conn {
         self.transport.fd()
     }
 
-    /// Whether nothing of its client has come that was not read, on a socket in plain text.
+    /// Whether nothing of its client has come that was not read, on a socket in plain text. Its end is nothing to be read.
     pub(super) fn is_silent(&mut self) -> bool {
         let mut byte = [0; 1];
         let mut byte = ReadBuf::new(&mut byte);
         let Transport::Plain(socket) = &mut self.transport else { return false };
-        let read = Pin::new(socket).poll_read(&mut Context::from_waker(Waker::noop()), &mut byte);
-        self.ahead.is_empty() && read.is_pending()
+        _ = Pin::new(socket).poll_read(&mut Context::from_waker(Waker::noop()), &mut byte);
+        self.ahead.is_empty() && byte.filled().is_empty()
     }
 
     /// Ends the connection in order: in TLS, the client learns that nothing was cut off.
@@ -440,6 +440,14 @@ impl Wire for Conn {
 
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+
+    fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match &self.transport {
+            // An error shows at the reading.
+            Transport::Plain(Socket::Tcp(tcp)) => tcp.poll_read_ready(cx).map(|_| ()),
+            _ => Poll::Ready(()),
+        }
     }
 
     fn switch(&mut self) {

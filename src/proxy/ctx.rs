@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::RawFd,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::{Duration, Instant},
@@ -52,7 +52,8 @@ pub struct ConnInfo {
     logged: AtomicBool,
     afterwards: AtomicU8,
     fault: AtomicU8,
-    blocked: Arc<AtomicBool>,
+    /// Made when somebody asks for it.
+    blocked: OnceLock<Arc<AtomicBool>>,
     fd: RawFd,
 }
 
@@ -85,7 +86,7 @@ impl ConnInfo {
             logged: AtomicBool::new(false),
             afterwards: AtomicU8::new(Afterwards::Drop as u8),
             fault: AtomicU8::new(NO_FAULT),
-            blocked: Arc::default(),
+            blocked: OnceLock::new(),
             fd,
         }
     }
@@ -202,7 +203,7 @@ impl ConnInfo {
         self.logged.store(false, Ordering::Relaxed);
         self.afterwards.store(Afterwards::Drop as u8, Ordering::Relaxed);
         self.fault.store(NO_FAULT, Ordering::Relaxed);
-        self.blocked.store(false, Ordering::Relaxed);
+        self.set_blocked(false);
     }
 
     /// See [`ConnInfo::logged`].
@@ -236,11 +237,13 @@ impl ConnInfo {
 
     /// Whether the client does not take what is sent to it.
     pub fn set_blocked(&self, blocked: bool) {
-        self.blocked.store(blocked, Ordering::Relaxed);
+        if blocked || self.blocked.get().is_some() {
+            self.blocked().store(blocked, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn blocked(&self) -> &Arc<AtomicBool> {
-        &self.blocked
+        self.blocked.get_or_init(Arc::default)
     }
 
     pub(super) fn fd(&self) -> RawFd {
@@ -249,7 +252,7 @@ impl ConnInfo {
 
     /// Whether the client has yet to take something of what was written to it.
     pub(super) fn is_behind(&self) -> bool {
-        self.blocked.load(Ordering::Relaxed) || queued(self.fd) > 0
+        self.blocked.get().is_some_and(|blocked| blocked.load(Ordering::Relaxed)) || queued(self.fd) > 0
     }
 
     /// The connection ends in a reset when it is closed: the client must see that something is missing.
@@ -361,6 +364,8 @@ pub struct RequestCtx {
     pub(super) judged: bool,
     /// A backend's answer has been on its way to the client.
     pub(super) relayed: bool,
+    /// When all of the answer had left, where that is known.
+    pub(super) ended: Option<Instant>,
     pub(super) upgraded: bool,
     /// How far the translation of gRPC-web is.
     pub(super) grpc_web: GrpcWebCtx,
@@ -408,6 +413,7 @@ impl RequestCtx {
             interim: 0,
             judged: false,
             relayed: false,
+            ended: None,
             upgraded: false,
             grpc_web: GrpcWebCtx::Disabled,
             reason: None,

@@ -1,6 +1,6 @@
 //! The end of a request: its line in the access log and its counts.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use http::{Version, header};
 use pingora_core::Error;
@@ -88,7 +88,7 @@ pub(super) fn served(kit: &Kit, client: &impl Downstream, ctx: &mut RequestCtx) 
     }
     let status = client.answered().map_or(0, |status| status.as_u16());
     let reason = ctx.reason.unwrap_or(Reason::Ok);
-    let duration = ctx.started.elapsed();
+    let duration = ctx.ended.unwrap_or_else(Instant::now).saturating_duration_since(ctx.started);
     let (sent, received) = (client.sent(), client.received());
     let metrics = kit.metrics();
     let upstream = ctx.member().map_or_else(|| metrics.no_upstream(), |member| &member.metrics);

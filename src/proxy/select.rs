@@ -93,41 +93,41 @@ pub(super) fn announced(ctx: &RequestCtx, version: proxy_protocol::Version) -> V
     proxy_protocol::write(version, said, ctx.info().map_or(&none, ConnInfo::agreed))
 }
 
-/// Chooses the backend of the next attempt, and counts it.
+/// Chooses the backend of the next attempt, and counts it. Returns what own connections to it are known by.
 ///
 /// # Errors
 /// There is no backend left, or no time.
-pub(super) fn backend(ctx: &mut RequestCtx) -> Result<()> {
-    let current = ctx.current().cloned();
-    let Some(member) = current.as_ref().and_then(|current| Some(current.member(ctx.upstream?))) else {
-        return fail(ctx, Reason::Internal, "a request came to an upstream without a route");
-    };
+pub(super) fn backend(ctx: &mut RequestCtx) -> Result<u64> {
     if ctx.total_due.is_some_and(|due| due <= Instant::now()) {
         return fail(ctx, Reason::TotalTimeout, "no time left for another attempt");
     }
     ctx.picked = None;
-    let picked = match member.upstream.pick(ctx.client, &ctx.tried) {
-        Ok(picked) => picked,
+    let picked = match ctx.member().map(|member| member.upstream.pick(ctx.client, &ctx.tried)) {
+        Some(Ok(picked)) => picked,
         // What the last attempt failed of says more than that no other is left.
-        Err(NoBackend::AllTried) if ctx.reason.is_some() => {
+        Some(Err(NoBackend::AllTried)) if ctx.reason.is_some() => {
             let reason = ctx.reason.unwrap_or(Reason::NoBackend);
             return fail(ctx, reason, "every backend that is up was tried");
         }
-        Err(NoBackend::NoAddress) => return fail(ctx, Reason::DnsFailure, "no backend has an address"),
-        Err(NoBackend::AllDown | NoBackend::AllTried) => return fail(ctx, Reason::NoBackend, "no backend is up"),
+        Some(Err(NoBackend::NoAddress)) => return fail(ctx, Reason::DnsFailure, "no backend has an address"),
+        Some(Err(NoBackend::AllDown | NoBackend::AllTried)) => return fail(ctx, Reason::NoBackend, "no backend is up"),
+        None => return fail(ctx, Reason::Internal, "a request came to an upstream without a route"),
     };
-    if !picked.backend().has_target() {
+    let Some(key) = picked.backend().connection_key() else {
         return fail(ctx, Reason::DnsFailure, "the backend has no address");
-    }
-    if let Some(kind) = ctx.retry.take() {
+    };
+    if let Some(kind) = ctx.retry.take()
+        && let Some(member) = ctx.member()
+    {
         member.metrics.retried(kind);
     }
     ctx.attempts += 1;
     (ctx.answered, ctx.judged) = (false, false);
-    ctx.attempt = member.backends.get(picked.backend().index).map(BackendMetrics::begin);
+    let counts = ctx.member().and_then(|member| member.backends.get(picked.backend().index));
+    ctx.attempt = counts.map(BackendMetrics::begin);
     ctx.picked = Some(picked);
     ctx.reason = None;
-    Ok(())
+    Ok(key)
 }
 
 /// The request ends for that reason, and is tried nowhere else.

@@ -218,8 +218,8 @@ impl<'a> Asked<'a> {
             _ => Some(Incoming::Counted),
         };
         let connection = header::CONNECTION;
-        let mut options = fields.all(&connection).flat_map(|value| value.split(|byte| *byte == b','));
-        let close = options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+        let closes = |option: &[u8]| option.trim_ascii().eq_ignore_ascii_case(b"close");
+        let close = fields.all(&connection).any(|value| value.split(|byte| *byte == b',').any(closes));
         Self {
             method,
             wanted,

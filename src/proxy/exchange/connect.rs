@@ -45,13 +45,12 @@ pub(super) enum For {
     WebSocket,
 }
 
-/// A connection to the chosen backend that waits in the pool, or a stream on one.
-pub(super) fn pooled(kit: &Kit, what: For, ctx: &mut RequestCtx) -> Option<(Line, Place)> {
+/// A connection to the chosen backend that waits in the pool, or a stream on one. `home` is what the backend's are known by.
+pub(super) fn pooled(kit: &Kit, what: For, home: u64, ctx: &mut RequestCtx) -> Option<(Line, Place)> {
     if ctx.fresh == Fresh::Needed {
         ctx.fresh = Fresh::Done;
         return None;
     }
-    let home = ctx.picked.as_ref()?.backend().connection_key()?;
     let key = announced(ctx).map_or(home, |header| announcing(home, &header));
     let place = Place { key, home, reused: true };
     // The first attempt begins with the request.
@@ -138,12 +137,12 @@ pub(super) fn connected(kit: &Kit, line: &Line, reused: bool, ctx: &mut RequestC
     }
 }
 
-/// The attempt is over, and `again` is its connection where that may be used again.
-pub(super) fn release(kit: &Kit, ctx: &mut RequestCtx, again: Option<Line>, place: Place) {
+/// The attempt is over `now`, and `again` is its connection where that may be used again.
+pub(super) fn release(kit: &Kit, ctx: &mut RequestCtx, again: Option<Line>, place: Place, now: Instant) {
     // Before the socket is another request's; one that was shut down is nobody's.
     let late = ctx.deadline.as_ref().is_some_and(Deadline::disarm);
     ctx.upstream_fd = -1;
     if let (Some(line), Some(member)) = (again.filter(|_| !late), ctx.member()) {
-        kit.pool().put(place.key, line, Instant::now(), member.upstream.timeouts.idle, || anchor(ctx, place.home));
+        kit.pool().put(place.key, line, now, member.upstream.timeouts.idle, || anchor(ctx, place.home));
     }
 }

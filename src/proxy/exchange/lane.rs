@@ -2,21 +2,20 @@
 //! it writes. The same phases as on Pingora's path, in the same order; nothing of it takes memory but what a worker keeps.
 
 mod body;
+mod gone;
 mod own;
 mod past;
 
 use std::{
-    future::{Future as _, poll_fn},
+    future::poll_fn,
     io,
-    pin::pin,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf as _, BufMut as _};
 use http::Version;
 use pingora_core::{Error, Result};
-use tokio::io::AsyncReadExt as _;
 
 use super::{
     super::{
@@ -194,10 +193,10 @@ impl<W: Wire> Lane<'_, W> {
 
     /// One attempt.
     async fn once(&mut self, ctx: &mut RequestCtx) -> Result<()> {
-        select::backend(ctx)?;
+        let home = select::backend(ctx)?;
         ctx.read_timeout = Duration::MAX;
         let what = if self.asked.is_upgrade() { For::WebSocket } else { For::Http1 };
-        let connected = match connect::pooled(self.kit, what, ctx) {
+        let connected = match connect::pooled(self.kit, what, home, ctx) {
             Some(pooled) => Ok(pooled),
             // Large, and rare.
             None => Box::pin(connect::open(self.kit, what, ctx)).await,
@@ -211,7 +210,9 @@ impl<W: Wire> Lane<'_, W> {
         match self.exchange(ctx, line, what).await {
             Ok(_) if self.switched.is_some() => Ok(()),
             Ok(again) => {
-                connect::release(self.kit, ctx, again, place);
+                let now = Instant::now();
+                ctx.ended = Some(now);
+                connect::release(self.kit, ctx, again, place, now);
                 Ok(())
             }
             Err(error) => Err(connect::broken(self.kit, &mut self.asked, ctx, error, &place)),
@@ -269,20 +270,6 @@ impl<W: Wire> Lane<'_, W> {
             cx.waker().wake_by_ref();
         }
         self.poll_gone(cx, &mut up.attempt).map_or(Poll::Pending, |gone| Poll::Ready(Err(gone)))
-    }
-
-    /// Looks whether the client has left. Nothing else is read of it once its request is here.
-    fn poll_gone(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt<Line>) -> Option<Box<Error>> {
-        if !self.asked.is_done() {
-            return None;
-        }
-        let mut nothing = [0; 1];
-        let Poll::Ready(left) = pin!(self.wire.read(&mut nothing)).poll(cx) else { return None };
-        if self.out.leaving {
-            // It may have been ended for taking its answer too slowly; who writes is told.
-            let _ = self.poll_leave(cx, Some(attempt));
-        }
-        Some(gone(left.err(), "before its answer's end"))
     }
 
     /// Towards the backend. Returns whether anything moved.

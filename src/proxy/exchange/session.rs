@@ -5,7 +5,7 @@ use std::{
     future::{Future as _, poll_fn},
     pin::pin,
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -47,10 +47,10 @@ pub(in crate::proxy) async fn serve(kit: &Kit, session: &mut Session, ctx: &mut 
 
 /// One attempt.
 async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<()> {
-    select::backend(ctx)?;
+    let home = select::backend(ctx)?;
     ctx.read_timeout = Duration::MAX;
     let what = if takes_trailers(session) { For::Http2 } else { For::Http1 };
-    let connected = match connect::pooled(kit, what, ctx) {
+    let connected = match connect::pooled(kit, what, home, ctx) {
         Some(pooled) => Ok(pooled),
         None => connect::open(kit, what, ctx).await,
     };
@@ -62,7 +62,7 @@ async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<
     watch::request_begins(kit, session, Version::HTTP_11, ctx);
     match exchange(session, ctx, line, what).await {
         Ok(again) => {
-            connect::release(kit, ctx, again, place);
+            connect::release(kit, ctx, again, place, Instant::now());
             Ok(())
         }
         Err(error) => Err(connect::broken(kit, session, ctx, error, &place)),

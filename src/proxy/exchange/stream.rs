@@ -155,9 +155,9 @@ impl Lane<'_> {
 
     /// One attempt.
     async fn once(&mut self, wake: &Notify, ctx: &mut RequestCtx) -> Result<()> {
-        select::backend(ctx)?;
+        let home = select::backend(ctx)?;
         ctx.read_timeout = Duration::MAX;
-        let connected = match connect::pooled(self.kit, For::Http2, ctx) {
+        let connected = match connect::pooled(self.kit, For::Http2, home, ctx) {
             Some(pooled) => Ok(pooled),
             None if ctx.start.as_ref().is_some_and(|start| start.beside >= SHARE) && descriptors::are_scarce() => {
                 return select::fail(
@@ -180,7 +180,9 @@ impl Lane<'_> {
         watch::request_begins(self.kit, &mut self.call, Version::HTTP_11, ctx);
         match self.exchange(line, wake, ctx).await {
             Ok(again) => {
-                connect::release(self.kit, ctx, again, place);
+                let now = Instant::now();
+                ctx.ended = Some(now);
+                connect::release(self.kit, ctx, again, place, now);
                 Ok(())
             }
             Err(error) => Err(connect::broken(self.kit, &mut self.call, ctx, error, &place)),

@@ -34,6 +34,9 @@ pub trait Wire: AsyncRead + Unpin {
     /// The client is told that nothing more comes. What it sends still does.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
+    /// Pending where nothing has come, neither a byte nor the end; else it is to be read.
+    fn poll_stirs(&self, cx: &mut Context<'_>) -> Poll<()>;
+
     /// From here on nothing has a border: the connection is a WebSocket.
     fn switch(&mut self);
 
