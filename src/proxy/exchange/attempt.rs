@@ -60,6 +60,8 @@ pub(super) struct Attempt<S> {
     ahead: BytesMut,
     /// It is the worker's; see [`Attempt::poll_room`].
     roomy: bool,
+    /// There was nothing to read at the last look: who looks again was woken, most likely by what has come.
+    waited: bool,
     /// Any byte of an answer has come.
     answered: bool,
     /// All the room was filled at the last reading: there is more, most likely.
@@ -142,6 +144,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             complete,
             ahead,
             roomy: false,
+            waited: false,
             answered: false,
             filled: false,
             lost: false,

@@ -23,6 +23,7 @@ impl Attempt<Line> {
         ready!(self.poll_room(cx, || memory.room()));
         let step = self.poll_answer(cx);
         if step.is_pending() {
+            self.waited = true;
             self.give_back(memory);
         }
         step
@@ -43,9 +44,14 @@ impl Attempt<Line> {
             Place::Broken | Place::End | Place::Read(_) => false,
         };
         if !self.roomy && reads && !self.lost {
-            if let Either::Left(Either::Left(tcp)) = &self.link {
+            if let Either::Left(Either::Left(tcp)) = &self.link
+                && !std::mem::take(&mut self.waited)
+            {
                 // An error shows at the reading.
-                _ = ready!(tcp.poll_read_ready(cx));
+                self.waited = tcp.poll_read_ready(cx).is_pending();
+                if self.waited {
+                    return Poll::Pending;
+                }
             }
             self.ahead = room();
             self.roomy = true;
