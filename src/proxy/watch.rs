@@ -13,7 +13,7 @@
 //! [`poll_over`]; Pingora, which cannot be asked to, is told by a filter and has its writes ended ([`ends_writes`]).
 
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{PoisonError, atomic::Ordering},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -23,7 +23,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
-use tokio::sync::Notify;
 
 use super::{
     admit::{READ_TIMEOUT, WRITE_TIMEOUT},
@@ -259,11 +258,14 @@ pub(super) fn upgraded(ctx: &mut RequestCtx) {
     wait_for(ctx, Waiting::WebSocket, silence);
 }
 
-/// Has the silence of a WebSocket wake who carries it, who may wait for either side.
-pub(super) fn wake_at_silence(ctx: &RequestCtx, wake: &Arc<Notify>) {
-    if let Some(deadline) = &ctx.deadline {
-        deadline.wake(Some(wake.clone()));
+/// Has the silence of a WebSocket wake who carries it, who may wait for either side and asks [`is_over`], and shut nothing down. To
+/// be called by it with each other waker.
+pub(super) fn wake_at_silence(ctx: &mut RequestCtx, cx: &Context<'_>) {
+    if ctx.upstream_fd != NO_SOCKET {
+        ctx.upstream_fd = NO_SOCKET;
+        wait_for(ctx, ctx.waiting, ctx.patience);
     }
+    poll_over(ctx, cx);
 }
 
 /// One side of a WebSocket has ended. It may have done so for good, which nobody can see who does not write to it.

@@ -7,17 +7,15 @@
 //! memory back by `Attempt::switch`, and calls [`carry`] with the client as a [`Side`]. `websocket` does so for the lane.
 
 use std::{
-    future::{Future as _, poll_fn},
+    future::poll_fn,
     io,
     mem::MaybeUninit,
-    pin::pin,
-    sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::{Buf as _, BytesMut};
 use pingora_core::{Error, ErrorType, Result};
-use tokio::{io::ReadBuf, sync::Notify};
+use tokio::io::ReadBuf;
 
 use super::super::{ctx::RequestCtx, watch};
 
@@ -94,12 +92,14 @@ pub(super) async fn carry(
     backend: &mut impl Side,
     carried: &mut Carried,
 ) -> Result<()> {
-    // Who is waited for may be either side, and one that is shut down does not wake who waits for the other.
-    let silence = Arc::new(Notify::new());
-    watch::wake_at_silence(ctx, &silence);
-    let mut silent = pin!(silence.notified());
+    let mut waker = Waker::noop().clone();
     poll_fn(|cx| {
-        if silent.as_mut().poll(cx).is_ready() {
+        if !waker.will_wake(cx.waker()) {
+            // Who is waited for may be either side, and one that is shut down does not wake who waits for the other.
+            watch::wake_at_silence(ctx, cx);
+            waker.clone_from(cx.waker());
+        }
+        if watch::is_over(ctx) {
             return Poll::Ready(Err(Error::explain(ErrorType::ReadTimedout, "on a WebSocket").into_up()));
         }
         carried.poll(cx, ctx, client, backend)
