@@ -42,17 +42,12 @@ pub(super) struct Ends {
 impl Ends {
     /// As the connection itself says.
     pub(super) fn of(endpoint: &Endpoint, socket: &Socket, client: Option<SocketAddr>) -> Self {
-        let local = match (&endpoint.model.address, socket) {
-            (ListenAddress::Inet(address), _) if !address.ip().is_unspecified() && address.port() > 0 => Some(*address),
-            (_, Socket::Tcp(stream)) => stream.local_addr().ok(),
-            _ => None,
-        };
         Self {
             peer: client.map(|client| client.ip()),
             hidden: false,
             counted: None,
             client,
-            local,
+            local: local(endpoint, socket),
             agreed: Agreed::default(),
         }
     }
@@ -74,6 +69,15 @@ impl Ends {
             Source::Unknown => Self { hidden: true, ..self },
             Source::Unix => Self { client: None, local: None, agreed, ..self },
         }
+    }
+}
+
+/// Where the client of `socket` connected to; `None` for a unix socket.
+pub(super) fn local(endpoint: &Endpoint, socket: &Socket) -> Option<SocketAddr> {
+    match (&endpoint.model.address, socket) {
+        (ListenAddress::Inet(address), _) if !address.ip().is_unspecified() && address.port() > 0 => Some(*address),
+        (_, Socket::Tcp(stream)) => stream.local_addr().ok(),
+        _ => None,
     }
 }
 

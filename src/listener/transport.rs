@@ -85,8 +85,10 @@ macro_rules! each {
     };
     ($value:expr, Transport, $inner:ident => $then:expr) => {
         match $value {
-            Transport::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            // Mostly, and the shortest way.
+            Transport::Plain(Socket::Tcp($inner)) => $then,
             Transport::Plain($inner) => $then,
+            Transport::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             Transport::Tls($inner) => $then,
         }
     };

@@ -250,15 +250,18 @@ pub(super) fn start(post: &Arc<Post>, accepted: Accepted) {
         }
     };
     let (post, since) = (post.clone(), Instant::now());
+    if endpoint.tls.is_none() && endpoint.model.proxy_protocol.is_none() {
+        let info = ConnInfo::new(client, None, endpoint.model.clone(), socket.as_raw_fd());
+        let info = Arc::new(info.at(proxy_protocol::local(&endpoint, &socket)));
+        let conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint.model.limits)));
+        tokio::spawn(h1::serve(post, conn, info, endpoint, (open, since)));
+        return;
+    }
     let ends = Ends::of(&endpoint, &socket, client);
     if endpoint.tls.is_some() {
         tokio::spawn(secure(post, endpoint, socket, ends, open));
-    } else if endpoint.model.proxy_protocol.is_some() {
-        tokio::spawn(announced(post, endpoint, socket, ends, open));
     } else {
-        let conn = Box::new(Conn::new(Transport::Plain(socket), pacing(&post, &endpoint.model.limits)));
-        let info = Arc::new(info(ends, None, &endpoint, conn.fd()));
-        tokio::spawn(h1::serve(post, conn, info, endpoint, (open, since)));
+        tokio::spawn(announced(post, endpoint, socket, ends, open));
     }
 }
 
