@@ -473,11 +473,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
 
     /// How much of a body is here at most.
     fn most(&self) -> usize {
-        match self.flowed {
-            flowed if self.decode && flowed < LARGE as u64 => CAUTIOUS.max(flowed as usize),
-            FLOWING.. => LARGEST,
-            _ => LARGE,
-        }
+        let at_first = if self.decode { CAUTIOUS.max(self.flowed as usize) } else { LARGE };
+        if self.flowed < FLOWING { at_first.min(LARGE) } else { LARGEST }
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
