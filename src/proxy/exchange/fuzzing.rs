@@ -22,7 +22,6 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
-const PRIORITY: u8 = 32;
 
 /// The first byte says the request's method, whether lengths may have trailers behind them, and how the rest, a backend's bytes, is cut.
 /// What comes to its end has an end of its stream before it, and its body is what came in DATA frames of that stream.
@@ -167,10 +166,11 @@ fn first_stream(mut bytes: &[u8]) -> (Vec<u8>, bool) {
     (data, false)
 }
 
-/// A corpus's first inputs, as a backend would say them.
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PRIORITY: u8 = 32;
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         let length = u8::try_from(payload.len()).expect("short");
