@@ -3,6 +3,7 @@
 use http::{HeaderMap, Method};
 
 use super::super::{
+    headers::valid_host,
     path::{Ambiguous, Canonical, SentPath, canonical, pattern, split_target},
     route::{HostPattern, PathPattern, RequestView, RouteMatch, Router, without_port},
 };
@@ -188,7 +189,8 @@ pub fn route(input: &[u8]) {
     let (path, query) = split_target(&Method::GET, target);
     assert!(query.is_empty() || query.starts_with('?'));
     assert!(target.contains(path) || path == "/");
-    let host = if host.len() > 200 || host.contains(['%', '[']) { "" } else { host };
+    // Another one comes to no route.
+    let host = if host.len() > 200 || host.contains(['%', '[']) || !valid_host(host) { "" } else { host };
     let routes = routes(lines);
     let router = Router::new(routes.iter());
     let headers = HeaderMap::new();
