@@ -361,12 +361,7 @@ impl AsyncWrite for Conn {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx))?;
-        let sent = Pin::new(&mut self.transport).poll_flush(cx);
-        if let Some(keeper) = &self.keeper {
-            // What TLS has taken may stand here.
-            keeper.info.set_blocked(sent.is_pending());
-        }
-        sent
+        self.poll_sent(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncReadExt as _;
+
 use crate::support::{
     eventually,
     frames::{
@@ -12,6 +14,7 @@ use crate::support::{
     http2::{self, Client2, Origin2},
     origin::{Origin, Peer},
     proxy::{Config, Proxy},
+    tls::Ca,
     wait_until, within,
 };
 
@@ -543,4 +546,37 @@ async fn on_pingoras_path_a_call_whose_ways_are_both_full_ends_at_its_deadline()
     // waits for the request's.
     assert!(proxy.stderr().contains("Upstream h2 body send error"), "{}", proxy.stderr());
     assert_eq!(reason(&proxy, "/call").await.0, "total_timeout");
+}
+
+/// TLS takes what is written at once: that its client does not shows when it is to leave.
+#[tokio::test]
+async fn a_socket_that_is_read_too_slowly_is_given_up_within_tls_too() {
+    let origin = Origin::echo("a").await;
+    let ca = Ca::new();
+    let yaml = "certificates: { main: <main> }
+listeners: [{ address: <listen>, tls: { certificates: [main] }, limits: { min_body_rate: 1MiB } }]";
+    let config = Config::before(&[&origin], yaml);
+    let main = ca.issue(&["a.test"]).write(config.dir(), "main");
+    let proxy = config.put("main", main).start().await;
+    let mut client = Client::tls(proxy.listen, "a.test", &ca.client(&["h2"])).await;
+    let large = settings(&[(4, 0x7fff_ffff)]);
+    client
+        .send(
+            [PREFACE, &large, &frame(SETTINGS, ACK, 0, &[]), &window(0, 0x7fff_0000), &get(1, "/size/100000000")]
+                .concat(),
+        )
+        .await;
+    let (mut stream, _) = client.wire.into_parts();
+    let slowly = async {
+        let mut part = [0; 4096];
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        while matches!(stream.read(&mut part).await, Ok(1..)) {
+            tick.tick().await;
+        }
+    };
+    tokio::select! {
+        () = slowly => {}
+        _ = proxy.metric("rrlb_h2_abuse_total", &["kind=\"stall\""], |n| n == 1.0) => {}
+    }
+    assert_eq!(proxy.access_log(1).await[0]["reason"], "too_slow");
 }

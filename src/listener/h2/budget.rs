@@ -27,7 +27,11 @@ const fn rate(kind: H2Abuse) -> Rate {
         H2Abuse::WindowUpdate => (1000, 100),
         _ => (0, 0),
     };
-    let most = if let H2Abuse::WindowUpdate = kind { 1 << 20 } else { burst };
+    let most = match kind {
+        H2Abuse::Dribble => 1 << 14,
+        H2Abuse::WindowUpdate => 1 << 18,
+        _ => burst,
+    };
     Rate { burst, per_second, most }
 }
 

@@ -418,7 +418,7 @@ impl Rules {
                 // Of what it reads by 256 bytes a client may say so for the stream and for the connection.
                 self.budget.earn(H2Abuse::WindowUpdate, 4 + head.length / 128);
                 // Windows that are given back frame by frame come to have rests, and those are crumbs.
-                self.budget.earn(H2Abuse::Dribble, head.length / 4096);
+                self.budget.earn(H2Abuse::Dribble, (head.length + 512) / 1024);
                 self.budget.earn(H2Abuse::Ping, 1);
                 if head.length > 0 {
                     self.moved = now;

@@ -171,13 +171,12 @@ fn a_rest_of_a_window_that_is_given_back_as_it_came_is_no_crumb_where_most_is_la
     let mut watch = begun(now);
     watch.received(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82]), now).expect("a request");
     watch.sent(&frame(HEADERS, END_HEADERS, 1, &[0x88]), now).expect("an answer");
-    for _ in 0..2_000 {
-        let parts = [16_384, 16_384, 16_384, 16_283, 100];
+    for parts in [[16_384, 16_384, 16_384, 16_283, 100], [32_000, 33_240, 95, 100, 100]].repeat(1_000) {
         for part in parts {
             watch.sent(&frame(DATA, 0, 1, &vec![0; part]), now).expect("DATA");
         }
-        for part in [100, 16_384, 16_384, 16_384, 16_283] {
-            let by = u32::to_be_bytes(part);
+        for part in [parts[4], parts[3], parts[2], parts[1], parts[0]] {
+            let by = u32::try_from(part).expect("small").to_be_bytes();
             watch.received(&frame(WINDOW_UPDATE, 0, 1, &by), now).expect("given back");
             watch.received(&frame(WINDOW_UPDATE, 0, 0, &by), now).expect("given back");
         }
