@@ -219,7 +219,7 @@ fn request<'a>(
     conn.begin(head.border, head.expects && head.request == head.head);
     conn.belongs_to(info);
     let (current, seed) = (post.current(), post.kit.random());
-    let start = RequestStart { info: info.clone(), current, seed, began: Instant::now(), beside: 0, cancel: None };
+    let start = RequestStart { info: info.clone(), current, seed, began: Instant::now(), cancel: None };
     Box::pin(async move {
         let (mut conn, start) = match desk {
             Some(desk) => match lane(post, conn, &head, desk, start, last || place.is_last(&post.draining)).await {

@@ -47,11 +47,9 @@ use crate::{
     proxy::{
         ConnInfo, RequestStart, Unserved, Upload,
         exchange::{Way, serve_stream},
-        is_malformed, is_served,
-        tunnel::{self, Asks},
-        well_formed,
+        is_malformed, is_served, tunnel, well_formed,
     },
-    runtime::deadlines::Deadlines,
+    runtime::{deadlines::Deadlines, descriptors},
     telemetry::metrics::H2Abuse,
     types::Reason,
 };
@@ -62,8 +60,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes of answers held for one stream while the client's socket takes none: with 100 streams, 3.2 MiB a connection.
 const SEND_BUFFER: usize = 32 * 1024;
-/// Streams that a client may have open.
+/// Streams that a client may have open, and as many of which it is served while descriptors are scarce.
 const STREAMS: u32 = 100;
+const SHARE: usize = 8;
 /// A client that takes nothing of its answers is given up after so long, or after the listener's idle timeout.
 const STALL: Duration = Duration::from_secs(30);
 /// How often a connection and its requests are asked in one turn whether they have made something to do for each other.
@@ -266,8 +265,8 @@ pub(super) async fn serve(
                 if enough || others {
                     serving.leave(LEAVE_GRACE);
                 }
-                let ends = Arc::new(Ends { beside: serving.requests.count(), ..Ends::default() });
-                let info = info.clone();
+                let beside = serving.requests.count();
+                let (ends, info) = (Arc::new(Ends { beside, ..Ends::default() }), info.clone());
                 let served =
                     self::request(post.clone(), info, endpoint.clone(), request, respond, ends.clone(), told.clone());
                 serving.requests.begin(id, ends, Box::pin(served));
@@ -333,21 +332,19 @@ async fn request(
     let (mut head, body) = request.into_parts();
     one_host(&mut head);
     let mut upload = Upload::new(body, ends.cancel.clone());
-    if head.method == Method::CONNECT {
-        let refused = match tunnel::asks(&head) {
-            Asks::Nothing => Some(Reason::MethodNotAllowed),
-            Asks::Unknown => Some(Reason::ProtocolUnknown),
-            Asks::WebSocket => None,
-        };
-        if let Some(reason) = refused {
-            if let Some(refusal) = post.kit.refusal_head(reason) {
-                _ = respond.send_response(Response::from_parts(refusal.as_owned_parts(), ()), true);
-            }
-            return post.log_unserved(&info, unserved(&head, began, reason));
+    let refused = match head.method {
+        _ if ends.beside >= SHARE && descriptors::are_scarce() => Some(Reason::TooManyConcurrent),
+        Method::CONNECT => tunnel::refused(&head),
+        _ => None,
+    };
+    if let Some(reason) = refused {
+        if let Some(refusal) = post.kit.refusal_head(reason) {
+            _ = respond.send_response(Response::from_parts(refusal.as_owned_parts(), ()), true);
         }
-        if is_served(&head, &info) {
-            tunnel::into_upgrade(&mut head, u128::from(post.kit.random()) << 64 | u128::from(post.kit.random()));
-        }
+        return post.log_unserved(&info, unserved(&head, began, reason));
+    }
+    if head.method == Method::CONNECT && is_served(&head, &info) {
+        tunnel::into_upgrade(&mut head, u128::from(post.kit.random()) << 64 | u128::from(post.kit.random()));
     }
     if let Err(reason) = empty(&head, &mut upload, &mut respond, endpoint.model.limits.header_timeout, &ends).await {
         if reason == Reason::BadRequest {
@@ -358,7 +355,7 @@ async fn request(
     let current = post.current();
     let way = Way::of_stream(&current, &info, &head, seed);
     let cancel = Some(ends.cancel.clone());
-    let start = RequestStart { info: info.clone(), current, seed, began, beside: ends.beside, cancel };
+    let start = RequestStart { info: info.clone(), current, seed, began, cancel };
     match way {
         Some(way) => serve_stream(&post.kit, start, way, head, upload, respond).await,
         None => {

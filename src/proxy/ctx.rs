@@ -272,8 +272,6 @@ pub struct RequestStart {
     pub seed: u64,
     /// When its head had come.
     pub began: Instant,
-    /// Requests of its connection that were under way beside it (HTTP/2).
-    pub beside: usize,
     /// Ends a request of an HTTP/2 client; `None` for HTTP/1.
     pub cancel: Option<Arc<Cancel>>,
 }

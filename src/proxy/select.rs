@@ -130,8 +130,7 @@ pub(super) fn backend(ctx: &mut RequestCtx) -> Result<u64> {
     Ok(key)
 }
 
-/// The request ends for that reason, and is tried nowhere else.
-pub(super) fn fail<T>(ctx: &mut RequestCtx, reason: Reason, why: &'static str) -> Result<T> {
+fn fail<T>(ctx: &mut RequestCtx, reason: Reason, why: &'static str) -> Result<T> {
     ctx.reason = Some(reason);
     let mut error = Error::explain(ErrorType::InternalError, why);
     error.as_up();

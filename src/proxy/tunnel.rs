@@ -5,16 +5,7 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderName, HeaderValue, Method, Uri, Version, header, request::Parts};
 
-/// What an extended CONNECT asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asks {
-    /// A plain CONNECT.
-    Nothing,
-    /// Another protocol than is known here.
-    Unknown,
-    /// A WebSocket.
-    WebSocket,
-}
+use crate::types::Reason;
 
 /// The key of an upgrade that we ask for (RFC 6455 §4.1), kept with its request.
 #[derive(Clone, Debug)]
@@ -32,12 +23,12 @@ impl Key {
     }
 }
 
-/// What a CONNECT is for.
-pub fn asks(request: &Parts) -> Asks {
+/// Why a CONNECT of HTTP/2 is refused; `None` where it asks for a WebSocket (RFC 8441), the one protocol that is known here.
+pub fn refused(request: &Parts) -> Option<Reason> {
     match request.extensions.get::<h2::ext::Protocol>().map(h2::ext::Protocol::as_str) {
-        None => Asks::Nothing,
-        Some("websocket") => Asks::WebSocket,
-        Some(_) => Asks::Unknown,
+        None => Some(Reason::MethodNotAllowed),
+        Some("websocket") => None,
+        Some(_) => Some(Reason::ProtocolUnknown),
     }
 }
 
@@ -88,9 +79,9 @@ mod tests {
         let request =
             http::Request::builder().method("CONNECT").uri("https://a.test/chat?x=1").version(Version::HTTP_2);
         let mut request = request.body(()).expect("a request").into_parts().0;
-        assert_eq!(asks(&request), Asks::Nothing);
+        assert_eq!(refused(&request), Some(Reason::MethodNotAllowed));
         request.extensions.insert(h2::ext::Protocol::from_static("websocket"));
-        assert_eq!(asks(&request), Asks::WebSocket);
+        assert_eq!(refused(&request), None);
         into_upgrade(&mut request, 1);
         assert_eq!((request.method.as_str(), request.uri.to_string().as_str()), ("GET", "/chat?x=1"));
         let fields = [("host", "a.test"), ("upgrade", "websocket"), ("connection", "upgrade")];

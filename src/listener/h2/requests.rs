@@ -104,7 +104,7 @@ impl Wake for Bell {
 #[derive(Default)]
 pub(super) struct Ends {
     pub(super) cancel: Arc<Cancel>,
-    /// Requests of the connection that were under way when it began.
+    /// As many requests of its connection were under way when it came.
     pub(super) beside: usize,
     /// Its client has reset it.
     pub(super) left: AtomicBool,

@@ -169,12 +169,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         self.written
     }
 
-    /// Whether any byte of an answer has come.
-    #[cfg(test)]
-    pub(super) fn is_answered(&self) -> bool {
-        self.answered
-    }
-
     /// Whether the backend takes more of the request: not all of it was given, and writing has not failed.
     pub(super) fn wants_body(&self) -> bool {
         !self.complete && !self.deaf
@@ -360,6 +354,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             return false;
         };
         self.ahead.len().saturating_sub(length) as u64 >= body
+    }
+
+    /// Whether what comes next of the body, if only its end, is known without reading more.
+    pub(super) fn is_at_hand(&self) -> bool {
+        !self.ahead.is_empty() || matches!(self.place, Place::Body(Body::Bordered(border)) if border.reached())
     }
 
     /// The reason phrase, as [`Attempt::head`].

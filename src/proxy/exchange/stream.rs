@@ -41,7 +41,6 @@ use crate::{
     policy::framing::Border,
     runtime::{
         deadlines::{Deadline, How, Wait},
-        descriptors,
         line::Line,
     },
     types::Reason,
@@ -49,8 +48,6 @@ use crate::{
 
 /// A part of an answer's body that is not larger is copied, so that a client that is slow to take it holds no more than that.
 const COPIED: usize = CAUTIOUS;
-/// Requests of one client that may open connections to backends at once when descriptors are scarce.
-const SHARE: usize = 8;
 /// What is collected for the backend leaves when there is as much.
 const COLLECTED: usize = 16 * 1024;
 
@@ -159,13 +156,6 @@ impl Lane<'_> {
         ctx.read_timeout = Duration::MAX;
         let connected = match connect::pooled(self.kit, For::Http2, home, ctx) {
             Some(pooled) => Ok(pooled),
-            None if ctx.start.as_ref().is_some_and(|start| start.beside >= SHARE) && descriptors::are_scarce() => {
-                return select::fail(
-                    ctx,
-                    Reason::TooManyConcurrent,
-                    "descriptors are scarce, and its client has many requests",
-                );
-            }
             // Large, and rare.
             None => Box::pin(self.open(wake, ctx)).await,
         };
@@ -395,7 +385,7 @@ impl Lane<'_> {
             copy
         };
         // The stream ends with it, where that is known.
-        let ends = matches!(attempt.poll_answer(cx), Poll::Ready(Ok(Step::End)));
+        let ends = attempt.is_at_hand() && matches!(attempt.poll_answer(cx), Poll::Ready(Ok(Step::End)));
         self.out.last = ends && attempt.trailers().is_empty();
     }
 

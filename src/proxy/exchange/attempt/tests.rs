@@ -193,7 +193,7 @@ async fn a_connection_that_ends_before_an_answer_says_what_had_left() {
     drop(backend);
     poll_fn(|cx| unsent.poll_flush(cx)).await;
     let failure = poll_fn(|cx| unsent.poll_answer(cx)).await.expect_err("no answer");
-    assert!(matches!(failure, Failure::Ended(_)) && unsent.written() == 0 && !unsent.is_answered());
+    assert!(matches!(failure, Failure::Ended(_)) && unsent.written() == 0 && !unsent.answered);
     let (mut sent, mut backend) = attempt("GET / HTTP/1.1\r\n\r\n", true, true);
     poll_fn(|cx| sent.poll_flush(cx)).await;
     let mut request = [0; 18];
