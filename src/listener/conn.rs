@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(super) use super::transport::{Socket, Transport};
 use super::{
     pace::{Pace, Pacing},
-    socket,
+    socket, transport,
 };
 use crate::{
     policy::framing::{Border, Taken},
@@ -372,10 +372,11 @@ impl AsyncWrite for Conn {
 
 /// Past [`Conn`]'s own collecting: whoever writes so collects itself.
 impl Wire for Conn {
-    fn poll_send(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let sent = match parts {
-            [only] => Pin::new(&mut self.transport).poll_write(cx, only),
-            parts => Pin::new(&mut self.transport).poll_write_vectored(cx, parts),
+    fn poll_send(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>], last: bool) -> Poll<io::Result<usize>> {
+        let sent = match (parts, &self.transport) {
+            (parts, Transport::Plain(Socket::Tcp(tcp))) if last => transport::poll_write_last(tcp, cx, parts),
+            ([only], _) => Pin::new(&mut self.transport).poll_write(cx, only),
+            (parts, _) => Pin::new(&mut self.transport).poll_write_vectored(cx, parts),
         };
         self.note_sent(&sent);
         sent

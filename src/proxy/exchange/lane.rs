@@ -423,6 +423,8 @@ impl<W: Wire> Lane<'_, W> {
 
     fn poll_write(&mut self, cx: &mut Context<'_>, attempt: Option<&mut Attempt<Line>>) -> Poll<io::Result<()>> {
         let mut lender = attempt.filter(|_| self.out.lent);
+        // Nothing stands between them and the end of the connection, which leaves in the same segment then.
+        let last = self.out.ended && !self.asked.again && !self.asked.is_upgrade();
         loop {
             let body = lender.as_ref().map_or(&[][..], |attempt| attempt.body());
             let answer = &mut self.desk.answer;
@@ -431,7 +433,7 @@ impl<W: Wire> Lane<'_, W> {
             }
             let parts = [io::IoSlice::new(answer), io::IoSlice::new(body)];
             let parts = &parts[usize::from(answer.is_empty())..if body.is_empty() { 1 } else { 2 }];
-            let sent = ready!(self.wire.poll_send(cx, parts))?;
+            let sent = ready!(self.wire.poll_send(cx, parts, last))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

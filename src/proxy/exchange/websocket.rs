@@ -100,7 +100,7 @@ impl<W: Wire> Side for Client<'_, W> {
     }
 
     fn poll_give(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let sent = self.wire.poll_send(cx, &[io::IoSlice::new(data)]);
+        let sent = self.wire.poll_send(cx, &[io::IoSlice::new(data)], false);
         self.waits(sent.is_pending());
         sent
     }

@@ -13,8 +13,9 @@ use super::pipe::Pipe;
 
 /// A client's connection while a request has it. Reads end at the request's border; at it, they end when the client leaves.
 pub trait Wire: AsyncRead + Unpin {
-    /// Writes of these parts, in their order, as much as is taken.
-    fn poll_send(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>>;
+    /// Writes of these parts, in their order, as much as is taken. The `last` ones may wait for the connection's end: whoever says
+    /// so shuts it down or closes it next.
+    fn poll_send(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>], last: bool) -> Poll<io::Result<usize>>;
 
     /// How much is left of a body that nobody need look at, of which no part is here, on a socket in plain text; 0 of any other.
     fn unseen(&self) -> u64;

@@ -26,7 +26,7 @@ impl<W: Wire> Lane<'_, W> {
     /// Writes an answer of our own. Returns whether it left.
     pub(super) async fn respond(&mut self, head: &ResponseHeader, body: &[u8]) -> bool {
         // What is left of interim answers goes before it.
-        self.out = Out::default();
+        self.out = Out { ended: true, ..Out::default() };
         let sent =
             heads::ours(head, body, self.asked.is_head_only(), self.kit, self.asked.again, &mut self.desk.answer);
         match poll_fn(|cx| self.poll_leave(cx, None)).await {
