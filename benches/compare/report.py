@@ -27,7 +27,13 @@ def machine(cores):
     flags = "virtual machine" if "hypervisor" in Path("/proc/cpuinfo").read_text() else "hardware"
     memory = int(Path("/proc/meminfo").read_text().split()[1]) >> 20
     return {"cpu": model, "kind": flags, "cores": len(cores), "memory": f"{memory} GiB",
-            "kernel": f"{os.uname().sysname} {os.uname().release}", "load": round(os.getloadavg()[0], 2)}
+            "kernel": f"{os.uname().sysname} {os.uname().release}", "congestion": congestion(), "load": round(os.getloadavg()[0], 2)}
+
+
+def congestion():
+    """The TCP congestion control that all proxies use."""
+    file = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+    return file.read_text().strip() if file.exists() else "unknown"
 
 
 def best(figures):
@@ -94,7 +100,7 @@ def markdown(result):
     parts = [
         f"`{result['command'].strip()}`, {result['minutes']} minutes: {result['rounds']} rounds of {result['seconds']} s of "
         f"each proxy in each row.\n",
-        f"Machine: {host['cpu']} ({host['kind']}), {host['cores']} cores, {host['memory']}, {host['kernel']}. {versions}.\n",
+        f"Machine: {host['cpu']} ({host['kind']}), {host['cores']} cores, {host['memory']}, {host['kernel']}, TCP {host['congestion']}. {versions}.\n",
     ]
     if foreign:
         parts.append(f"Noise: other processes used {number(middle(foreign))} cores in the median round and "
