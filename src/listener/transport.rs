@@ -127,6 +127,10 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // What TLS gives is mostly one record, and writev(2) costs 0.2 µs more than send(2).
+        if let [only] = parts {
+            return self.poll_write(cx, only);
+        }
         each!(self.get_mut(), Socket, stream => Pin::new(stream).poll_write_vectored(cx, parts))
     }
 
