@@ -1,8 +1,8 @@
 """Reads what callgrind has counted, and says how much of it each part of the proxy has cost.
 
 What is our own counts for the part that its file belongs to, also where it was inlined elsewhere. The code of other crates and of
-the standard library counts for the part that calls it: where several do, for each by its share. What nobody of us calls is the
-event loop's."""
+the standard library counts for the part that calls it: where several do, for each by its share. Reading, writing and waiting on
+sockets are a part of their own (tokio's, and libc's below it). What nobody of us calls is the event loop's."""
 
 import collections
 import pathlib
@@ -19,10 +19,13 @@ PARTS = [
     ("exchange", r""),
 ]
 LOOP = "event loop"
+SOCKETS = "sockets"
 
 
 def part(path):
-    """The part that a file belongs to; None for a file that is not ours."""
+    """The part that a file belongs to; None for a file that is not ours, nor of sockets."""
+    if re.search(r"/(tokio-[^/]*/src/(net|io|runtime/io|task/coop)|mio-[^/]*/src|socket2-[^/]*/src)/", path):
+        return SOCKETS
     if ".cargo/" in path or "rustc/" in path:
         return None
     own = re.search(r"(?:^|/)src/((?:listener|policy|proxy|runtime|telemetry|types|server|service)/.*\.rs)$", path)
