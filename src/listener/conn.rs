@@ -9,6 +9,7 @@ mod notes;
 
 use std::{
     io,
+    net::Shutdown,
     os::fd::RawFd,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -16,6 +17,7 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub(super) use super::transport::{Socket, Transport};
@@ -59,6 +61,8 @@ pub(super) struct Conn {
     expects: bool,
     /// The system may hold more of its answers than of others'; see [`socket::MOST_UNSENT`].
     flowing: bool,
+    /// What was written last waits for the connection's end; see [`Wire::poll_send`].
+    parting: bool,
 }
 
 /// Where a connection goes that Pingora drops too early: after an answer of our own in place of a backend's it is good
@@ -91,6 +95,12 @@ impl From<Kept> for Conn {
 
 impl Drop for Conn {
     fn drop(&mut self) {
+        if self.parting
+            && let Transport::Plain(Socket::Tcp(tcp)) = &self.transport
+        {
+            // A close on bytes that nobody has read is a reset, with which the system forgets what it has not sent.
+            _ = SockRef::from(tcp).shutdown(Shutdown::Write);
+        }
         let Some(keeper) = self.keeper.take() else { return };
         let Some(place) = keeper.kept else { return };
         let after = match keeper.info.afterwards() {
@@ -121,6 +131,7 @@ impl Conn {
             reader: None,
             expects: false,
             flowing: false,
+            parting: false,
         }
     }
 
@@ -366,6 +377,7 @@ impl AsyncWrite for Conn {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx))?;
+        self.parting = false;
         Pin::new(&mut self.transport).poll_shutdown(cx)
     }
 }
@@ -374,7 +386,10 @@ impl AsyncWrite for Conn {
 impl Wire for Conn {
     fn poll_send(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>], last: bool) -> Poll<io::Result<usize>> {
         let sent = match (parts, &self.transport) {
-            (parts, Transport::Plain(Socket::Tcp(tcp))) if last => transport::poll_write_last(tcp, cx, parts),
+            (parts, Transport::Plain(Socket::Tcp(tcp))) if last => {
+                self.parting = true;
+                transport::poll_write_last(tcp, cx, parts)
+            }
             ([only], _) => Pin::new(&mut self.transport).poll_write(cx, only),
             (parts, _) => Pin::new(&mut self.transport).poll_write_vectored(cx, parts),
         };
@@ -460,5 +475,31 @@ impl Wire for Conn {
 
     fn descriptor(&self) -> RawFd {
         self.fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::poll_fn,
+        io::{IoSlice, Read as _, Write as _},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_last_answer_arrives_whatever_its_client_still_sends() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let near = tokio::net::TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connect");
+        let (mut far, _) = listener.accept().expect("a connection");
+        // Nobody reads it, so the close is a reset.
+        far.write_all(b"\r\n").expect("an open connection");
+        let mut conn = Conn::new(Transport::Plain(Socket::Tcp(near)), None);
+        let sent = poll_fn(|cx| Wire::poll_send(&mut conn, cx, &[IoSlice::new(b"an answer")], true)).await;
+        assert_eq!(sent.expect("room"), 9);
+        drop(conn);
+        let mut answer = [0; 9];
+        far.read_exact(&mut answer).expect("an answer");
+        assert_eq!(&answer, b"an answer");
     }
 }
