@@ -40,6 +40,7 @@ use crate::{
     proxy::{ConnInfo, Current, Kit, TlsInfo, Unserved},
     runtime::{
         deadlines::{Deadline, How, TICK, Wait},
+        descriptors,
         lull::{self, Beats},
     },
     telemetry::metrics::Handshake,
@@ -216,13 +217,14 @@ async fn sweep(post: Arc<Post>) {
     }
 }
 
-/// Closes connections to backends that are of no use any more. Sleeps while there are none at all.
+/// Closes connections to backends that are of no use any more, or of less than their descriptors. Sleeps while there are none at all.
 async fn tidy(post: Arc<Post>) {
     let pool = post.kit.pool();
     loop {
         pool.filled().await;
+        let before = Instant::now();
         tokio::time::sleep(POOL_BEAT).await;
-        pool.sweep(Instant::now());
+        pool.sweep(Instant::now(), descriptors::are_scarce().then_some(before));
     }
 }
 

@@ -187,6 +187,12 @@ pub async fn announce(stream: &mut (impl AsyncWrite + Unpin), header: &[u8], to:
     })
 }
 
+/// Whether there was no descriptor for a connection.
+pub fn lacked_descriptor(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|cause| matches!(cause.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)))
+}
+
 /// What is left is for others. As where the system has none.
 fn no_descriptor(to: &SocketAddr) -> BError {
     let none = io::Error::from_raw_os_error(libc::EMFILE);

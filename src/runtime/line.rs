@@ -239,6 +239,7 @@ struct Shelf {
 #[derive(Debug)]
 struct Idle {
     line: Line,
+    since: Instant,
     until: Instant,
 }
 
@@ -270,7 +271,7 @@ impl Pool {
     pub fn take(&self, key: u64, now: Instant) -> Option<Line> {
         let mut idle = self.lock();
         let shelf = idle.by_key.get_mut(&key)?;
-        while let Some(Idle { mut line, until }) = shelf.lines.pop() {
+        while let Some(Idle { mut line, until, .. }) = shelf.lines.pop() {
             if until > now && is_quiet(&mut line) {
                 return Some(line);
             }
@@ -318,22 +319,32 @@ impl Pool {
         if shelf.lines.len() >= self.most {
             shelf.lines.remove(0);
         }
-        shelf.lines.push(Idle { line, until: now + patience });
+        shelf.lines.push(Idle { line, since: now, until: now + patience });
         if std::mem::take(&mut idle.awaited) {
             self.filled.notify_one();
         }
     }
 
-    /// Closes what has waited too long, was closed by the backend or shut down by us, and what leads where no backend is any
-    /// more. Returns how many are left.
-    pub fn sweep(&self, now: Instant) -> usize {
+    /// Closes the connection that has waited longest, whose descriptor another needs. Returns whether there was one.
+    pub fn give_up(&self) -> bool {
+        let mut idle = self.lock();
+        let waiting = idle.by_key.values_mut().filter(|shelf| !shelf.lines.is_empty());
+        let longest = waiting.min_by_key(|shelf| shelf.lines[0].since);
+        longest.map(|shelf| drop(shelf.lines.remove(0))).is_some()
+    }
+
+    /// Closes what has waited too long, or before `unused` where descriptors are scarce, was closed by the backend or shut down by us,
+    /// and what leads where no backend is any more. Returns how many are left.
+    pub fn sweep(&self, now: Instant, unused: Option<Instant>) -> usize {
         let mut idle = self.lock();
         let mut left = idle.shared.sweep(now);
         idle.by_key.retain(|_, shelf| {
             if !shelf.anchor.holds() {
                 return false;
             }
-            shelf.lines.retain_mut(|idle| idle.until > now && is_quiet(&mut idle.line));
+            shelf.lines.retain_mut(|idle| {
+                idle.until > now && unused.is_none_or(|unused| idle.since > unused) && is_quiet(&mut idle.line)
+            });
             left += shelf.lines.len();
             !shelf.lines.is_empty()
         });
@@ -361,7 +372,10 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
-    use tokio::{io::AsyncWriteExt, net::TcpListener};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
 
     use super::*;
     use crate::{
@@ -371,6 +385,7 @@ mod tests {
     };
 
     const MINUTE: Duration = Duration::from_secs(60);
+    const TICK: Duration = Duration::from_millis(10);
 
     /// An upstream of one backend by this name.
     fn home(name: &str) -> Arc<Upstream> {
@@ -428,9 +443,29 @@ mod tests {
         }
         pool.put(2, old, now, MINUTE, anchor(&home));
         assert!(pool.take(1, now).is_none(), "{fds:?}");
-        assert_eq!(pool.sweep(now), 1);
+        assert_eq!(pool.sweep(now, None), 1);
         assert!(pool.take(2, now + MINUTE).is_none());
         assert_eq!(tokio::io::AsyncReadExt::read(&mut old_far, &mut [0; 1]).await.expect("its end"), 0);
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_given_up_where_its_descriptor_is_needed() {
+        let home = home("app.test");
+        let pool = Pool::new(8);
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let (first, mut first_far) = pair().await;
+        let (second, _second_far) = pair().await;
+        let (third, _third_far) = pair().await;
+        let kept = descriptor(&third);
+        pool.put(1, first, now, MINUTE, anchor(&home));
+        pool.put(2, second, now + TICK, MINUTE, anchor(&home));
+        pool.put(2, third, later, MINUTE, anchor(&home));
+        assert!(pool.give_up());
+        assert_eq!(first_far.read(&mut [0; 1]).await.expect("its end"), 0, "it waited longest");
+        assert_eq!(pool.sweep(later, Some(now + TICK)), 1, "one was used since then");
+        assert_eq!(pool.take(2, later).as_ref().map(descriptor), Some(kept));
+        assert!(!pool.give_up());
     }
 
     #[tokio::test]
@@ -443,11 +478,11 @@ mod tests {
             pool.put(key as u64, line, now, MINUTE, anchor(home));
             far.push(end);
         }
-        assert_eq!(pool.sweep(now), 3);
+        assert_eq!(pool.sweep(now, None), 3);
         moves.backends()[0].set_target(([10, 0, 0, 2], 80).into());
-        assert_eq!(pool.sweep(now), 2);
+        assert_eq!(pool.sweep(now, None), 2);
         drop(goes);
-        assert_eq!(pool.sweep(now), 1);
+        assert_eq!(pool.sweep(now, None), 1);
         assert!(pool.take(0, now).is_some());
     }
 
@@ -483,9 +518,9 @@ mod tests {
             pool.put(1, line, now, MINUTE, anchor(&home));
             far.push(end);
         }
-        assert_eq!(pool.sweep(now), 2);
+        assert_eq!(pool.sweep(now, None), 2);
         let (line, _end) = pair().await;
         Pool::new(0).put(1, line, now, MINUTE, anchor(&home));
-        assert_eq!(Pool::new(0).sweep(now), 0);
+        assert_eq!(Pool::new(0).sweep(now, None), 0);
     }
 }

@@ -11,7 +11,7 @@ use crate::support::{
     http2::{Client2, request},
     origin::Origin,
     proxy::{Config, Proxy},
-    within,
+    wait_until, within,
 };
 
 #[tokio::test]
@@ -88,7 +88,11 @@ fn descriptors(limit: libc::rlim_t) -> libc::rlimit {
 /// A proxy that may have so many descriptors.
 async fn with_few_descriptors(origin: &Origin, most: libc::rlim_t) -> Proxy {
     let more = "listeners: [{ address: <listen>, h2c: true }]";
-    let mut proxy = Config::before(&[origin], more).spawn_with(&[], |command| {
+    spawn_with_few_descriptors(Config::before(&[origin], more), most).await
+}
+
+async fn spawn_with_few_descriptors(config: Config, most: libc::rlim_t) -> Proxy {
+    let mut proxy = config.spawn_with(&[], |command| {
         // SAFETY: setrlimit is async-signal-safe.
         unsafe {
             command.pre_exec(move || {
@@ -325,4 +329,32 @@ async fn who_asks_for_much_at_once_over_http2_does_not_take_the_descriptors_of_o
     proxy.reload().await;
     assert_eq!(proxy.scrape().await.sum("rrlb_accept_errors_total", &[]), 0.0);
     origin.release();
+}
+
+/// A pool keeps what a burst has left, and clients the rest.
+#[tokio::test]
+async fn connections_that_wait_make_room_for_those_to_other_backends() {
+    let (busy, other) = (Origin::echo("busy").await, Origin::echo("other").await);
+    let yaml = "listeners: [{ address: <listen>, h2c: true }]\nthreads: 1\n\
+        upstreams: { busy: { backends: [<busy>] }, other: { backends: [<other>] } }\n\
+        routes: [{ match: { path: /other }, upstream: other }, { upstream: busy }]";
+    let config = Config::new(yaml).put("busy", &busy.address).put("other", &other.address);
+    let proxy = spawn_with_few_descriptors(config, 256).await;
+    let mut first = proxy.client().await;
+    let burst = Client2::prior(proxy.listen).await;
+    let mut asked = Vec::new();
+    for _ in 0..95 {
+        asked.push(burst.open(request("GET", "/hold"), true).await.expect("a stream").0);
+    }
+    wait_until("the burst", || busy.count("/hold") == 95).await;
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(proxy.client().await);
+    }
+    proxy.metric("rrlb_connections_refused_total", &["cause=\"limit\""], |count| count > 0.0).await;
+    busy.release();
+    for answer in asked {
+        assert_eq!(within("an answer", answer).await.expect("an answer").status(), 200);
+    }
+    assert_eq!(within("an answer", first.get("/other")).await.origin(), "other");
 }

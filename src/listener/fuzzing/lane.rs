@@ -326,9 +326,9 @@ async fn play(stage: &Stage, manner: Manner, stream: &[u8], record: &Shared) {
 async fn settle(record: &Shared, kit: &Kit) {
     still(record).await;
     // As a worker's own sweep does.
-    kit.pool().sweep(Instant::now());
+    kit.pool().sweep(Instant::now(), None);
     still(record).await;
-    judge::settled(&lock(record), kit.pool().sweep(Instant::now()));
+    judge::settled(&lock(record), kit.pool().sweep(Instant::now(), None));
 }
 
 /// Waits until nothing moves.

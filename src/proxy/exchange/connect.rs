@@ -17,6 +17,7 @@ use super::{
 use crate::{
     runtime::{
         backend::Anchor,
+        connect::lacked_descriptor,
         deadlines::Deadline,
         line::{Layer, Line, Opened, descriptor},
         peer::announcing,
@@ -88,7 +89,15 @@ pub(super) async fn open(kit: &Kit, what: For, ctx: &RequestCtx) -> Result<(Line
     let header = announced(ctx);
     let key = header.as_ref().map_or(home, |header| announcing(home, header));
     let offer = if what == For::WebSocket { Offer::Http1 } else { opener.offer() };
-    let opening = opener.open(&target, picked.backend().sni(), offer, header.as_deref());
+    let opening = async {
+        loop {
+            match opener.open(&target, picked.backend().sni(), offer, header.as_deref()).await {
+                // Nobody may need the one that waits longest.
+                Err(error) if lacked_descriptor(&error) && kit.pool().give_up() => {}
+                opened => break opened,
+            }
+        }
+    };
     let opened = match ctx.total_due {
         None => opening.await,
         Some(due) => tokio::time::timeout_at(due.into(), opening)

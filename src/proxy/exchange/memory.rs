@@ -8,7 +8,7 @@ use super::{
     attempt::{self, Room},
     pipe::Pipe,
 };
-use crate::policy::fields::Index;
+use crate::{policy::fields::Index, runtime::descriptors};
 
 /// Kept for requests to come. More are at work at once only where clients or backends are slow.
 const MOST: usize = 64;
@@ -117,8 +117,11 @@ impl Memory {
         }
     }
 
-    /// A pipe, empty; `None` where there are enough.
+    /// A pipe, empty; `None` where there are enough, or others need the descriptors.
     pub(super) fn pipe(&self) -> Option<Pipe> {
+        if descriptors::are_scarce() {
+            return None;
+        }
         let place = Some(self.lock().piped.clone());
         // Counted with it.
         place.filter(|place| Arc::strong_count(place) <= MOST_PIPES + 1).and_then(Pipe::new)

@@ -13,10 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Ve
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::{
-    client::legacy::{
-        self, Client,
-        connect::{Connect, HttpConnector},
-    },
+    client::legacy::{self, Client, connect::Connect},
     rt::{TokioExecutor, TokioTimer},
 };
 use pingora_core::{Error, Result};
@@ -25,7 +22,7 @@ use pingora_proxy::Session;
 use tokio::time::timeout;
 
 use super::{
-    secure::{self, SecureClients},
+    secure::{SecureClients, Tcp},
     towards_backend, within,
 };
 use crate::{
@@ -91,13 +88,13 @@ const NOT_ASKED: [HeaderName; 12] = [
 
 /// A worker's clients, with pools of their own.
 pub(super) struct AuthClient {
-    plain: Pooled<HttpConnector>,
+    plain: Pooled<Tcp>,
     secure: SecureClients,
 }
 
 impl Default for AuthClient {
     fn default() -> Self {
-        Self { plain: Pooled::new(secure::tcp()), secure: SecureClients::default() }
+        Self { plain: Pooled::new(Tcp::new()), secure: SecureClients::default() }
     }
 }
 

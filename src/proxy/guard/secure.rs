@@ -3,7 +3,7 @@
 //! connection that another has vouched for.
 
 use std::{
-    future::Future,
+    future::{Future, ready},
     io,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -24,6 +24,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tower_service::Service;
 
 use super::forward::Pooled;
+use crate::runtime::descriptors;
 
 /// A client that speaks TLS.
 pub(super) type SecureClient = Pooled<Connector>;
@@ -44,24 +45,47 @@ impl SecureClients {
         clients.retain(|(of, _)| of.strong_count() > 0);
         // A copy, so that what is known of the configuration's life does not depend on the client's.
         let client =
-            Pooled::new(Connector { tcp: tcp(), tls: TlsConnector::from(Arc::new(ClientConfig::clone(config))) });
+            Pooled::new(Connector { tcp: Tcp::new(), tls: TlsConnector::from(Arc::new(ClientConfig::clone(config))) });
         clients.push((Arc::downgrade(config), client.clone()));
         client
     }
 }
 
-/// Plain connections.
-pub(super) fn tcp() -> HttpConnector {
-    let mut tcp = HttpConnector::new();
-    tcp.set_nodelay(true);
-    tcp.enforce_http(false);
-    tcp
+/// Plain connections, which have the descriptors that those to backends have.
+#[derive(Clone)]
+pub(super) struct Tcp(HttpConnector);
+
+impl Tcp {
+    pub(super) fn new() -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.set_nodelay(true);
+        tcp.enforce_http(false);
+        Self(tcp)
+    }
+}
+
+impl Service<Uri> for Tcp {
+    type Response = TokioIo<TcpStream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<TcpStream>>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_ready(cx).map_err(io::Error::other)
+    }
+
+    fn call(&mut self, url: Uri) -> Self::Future {
+        if !descriptors::is_next_for_backend() {
+            return Box::pin(ready(Err(io::Error::from_raw_os_error(libc::EMFILE))));
+        }
+        let connecting = self.0.call(url);
+        Box::pin(async move { connecting.await.map_err(io::Error::other) })
+    }
 }
 
 /// Makes a connection and its handshake; the question's deadline holds for both.
 #[derive(Clone)]
 pub(super) struct Connector {
-    tcp: HttpConnector,
+    tcp: Tcp,
     tls: TlsConnector,
 }
 
@@ -71,7 +95,7 @@ impl Service<Uri> for Connector {
     type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Secured>>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp.poll_ready(cx).map_err(io::Error::other)
+        self.tcp.poll_ready(cx)
     }
 
     fn call(&mut self, url: Uri) -> Self::Future {
@@ -80,7 +104,7 @@ impl Service<Uri> for Connector {
         let (connecting, tls) = (self.tcp.call(url), self.tls.clone());
         Box::pin(async move {
             let name = name.map_err(io::Error::other)?;
-            let stream = connecting.await.map_err(io::Error::other)?.into_inner();
+            let stream = connecting.await?.into_inner();
             Ok(TokioIo::new(Secured(tls.connect(name, stream).await?)))
         })
     }

@@ -200,7 +200,7 @@ async fn tickets_are_no_noise_on_an_idle_connection_and_bytes_are() {
         // The tickets, which came after the handshake.
         readable(&ours).await;
         pool.put(1, Either::Right(Box::new(Layer::Tls(ours))), now, PATIENCE, anchor);
-        assert_eq!(pool.sweep(now), 1);
+        assert_eq!(pool.sweep(now, None), 1);
         let Some(Line::Right(line)) = pool.take(1, now) else { panic!("tickets are noise") };
         match said {
             None => {}
@@ -212,7 +212,7 @@ async fn tickets_are_no_noise_on_an_idle_connection_and_bytes_are() {
             readable(stream).await;
         }
         pool.put(1, Either::Right(line), now, PATIENCE, anchor);
-        assert_eq!(pool.sweep(now), usize::from(kept), "{said:?}");
+        assert_eq!(pool.sweep(now, None), usize::from(kept), "{said:?}");
         assert_eq!(pool.take(1, now).is_some(), kept, "{said:?}");
     }
 }
