@@ -363,9 +363,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
 
     /// The reason phrase, as [`Attempt::head`].
     pub(super) fn phrase(&self) -> &[u8] {
-        let line = self.ahead[..].split(|byte| *byte == b'\r').next().unwrap_or_default();
+        let line = if let Place::Read(head) = self.place { head.line } else { 0 };
         // `HTTP/1.1 200 OK`
-        line.get(13..).unwrap_or_default()
+        self.ahead.get(13..line).unwrap_or_default()
     }
 
     /// The part of the body that is here, at [`Step::Body`].
