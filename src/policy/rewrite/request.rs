@@ -1,7 +1,5 @@
 //! The head of a client's request on its way to a backend.
 
-use std::net::IpAddr;
-
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -26,7 +24,7 @@ pub struct RequestRewrite<'a, F> {
     /// Whether the client's words to us are still in the head.
     pub hops: Hops,
     /// The peer; `None` for a unix socket.
-    pub peer: Option<IpAddr>,
+    pub peer: Option<&'a AddressText>,
     /// Whether the peer's forwarding fields are kept and added to; otherwise they are replaced.
     pub peer_trusted: bool,
     /// How the peer spoke to us.
@@ -133,12 +131,11 @@ impl<F: Fields> RequestRewrite<'_, F> {
     /// X-Forwarded-* and Forwarded: what a trusted peer said is kept and added to, what anyone else said is replaced.
     fn forwarding(&self, to: &mut impl Sink) {
         let (list, structured) = (X_FORWARDED_FOR, header::FORWARDED);
-        let peer = self.peer.map(AddressText::new);
         let said = |line: &[u8]| !line.trim_ascii().is_empty();
-        if peer.is_some() || self.hearsay(&list).is_some_and(|mut lines| lines.any(said)) {
-            to.made(&list, |out| write_x_forwarded_for(self.hearsay(&list), peer.as_ref(), out));
+        if self.peer.is_some() || self.hearsay(&list).is_some_and(|mut lines| lines.any(said)) {
+            to.made(&list, |out| write_x_forwarded_for(self.hearsay(&list), self.peer, out));
         }
-        let hop = Hop { peer: peer.as_ref(), host: self.asked_host, scheme: self.hop_scheme };
+        let hop = Hop { peer: self.peer, host: self.asked_host, scheme: self.hop_scheme };
         to.made(&structured, |out| write_forwarded(self.hearsay(&structured), &hop, out));
         let said = |name: &HeaderName| self.peer_trusted && self.client.has(name);
         if !said(&X_FORWARDED_PROTO) {
