@@ -96,8 +96,8 @@ impl ConnInfo {
     }
 
     /// Whether requests are judged by this configuration of the listener.
-    pub fn is_of(&self, listener: &Arc<model::Listener>) -> bool {
-        Arc::ptr_eq(&self.listener, listener)
+    pub fn is_of(&self, listener: *const model::Listener) -> bool {
+        std::ptr::eq(Arc::as_ptr(&self.listener), listener)
     }
 
     /// The same connection, between requests (HTTP/1), with another configuration of its listener to judge them by.
