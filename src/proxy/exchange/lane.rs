@@ -92,7 +92,7 @@ pub async fn serve(
     if let Some(attempt) = lane.switched.take() {
         return Served::Switched(WebSocket::new(ctx, attempt, head, index));
     }
-    Served::Over(after)
+    Served::Over(after, ctx.ended)
 }
 
 /// One request between its client and a backend.
