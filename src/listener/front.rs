@@ -9,8 +9,9 @@ use http::Method;
 use crate::{
     config::model::ListenerLimits,
     policy::{
-        fields::{Index, Raw},
+        fields::{Fields as _, Index, Names, Raw},
         framing::{self, Border, is_token},
+        head::{self, MAX_FIELDS, is_usual},
         headers::{is_websocket, same_host, valid_host},
         path::is_uri_path,
     },
@@ -19,8 +20,6 @@ use crate::{
 
 /// How an HTTP/2 connection by prior knowledge begins (RFC 9113 §3.4).
 pub(super) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// As many fields as Pingora takes.
-const MAX_FIELDS: usize = 256;
 /// As long a name of a field as the http crate takes.
 const MAX_NAME: usize = 65_535;
 /// As many names as Pingora takes in all `Connection` fields.
@@ -83,6 +82,18 @@ pub(super) fn read(bytes: &[u8], limits: &ListenerLimits, h2c: bool, index: &mut
         // The parser would skip any number of them.
         return refuse(Reason::BadRequest, None);
     }
+    if let Some((line, length)) = head::request(bytes, index)
+        && length <= limit
+        && line.target.len() <= longest
+    {
+        let request = Asked { method: line.method, http11: true, doubtful: None };
+        let (head, rest) = bytes.split_at(length);
+        let found = inspect(&request, &Raw::new(head, index), limits);
+        return match found.and_then(|found| measure(found, length, rest, limits)) {
+            Ok(head) => Parsed::Request(head),
+            Err(reason) => Parsed::Refused(Box::new(told(head, reason))),
+        };
+    }
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut []);
     let parsed = request.parse_with_uninit_headers(bytes, &mut fields);
@@ -91,20 +102,14 @@ pub(super) fn read(bytes: &[u8], limits: &ListenerLimits, h2c: bool, index: &mut
     }
     match parsed {
         Ok(httparse::Status::Complete(length)) if length <= limit => {
-            index.fill(&bytes[..length], request.headers);
-            let fields = Raw::new(&bytes[..length], index);
-            let head = inspect(&request, &fields, limits).and_then(|(mut border, expects)| {
-                if !strict_lines(&bytes[..length], &request) {
-                    return Err(Reason::BadRequest);
-                }
-                let body = border.take(&bytes[length..]);
-                let head = Head { head: length, request: length + body.all, border, expects };
-                match border {
-                    Border::Malformed => Err(Reason::BadRequest),
-                    _ if limits.max_body_size.is_some_and(|most| body.largest > most.0) => Err(Reason::BodyTooLarge),
-                    _ => Ok(head),
-                }
-            });
+            let (head, rest) = bytes.split_at(length);
+            index.fill(head, request.headers);
+            let method = request.method.unwrap_or_default().as_bytes();
+            let asked =
+                Asked { method, http11: request.version == Some(1), doubtful: Some(request.path.unwrap_or_default()) };
+            let found = inspect(&asked, &Raw::new(head, index), limits);
+            let found = found.and_then(|found| strict_lines(head, &request).then_some(found).ok_or(Reason::BadRequest));
+            let head = found.and_then(|found| measure(found, length, rest, limits));
             head.map_or_else(|reason| refuse(reason, Some(&request)), Parsed::Request)
         }
         Ok(httparse::Status::Complete(_)) => refuse(Reason::HeaderTooLarge, Some(&request)),
@@ -120,6 +125,33 @@ pub(super) fn read(bytes: &[u8], limits: &ListenerLimits, h2c: bool, index: &mut
             refuse(Reason::HeaderTooLarge, Some(&request))
         }
         Err(_) => refuse(Reason::BadRequest, Some(&request)),
+    }
+}
+
+/// What is asked of fields: whom the request is for, where it ends, and what becomes of its connection.
+const TELLING: Names = Names::of(&["connection", "content-length", "expect", "host", "transfer-encoding", "upgrade"]);
+
+/// The first line of a request.
+struct Asked<'a> {
+    method: &'a [u8],
+    http11: bool,
+    /// The target, where it is not known yet to be a path of [usual](is_usual) characters.
+    doubtful: Option<&'a str>,
+}
+
+/// The head that is `length` long, with what is here behind it of its request, which ends and may wait as was `found`.
+fn measure(
+    (mut border, expects): (Border, bool),
+    length: usize,
+    rest: &[u8],
+    limits: &ListenerLimits,
+) -> Result<Head, Reason> {
+    let body = border.take(rest);
+    let head = Head { head: length, request: length + body.all, border, expects };
+    match border {
+        Border::Malformed => Err(Reason::BadRequest),
+        _ if limits.max_body_size.is_some_and(|most| body.largest > most.0) => Err(Reason::BodyTooLarge),
+        _ => Ok(head),
     }
 }
 
@@ -198,52 +230,49 @@ fn is(field: &httparse::Header<'_>, name: &str) -> bool {
 }
 
 /// Where the request ends, if that and its host are beyond doubt, and whether the client may wait before its body.
-fn inspect(
-    request: &httparse::Request<'_, '_>,
-    fields: &Raw<'_>,
-    limits: &ListenerLimits,
-) -> Result<(Border, bool), Reason> {
-    if request.headers.len() > limits.max_headers as usize {
+fn inspect(request: &Asked<'_>, fields: &Raw<'_>, limits: &ListenerLimits) -> Result<(Border, bool), Reason> {
+    if fields.count() > limits.max_headers as usize {
         return Err(Reason::HeaderTooLarge);
     }
-    let http11 = request.version == Some(1);
+    let Asked { method, http11, doubtful } = *request;
     let mut length = None;
     let mut chunked = false;
     let mut host = None;
     let mut upgrade = false;
     let mut nominations = 0;
     let mut expects = false;
-    for field in request.headers.iter() {
-        // Most names are told apart by their length alone.
-        match field.name.len() {
-            4 if is(field, "host") => {
-                let another = host.replace(field.value).is_some();
+    for (name, value) in fields.likely(TELLING) {
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                let another = host.replace(value).is_some();
                 if another {
                     return Err(Reason::BadRequest);
                 }
             }
-            6 if http11 && is(field, "expect") => {
-                expects |= field.value.trim_ascii().eq_ignore_ascii_case(b"100-continue");
+            6 if http11 && name.eq_ignore_ascii_case(b"expect") => {
+                expects |= value.trim_ascii().eq_ignore_ascii_case(b"100-continue");
             }
-            7 if is(field, "upgrade") => upgrade = true,
-            10 if is(field, "connection") => {
-                nominations += nominated(field.value).ok_or(Reason::BadRequest)?;
+            7 if name.eq_ignore_ascii_case(b"upgrade") => upgrade = true,
+            10 if name.eq_ignore_ascii_case(b"connection") => {
+                nominations += nominated(value).ok_or(Reason::BadRequest)?;
             }
-            14 if is(field, "content-length") => {
-                let value = framing::length(field.value).ok_or(Reason::AmbiguousFraming)?;
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                let value = framing::length(value).ok_or(Reason::AmbiguousFraming)?;
                 if length.replace(value).is_some() {
                     return Err(Reason::AmbiguousFraming);
                 }
             }
-            17 if is(field, "transfer-encoding") => {
-                if chunked || !http11 || !field.value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                if chunked || !http11 || !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
                     return Err(Reason::AmbiguousFraming);
                 }
                 chunked = true;
             }
-            length if length > MAX_NAME => return Err(Reason::HeaderTooLarge),
             _ => {}
         }
+    }
+    if fields.length() > MAX_NAME && fields.each().any(|(name, _)| name.len() > MAX_NAME) {
+        return Err(Reason::HeaderTooLarge);
     }
     match host {
         // No URI of ours is without a host (RFC 9110 §4.2.1).
@@ -254,11 +283,10 @@ fn inspect(
     if nominations > MAX_NOMINATIONS {
         return Err(Reason::BadRequest);
     }
-    let method = request.method.unwrap_or_default();
-    if method == Method::CONNECT.as_str() {
+    if method == Method::CONNECT.as_str().as_bytes() {
         return Err(Reason::MethodNotAllowed);
     }
-    if !valid_target(method, request.path.unwrap_or_default(), host) {
+    if doubtful.is_some_and(|target| !valid_target(method, target, host)) {
         return Err(Reason::BadRequest);
     }
     if length.is_some_and(|length| limits.max_body_size.is_some_and(|most| length > most.0)) && !chunked {
@@ -276,10 +304,9 @@ fn inspect(
 
 /// Whether the target is in origin form, in absolute form for the same host (or, in HTTP/1.0, for any, where no other is
 /// said), or `*` of OPTIONS (RFC 9112 §3.2).
-fn valid_target(method: &str, target: &str, host: Option<&[u8]>) -> bool {
-    let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~?=&%+,:;@!$'()*|".contains(&byte);
+fn valid_target(method: &[u8], target: &str, host: Option<&[u8]>) -> bool {
     let Some(first) = target.bytes().next() else { return false };
-    if first == b'/' && target.bytes().all(usual) {
+    if first == b'/' && target.bytes().all(is_usual) {
         return true;
     }
     if target.bytes().any(|byte| byte == b'#' || !byte.is_ascii_graphic()) {
@@ -294,7 +321,7 @@ fn valid_target(method: &str, target: &str, host: Option<&[u8]>) -> bool {
         return target.parse::<http::Uri>().is_ok();
     }
     if target == "*" {
-        return method == Method::OPTIONS.as_str();
+        return method == Method::OPTIONS.as_str().as_bytes();
     }
     let Ok(uri) = target.parse::<http::Uri>() else { return false };
     let https = match uri.scheme_str() {

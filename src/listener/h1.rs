@@ -54,7 +54,7 @@ pub(super) fn serve(
     mut conn: Box<Conn>,
     mut info: Arc<ConnInfo>,
     endpoint: Arc<Endpoint>,
-    (open, since): (Open, Instant),
+    (open, mut since): (Open, Instant),
 ) -> impl Future<Output = ()> + Send {
     // An `async fn` would keep all of these a second time, for as long as the connection is there.
     async move {
@@ -70,8 +70,8 @@ pub(super) fn serve(
                     served += 1;
                     let enough = served >= info.limits().requests_per_connection;
                     match request(&post, conn, head, desk.take(), &info, (place, enough)).await {
-                        Next::Request(again) if !enough => conn = again,
-                        Next::Request(mut last) => return Box::pin(linger(&mut last, &deadline)).await,
+                        Next::Request(again, ended) if !enough => (conn, since) = (again, ended),
+                        Next::Request(mut last, _) => return Box::pin(linger(&mut last, &deadline)).await,
                         Next::Linger(mut last) => return Box::pin(linger(&mut last, &deadline)).await,
                         Next::Nothing => return,
                         Next::Switched(last, websocket) => {
@@ -96,7 +96,7 @@ pub(super) fn serve(
     }
 }
 
-/// Waits for the next head. `None` is the end of the connection. With a request, `desk` says where its fields are, and `info`
+/// Waits for the next head, counted from `since`. `None` is the end of the connection. With a request, `desk` says where its fields are, and `info`
 /// has what it is judged by: what is configured when it has come.
 #[expect(clippy::manual_async_fn, reason = "as for `serve`")]
 pub(super) fn head<'a>(
@@ -187,8 +187,8 @@ impl Due<'_> {
             Wait::Next if gone => limits.idle_timeout.min(NEXT_REQUEST_GRACE),
             Wait::Next => limits.idle_timeout,
         };
-        // A first head is due counted from the beginning, whatever came before it.
-        let from = if self.wait == Wait::First { self.since } else { Instant::now() };
+        // A first head is due counted from the beginning, whatever came before it; another one from when it has begun.
+        let from = if self.begun && self.wait != Wait::First { Instant::now() } else { self.since };
         self.deadline.arm(fd, awaited, from, patience);
     }
 }
@@ -276,13 +276,13 @@ async fn lane(
     desk.put_head(bytes);
     post.kit.memory().put_desk(desk);
     Ok(match served {
-        Served::Over(Afterwards::Drop) => {
+        Served::Over(Afterwards::Drop, _) => {
             conn.farewell().await;
             Next::Nothing
         }
-        Served::Over(Afterwards::Close) if conn.is_silent() => Next::Nothing,
-        Served::Over(Afterwards::Close | Afterwards::Linger) => Next::Linger(conn),
-        Served::Over(Afterwards::NextRequest) => Next::Request(conn),
+        Served::Over(Afterwards::Close, _) if conn.is_silent() => Next::Nothing,
+        Served::Over(Afterwards::Close | Afterwards::Linger, _) => Next::Linger(conn),
+        Served::Over(Afterwards::NextRequest, ended) => Next::Request(conn, ended.unwrap_or_else(Instant::now)),
         Served::Switched(websocket) => Next::Switched(conn, websocket),
     })
 }
@@ -320,7 +320,8 @@ fn exchange<'a>(
 enum Next {
     Linger(Box<Conn>),
     Nothing,
-    Request(Box<Conn>),
+    /// Its answer had left then.
+    Request(Box<Conn>, Instant),
     Switched(Box<Conn>, Box<WebSocket>),
 }
 
@@ -331,13 +332,13 @@ fn afterwards(post: &Post, returned: Option<ReusedHttpStream>, info: &ConnInfo, 
     let Some(returned) = returned else {
         let kept = kept.lock().unwrap_or_else(PoisonError::into_inner).take();
         return kept.map_or(Next::Nothing, |kept| match kept.after {
-            Afterwards::NextRequest => Next::Request(Box::new(Conn::from(*kept))),
+            Afterwards::NextRequest => Next::Request(Box::new(Conn::from(*kept)), Instant::now()),
             Afterwards::Drop | Afterwards::Close | Afterwards::Linger => Next::Linger(Box::new(Conn::from(*kept))),
         });
     };
     let (stream, _) = returned.consume();
     match stream.into_any().downcast::<Conn>() {
-        Ok(conn) if conn.at_border() => Next::Request(conn),
+        Ok(conn) if conn.at_border() => Next::Request(conn, Instant::now()),
         _ => Next::Nothing,
     }
 }

@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicPtr, Ordering},
     },
 };
 
@@ -51,6 +51,8 @@ struct Site {
     refusals: Refusals,
     /// What is configured now.
     newest: ArcSwap<Newest>,
+    /// Where the model of it is, so that who is judged by that need not take hold of it.
+    judge: AtomicPtr<model::Listener>,
 }
 
 struct Newest {
@@ -119,6 +121,7 @@ impl Listening {
             false => Arc::new(Place::new(self.site.clone(), tls.as_deref())),
         };
         self.site.newest.store(Arc::new(Newest { model: model.clone(), tls: tls.clone() }));
+        self.site.judge.store(Arc::as_ptr(&model).cast_mut(), Ordering::Release);
         self.endpoint.store(Arc::new(Endpoint { model, tls, metrics: before.metrics.clone(), place }));
         (!alike).then(|| before.place.clone())
     }
@@ -174,10 +177,11 @@ impl Endpoint {
     /// Has the next request judged by what is configured now; returns whether that is other than before. No lock, and
     /// nothing that workers share is written.
     pub(super) fn follow(&self, info: &mut Arc<ConnInfo>) -> bool {
-        let newest = self.place.site.newest.load();
-        if info.is_of(&newest.model) {
+        // Who is judged by a model holds it: at its place there is no other.
+        if info.is_of(self.place.site.judge.load(Ordering::Acquire)) {
             return false;
         }
+        let newest = self.place.site.newest.load();
         *info = Arc::new(info.judged_by(&newest.model));
         true
     }
@@ -190,8 +194,9 @@ impl Endpoint {
 
 impl Site {
     fn of(model: Arc<model::Listener>, tls: Option<Arc<Tls>>) -> Arc<Self> {
+        let judge = AtomicPtr::new(Arc::as_ptr(&model).cast_mut());
         let newest = ArcSwap::from_pointee(Newest { model, tls });
-        Arc::new(Self { census: Arc::default(), refusals: Refusals::default(), newest })
+        Arc::new(Self { census: Arc::default(), refusals: Refusals::default(), newest, judge })
     }
 }
 

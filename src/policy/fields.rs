@@ -1,7 +1,12 @@
 //! The fields of a head, whoever parsed it: a `HeaderMap`, or the bytes as they came with an index of them. What is decided
 //! by fields asks [`Fields`], so that it is decided alike whichever way a request takes through the proxy.
 
+use std::ops::Range;
+
+use bytes::{BufMut as _, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::{framing::decimal, head::MAX_FIELDS, pieces::put};
 
 /// The fields of a head.
 pub trait Fields {
@@ -23,6 +28,22 @@ pub trait Fields {
     fn has(&self, name: &HeaderName) -> bool {
         self.first(name).is_some()
     }
+
+    /// Writes those whose names pass as lines of HTTP/1.1.
+    fn write(&self, passes: impl Fn(&[u8]) -> bool, out: &mut BytesMut) {
+        for (name, value) in self.each().filter(|(name, _)| passes(name)) {
+            write_line(name, value, out);
+        }
+    }
+}
+
+fn write_line(name: &[u8], value: &[u8], out: &mut BytesMut) {
+    put([name, b": ", if is_length(name) { decimal(value) } else { value }, b"\r\n"], out);
+}
+
+/// Whether it is `Content-Length`.
+pub fn is_length(name: &[u8]) -> bool {
+    same_name(name, b"content-length")
 }
 
 impl Fields for HeaderMap {
@@ -55,16 +76,22 @@ pub fn same_name(one: &[u8], other: &[u8]) -> bool {
 fn same_letters(one: &[u8], other: &[u8]) -> bool {
     match (ends(one), ends(other)) {
         (Some([first, last]), Some([others_first, others_last])) => {
-            let same = |(one, other): (&[u8; 8], &[u8; 8])| same_word(word(one), word(other));
             same_word(first, others_first)
                 && same_word(last, others_last)
-                && (one.len() <= 16 || one.as_chunks().0.iter().zip(other.as_chunks().0).skip(1).all(same))
+                && (one.len() <= 16 || same_between(one, other))
         }
         _ => match (short(one), short(other)) {
             (Some(one), Some(other)) => same_word(one, other),
             _ => one.eq_ignore_ascii_case(other),
         },
     }
+}
+
+/// The same of what is between the first word and the last. Apart, as few names are as long.
+#[inline(never)]
+fn same_between(one: &[u8], other: &[u8]) -> bool {
+    let same = |(one, other): (&[u8; 8], &[u8; 8])| same_word(word(one), word(other));
+    one.as_chunks().0.iter().zip(other.as_chunks().0).skip(1).all(same)
 }
 
 /// The first word of a name and its last one.
@@ -83,7 +110,9 @@ fn word(part: &[u8; 8]) -> u64 {
 }
 
 /// A byte that is 1, in each place of a word.
-const EACH: u64 = u64::MAX / 0xff;
+pub(super) const EACH: u64 = u64::MAX / 0xff;
+/// The highest bit of each byte.
+pub(super) const HIGHEST: u64 = 0x80 * EACH;
 /// The bit in which a capital letter differs from a small one.
 const CASE: u64 = 0x20 * EACH;
 
@@ -95,17 +124,23 @@ fn same_word(one: u64, other: u64) -> bool {
 }
 
 /// The highest bit of each byte that is a letter.
-fn letters(word: u64) -> u64 {
+pub(super) fn letters(word: u64) -> u64 {
     // The highest bit of each sum says what follows; the others cannot reach the next byte.
     let low = (word | CASE) & (0x7f * EACH);
     let from_a = low + (0x80 - u64::from(b'a')) * EACH;
     let after_z = low + (0x7f - u64::from(b'z')) * EACH;
-    (from_a ^ after_z) & !word & (0x80 * EACH)
+    (from_a ^ after_z) & !word & HIGHEST
 }
 
 /// Where the fields of a head are in its bytes. Kept and filled again, so that reading a head takes no memory.
 #[derive(Clone, Debug, Default)]
-pub struct Index(Vec<Place>);
+pub struct Index {
+    places: Vec<Place>,
+    /// Has the [mark](mark) of each name, so that most names that are asked for need not be looked for.
+    marks: u64,
+    /// Of a request that is written as usual: how long its method and its target are, the first words of its head.
+    line: Option<(u32, u32)>,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -113,39 +148,100 @@ struct Place {
     name_length: u32,
     value: u32,
     value_length: u32,
+    /// Bytes of its line, if that is written as we write it; else 0.
+    line: u32,
+    /// See [`mark`].
+    mark: u32,
 }
 
 impl Index {
     /// Takes in the fields that were parsed out of `head`, in place of those before. Those that are no part of it (there
     /// are none) are left out.
     pub fn fill(&mut self, head: &[u8], fields: &[httparse::Header<'_>]) {
-        self.0.clear();
-        self.0.reserve(fields.len());
+        self.clear();
+        self.places.reserve(fields.len());
         // Of as much places can be told; a head is never longer.
         let head = &head[..head.len().min(u32::MAX as usize)];
         for field in fields {
-            if let Some((name, name_length)) = place(head, field.name.as_bytes())
-                && let Some((value, value_length)) =
-                    place(head, field.value).or(field.value.is_empty().then_some((0, 0)))
+            let name = field.name.as_bytes();
+            if let Some(at) = place(head, name)
+                && let Some(value) = place(head, field.value).or(field.value.is_empty().then_some(0))
             {
-                self.0.push(Place { name, name_length, value, value_length });
+                self.push((at, name), (value, field.value.len()), 0);
             }
         }
     }
 
+    /// Takes in one field more: where its name and its value are, how long that is, and its [line](Place).
+    pub(super) fn push(&mut self, (at, name): (usize, &[u8]), (value, length): (usize, usize), line: usize) {
+        // A head is not longer than numbers of this size tell.
+        let [at, name_length, value, value_length, line] =
+            [at, name.len(), value, length, line].map(|part| part as u32);
+        let mark = mark(name);
+        self.places.push(Place { name: at, name_length, value, value_length, line, mark });
+        self.marks |= 1 << mark;
+    }
+
+    /// Whether there are as many as anybody takes.
+    pub(super) fn is_full(&self) -> bool {
+        self.places.len() >= MAX_FIELDS
+    }
+
+    /// The head begins with a method and a target that are as long.
+    pub(super) fn set_line(&mut self, method: usize, target: usize) {
+        self.line = u32::try_from(method).ok().zip(u32::try_from(target).ok());
+    }
+
+    /// Method and target of the request with this head, where it is written as usual.
+    pub fn line<'h>(&self, head: &'h [u8]) -> Option<(&'h [u8], &'h [u8])> {
+        let (method, target) = self.line?;
+        let (method, rest) = head.split_at_checked(method as usize)?;
+        Some((method, rest.get(1..1 + target as usize)?))
+    }
+
     /// Forgets all fields and keeps the room.
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.places.clear();
+        (self.marks, self.line) = (0, None);
+    }
+
+    /// Those among which there may be some of this name.
+    #[inline]
+    fn among(&self, name: &[u8]) -> &[Place] {
+        if self.marks & 1 << mark(name) == 0 { &[] } else { &self.places }
     }
 }
 
-/// Where `part` is in `head`, and how long it is.
+/// A number below 64 that names have in common which are equally long and begin with the same letter in any case, and few others that
+/// are usual.
 #[inline]
-fn place(head: &[u8], part: &[u8]) -> Option<(u32, u32)> {
+const fn mark(name: &[u8]) -> u32 {
+    let first = if let [first, ..] = name { (*first | 0x20) as usize } else { 0 };
+    ((name.len() + 5 * first) % 64) as u32
+}
+
+/// Names that are looked for together.
+#[derive(Clone, Copy, Debug)]
+pub struct Names(u64);
+
+impl Names {
+    /// These.
+    pub const fn of(mut names: &[&str]) -> Self {
+        let mut marks = 0;
+        while let [name, rest @ ..] = names {
+            marks |= 1 << mark(name.as_bytes());
+            names = rest;
+        }
+        Self(marks)
+    }
+}
+
+/// Where `part` is in `head`.
+#[inline]
+fn place(head: &[u8], part: &[u8]) -> Option<usize> {
     let at = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
     let fits = at <= head.len() && part.len() <= head.len() - at;
-    // Not longer than the head, which fits.
-    fits.then_some((at as u32, part.len() as u32))
+    fits.then_some(at)
 }
 
 /// The fields of a head in its bytes.
@@ -162,17 +258,41 @@ impl<'h> Raw<'h> {
     }
 
     /// As [`Fields::first`], for as long as there is the head.
+    #[inline]
     pub fn value(&self, name: &HeaderName) -> Option<&'h [u8]> {
-        self.named(name).next()
+        let name = name.as_str().as_bytes();
+        let among = self.index.among(name);
+        // Mostly there is none, and nobody is called for that.
+        if among.is_empty() { None } else { self.named(among, name).next() }
     }
 
-    fn named(&self, name: &HeaderName) -> impl DoubleEndedIterator<Item = &'h [u8]> {
-        let (raw, name) = (*self, name.as_str().as_bytes());
+    /// Bytes of the head.
+    pub fn length(&self) -> usize {
+        self.head.len()
+    }
+
+    /// All fields that have one of these names, or one [like](super::headers::is_like) it, and few others.
+    pub fn likely(&self, names: Names) -> impl Iterator<Item = (&'h [u8], &'h [u8])> {
+        let raw = *self;
+        let likely = self.index.places.iter().filter(move |place| names.0 & 1 << place.mark != 0);
+        likely.map(move |place| (raw.part(place.name, place.name_length), raw.part(place.value, place.value_length)))
+    }
+
+    /// The values of those of this name `among` some.
+    fn named<'a>(&self, among: &'a [Place], name: &'a [u8]) -> impl DoubleEndedIterator<Item = &'h [u8]> {
+        let raw = *self;
         let named = move |place: &&Place| {
             // Before the bytes are looked for.
             place.name_length as usize == name.len() && same_name(raw.part(place.name, place.name_length), name)
         };
-        self.index.0.iter().filter(named).map(move |place| raw.part(place.value, place.value_length))
+        among.iter().filter(named).map(move |place| raw.part(place.value, place.value_length))
+    }
+
+    /// Where the line of a field is, if it is written as [`write_line`] does.
+    fn line(&self, place: &Place) -> Option<Range<usize>> {
+        let line = place.name as usize..place.name as usize + place.line as usize;
+        let zeros = || is_length(self.part(place.name, place.name_length)) && self.part(place.value, 1) == b"0";
+        (place.line > 0 && line.end <= self.head.len() && !zeros()).then_some(line)
     }
 
     fn part(&self, at: u32, length: u32) -> &'h [u8] {
@@ -182,16 +302,44 @@ impl<'h> Raw<'h> {
 
 impl Fields for Raw<'_> {
     fn all<'a>(&'a self, name: &'a HeaderName) -> impl DoubleEndedIterator<Item = &'a [u8]> {
-        self.named(name)
+        let name = name.as_str().as_bytes();
+        self.named(self.index.among(name), name)
+    }
+
+    #[inline]
+    fn first<'a>(&'a self, name: &'a HeaderName) -> Option<&'a [u8]> {
+        self.value(name)
     }
 
     fn each(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let places = self.index.0.iter();
+        let places = self.index.places.iter();
         places.map(|place| (self.part(place.name, place.name_length), self.part(place.value, place.value_length)))
     }
 
     fn count(&self) -> usize {
-        self.index.0.len()
+        self.index.places.len()
+    }
+
+    /// Lines that are written as we write them, one after the other, go in one piece.
+    fn write(&self, passes: impl Fn(&[u8]) -> bool, out: &mut BytesMut) {
+        let mut piece = 0..0;
+        for place in &self.index.places {
+            let name = self.part(place.name, place.name_length);
+            if !passes(name) {
+                continue;
+            }
+            match self.line(place) {
+                Some(line) if line.start == piece.end => piece.end = line.end,
+                line => {
+                    let before = std::mem::replace(&mut piece, line.clone().unwrap_or_default());
+                    out.put_slice(&self.head[before]);
+                    if line.is_none() {
+                        write_line(name, self.part(place.value, place.value_length), out);
+                    }
+                }
+            }
+        }
+        out.put_slice(&self.head[piece]);
     }
 }
 

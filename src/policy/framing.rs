@@ -16,11 +16,21 @@ pub enum Border {
 
 /// A length of digits only (RFC 9110 §8.6); `None` for nothing, signs, blanks inside, lists, or more than any parser takes.
 pub fn length(value: &[u8]) -> Option<u64> {
-    let digits = value.trim_ascii();
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(digits).ok()?.parse().ok().filter(|length| i64::try_from(*length).is_ok())
+    number(value.trim_ascii())
+}
+
+/// The number that digits alone stand for; `None` for none of them, and for more than any parser takes.
+pub fn number(digits: &[u8]) -> Option<u64> {
+    let digit = |digit: u8| digit.is_ascii_digit().then(|| u64::from(digit - b'0'));
+    let add = |number: u64, next: &u8| number.checked_mul(10)?.checked_add(digit(*next)?);
+    let number = digits.iter().try_fold(0, add).filter(|_| !digits.is_empty())?;
+    i64::try_from(number).is_ok().then_some(number)
+}
+
+/// A length without leading zeros, by which some read it as octal.
+pub fn decimal(length: &[u8]) -> &[u8] {
+    let zeros = length.iter().take_while(|byte| **byte == b'0').count();
+    &length[zeros.min(length.len().saturating_sub(1))..]
 }
 
 /// Whether there is white space before or after a field's value, which HTTP/2 has no place for.

@@ -64,12 +64,12 @@ pub fn is_like(name: &[u8], other: &[u8]) -> bool {
 /// Whether a request of HTTP/1.1 asks for a WebSocket and for nothing else (RFC 6455 §4.2.1), the one upgrade that is passed on.
 /// One that would take another protocol as well (RFC 9110 §7.8) gets an answer in HTTP, as everybody may give, and so does one
 /// with a body, after which the connection may go on as it was.
-pub fn is_websocket(method: &str, headers: &impl Fields) -> bool {
+pub fn is_websocket(method: impl AsRef<[u8]>, headers: &impl Fields) -> bool {
     let (upgrade, connection, length) = (header::UPGRADE, header::CONNECTION, header::CONTENT_LENGTH);
     let mut protocols = headers.all(&upgrade).map(<[u8]>::trim_ascii);
     let mut options = headers.all(&connection).flat_map(|value| value.split(|byte| *byte == b','));
     let empty = |length: &[u8]| length.trim_ascii().iter().all(|digit| *digit == b'0');
-    method == Method::GET.as_str()
+    method.as_ref() == Method::GET.as_str().as_bytes()
         && protocols.next().is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
         && protocols.next().is_none()
         && options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))

@@ -10,6 +10,7 @@ pub mod forwarded;
 pub mod framing;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod head;
 pub mod headers;
 pub mod health;
 pub mod limit_key;

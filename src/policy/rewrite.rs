@@ -10,8 +10,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 pub use request::{ClientCert, RequestRewrite, join_cookies};
 
 use super::{
-    fields::{Fields, same_name},
+    fields::{Fields, is_length, same_name},
     forwarded::{is_client_cert_field, is_forged_field, is_forwarding_field},
+    framing::decimal,
     headers::{HeaderEdits, X_REQUEST_ID, is_like, nominated_by_connection},
     pieces::put,
 };
@@ -28,6 +29,12 @@ pub trait Sink {
 
     /// A field whose value `write` puts at the end of what it is given. It must be a field's value.
     fn made(&mut self, name: &HeaderName, write: impl FnOnce(&mut BytesMut));
+
+    /// Several fields at once, as lines of HTTP/1.1 that are put together of these pieces. Returns whether they were taken: not where
+    /// they are no lines, or each of them is to be asked for.
+    fn lines<const COUNT: usize>(&mut self, _: [&[u8]; COUNT]) -> bool {
+        false
+    }
 }
 
 /// Whether fields that speak to the next hop only are still in a head.
@@ -47,6 +54,12 @@ pub trait Rewrite {
     /// Whether a field goes on as it is, as far as its name says.
     fn passes(&self, name: &[u8]) -> bool;
 
+    /// Whether the name is that of a field that is nothing to a proxy, as nearly all are.
+    fn is_plain(name: &[u8]) -> bool;
+
+    /// Whether all such fields pass.
+    fn passes_plain(&self) -> bool;
+
     /// Adds our fields. None of them has a name that passes, unless it is to be beside the others.
     fn ours(&self, to: &mut impl Sink);
 
@@ -56,11 +69,9 @@ pub trait Rewrite {
     /// Writes `fields` as lines of HTTP/1.1, ours after those that go on, and without the empty line.
     fn write(&self, fields: &impl Fields, out: &mut BytesMut) {
         let nominated = nominated(self, fields);
-        for (name, value) in fields.each() {
-            if self.passes(name) && !names(&nominated, name) {
-                put([name, b": ", if is_length(name) { decimal(value) } else { value }, b"\r\n"], out);
-            }
-        }
+        let plain = self.passes_plain() && nominated.is_empty();
+        let passes = |name: &[u8]| self.passes(name) && !names(&nominated, name);
+        fields.write(|name| (plain && Self::is_plain(name)) || passes(name), out);
         self.ours(&mut Wire(out));
     }
 
@@ -121,6 +132,22 @@ fn names(nominated: &[&[u8]], name: &[u8]) -> bool {
     nominated.iter().any(|nominated| same_name(nominated, name))
 }
 
+/// `Via` and the request's id, which go both ways, those of them that there are.
+fn sign(via: Option<&HeaderValue>, id: Option<&[u8]>, to: &mut impl Sink) {
+    // Mostly both.
+    if let (Some(via), Some(id)) = (via, id)
+        && to.lines([b"via: ", via.as_bytes(), b"\r\nx-request-id: ", id, b"\r\n"])
+    {
+        return;
+    }
+    if let Some(via) = via {
+        to.field(&header::VIA, via);
+    }
+    if let Some(id) = id {
+        to.text(&X_REQUEST_ID, id);
+    }
+}
+
 /// The lines of a head.
 struct Wire<'a>(&'a mut BytesMut);
 
@@ -138,16 +165,11 @@ impl Sink for Wire<'_> {
         write(self.0);
         put([b"\r\n"], self.0);
     }
-}
 
-fn is_length(name: &[u8]) -> bool {
-    same_name(name, header::CONTENT_LENGTH.as_str().as_bytes())
-}
-
-/// A length without leading zeros, by which some read it as octal.
-pub fn decimal(length: &[u8]) -> &[u8] {
-    let zeros = length.iter().take_while(|byte| **byte == b'0').count();
-    &length[zeros.min(length.len().saturating_sub(1))..]
+    fn lines<const COUNT: usize>(&mut self, pieces: [&[u8]; COUNT]) -> bool {
+        put(pieces, self.0);
+        true
+    }
 }
 
 /// A map, and room for the values that are made.
@@ -188,8 +210,12 @@ impl HeaderEdits {
     /// Whether fields of this name go, whoever said them.
     #[inline]
     pub fn replaces(&self, name: &[u8]) -> bool {
-        // Mostly there are none, and every field is asked of.
-        !(self.remove.is_empty() && self.set.is_empty()) && self.edits(name)
+        !self.replaces_nothing() && self.edits(name)
+    }
+
+    /// Mostly so, and every field is asked of.
+    fn replaces_nothing(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty()
     }
 
     fn edits(&self, name: &[u8]) -> bool {
@@ -199,7 +225,12 @@ impl HeaderEdits {
 
     /// Whether a client's field of this name goes, as what stands in its place or is not to be there could be taken from it
     /// (see [`is_like`]).
+    #[inline]
     pub fn replaces_like(&self, name: &[u8]) -> bool {
+        !self.replaces_nothing() && self.edits_like(name)
+    }
+
+    fn edits_like(&self, name: &[u8]) -> bool {
         let like = |edited: &HeaderName| is_like(name, edited.as_str().as_bytes());
         self.remove.iter().any(like) || self.set.iter().any(|(edited, _)| like(edited))
     }
@@ -240,6 +271,10 @@ impl<S: Sink> Sink for Unedited<'_, S> {
         if !self.edits.replaces(name.as_str().as_bytes()) {
             self.to.made(name, write);
         }
+    }
+
+    fn lines<const COUNT: usize>(&mut self, pieces: [&[u8]; COUNT]) -> bool {
+        self.edits.replaces_nothing() && self.to.lines(pieces)
     }
 }
 

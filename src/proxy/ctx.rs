@@ -1,6 +1,7 @@
 //! What is known of a connection and of a request while it is served.
 
 use std::{
+    borrow::Cow,
     net::{IpAddr, SocketAddr},
     os::fd::RawFd,
     sync::{
@@ -31,7 +32,7 @@ use crate::{
         snapshot::{Member, Route},
     },
     telemetry::metrics::{AttemptInFlight, RequestInFlight},
-    types::{AttemptFailure, Reason},
+    types::{AddressText, AttemptFailure, Reason},
 };
 
 /// No place in [`Reason::ALL`].
@@ -41,6 +42,8 @@ const NO_FAULT: u8 = u8::MAX;
 #[derive(Debug)]
 pub struct ConnInfo {
     client: Option<SocketAddr>,
+    /// The same without its port as text, of which every request tells.
+    client_text: Option<AddressText>,
     local: Option<SocketAddr>,
     /// As the connection itself says.
     connected: Option<IpAddr>,
@@ -76,6 +79,7 @@ impl ConnInfo {
     pub fn new(client: Option<SocketAddr>, tls: Option<TlsInfo>, listener: Arc<model::Listener>, fd: RawFd) -> Self {
         Self {
             client,
+            client_text: client.map(|client| AddressText::new(client.ip())),
             local: None,
             connected: client.map(|client| client.ip()),
             hidden: false,
@@ -92,8 +96,8 @@ impl ConnInfo {
     }
 
     /// Whether requests are judged by this configuration of the listener.
-    pub fn is_of(&self, listener: &Arc<model::Listener>) -> bool {
-        Arc::ptr_eq(&self.listener, listener)
+    pub fn is_of(&self, listener: *const model::Listener) -> bool {
+        std::ptr::eq(Arc::as_ptr(&self.listener), listener)
     }
 
     /// The same connection, between requests (HTTP/1), with another configuration of its listener to judge them by.
@@ -154,6 +158,18 @@ impl ConnInfo {
     /// The peer's address, by the PROXY header where there was one; `None` for a unix socket.
     pub fn peer(&self) -> Option<IpAddr> {
         self.client.map(|client| client.ip())
+    }
+
+    /// As [`ConnInfo::peer`], as text.
+    pub(super) fn peer_text(&self) -> Option<&AddressText> {
+        self.client_text.as_ref()
+    }
+
+    /// An address as text; it is the peer's, most likely.
+    pub(super) fn text_of(&self, address: IpAddr) -> Cow<'_, AddressText> {
+        let is_peers = self.peer().is_some_and(|peer| peer.to_canonical() == address.to_canonical());
+        let known = self.peer_text().filter(|_| is_peers);
+        known.map_or_else(|| Cow::Owned(AddressText::new(address)), Cow::Borrowed)
     }
 
     /// Whether the listener serves this peer; behind a PROXY header that is the client it tells.

@@ -85,7 +85,7 @@ impl<'a, F: Fields> Client<'a, F> {
         RequestRewrite {
             client: self.fields,
             hops,
-            peer: info.and_then(ConnInfo::peer),
+            peer: info.and_then(ConnInfo::peer_text),
             peer_trusted: ctx.peer_trusted,
             hop_scheme: info.map_or(Scheme::Http, ConnInfo::scheme),
             scheme: ctx.scheme,

@@ -1,6 +1,9 @@
 //! The end of a request: its line in the access log and its counts.
 
-use std::time::{Instant, SystemTime};
+use std::{
+    borrow::Cow,
+    time::{Instant, SystemTime},
+};
 
 use http::{Version, header};
 use pingora_core::Error;
@@ -21,7 +24,7 @@ use crate::{
         access_log::{ClockText, Record, write_combined, write_json},
         failures::FailedRequest,
     },
-    types::Reason,
+    types::{AddressText, Reason},
 };
 
 /// Why a request has failed for good.
@@ -104,13 +107,18 @@ pub(super) fn served(kit: &Kit, client: &impl Downstream, ctx: &mut RequestCtx) 
     let Some(log) = ctx.current().and_then(|current| current.log()) else { return };
     let request = client.request();
     let backend = ctx.picked.as_ref().map(|picked| picked.backend()).or(ctx.last_backend.as_ref());
+    let address = |address| match ctx.info() {
+        Some(info) => info.text_of(address),
+        None => Cow::Owned(AddressText::new(address)),
+    };
+    let (asker, peer) = (ctx.client.map(address), ctx.info().and_then(ConnInfo::connected).map(address));
     let field = |name| request.fields.first(name).unwrap_or_default();
     write(
         log,
         &Record {
             time: SystemTime::now(),
-            client: ctx.client,
-            peer: ctx.info().and_then(ConnInfo::connected),
+            client: asker.as_deref(),
+            peer: peer.as_deref(),
             method: request.method.as_str().as_bytes(),
             host: request.host.unwrap_or_default().as_bytes(),
             path: client.target().as_bytes(),
@@ -175,8 +183,8 @@ pub(super) fn unserved(kit: &Kit, current: &Current, info: &ConnInfo, unserved: 
         log,
         &Record {
             time: SystemTime::now(),
-            client: info.peer(),
-            peer: info.connected(),
+            client: info.peer_text(),
+            peer: info.connected().map(|peer| info.text_of(peer)).as_deref(),
             method: unserved.method.as_bytes(),
             host: unserved.host.as_bytes(),
             path: unserved.target.as_bytes(),

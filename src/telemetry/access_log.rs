@@ -3,7 +3,6 @@
 
 use std::{
     io::Write as _,
-    net::IpAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,10 +14,10 @@ pub struct Record<'a> {
     /// When the answer was finished.
     pub time: SystemTime,
     /// The client's address; `None` for a unix socket.
-    pub client: Option<IpAddr>,
+    pub client: Option<&'a AddressText>,
     /// Who connected: a load balancer that told the client with a PROXY header, a trusted proxy, or the client itself. Only
     /// in JSON.
-    pub peer: Option<IpAddr>,
+    pub peer: Option<&'a AddressText>,
     /// As sent.
     pub method: &'a [u8],
     /// As sent.
@@ -112,19 +111,15 @@ pub fn write_json(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<u8>)
     let Record { method, host, path, request_id, referer, user_agent, .. } = *record;
     let texts = [method, host, path, upstream, backend, request_id, referer, user_agent];
     let plain = texts.iter().all(|text| is_plain(text));
-    let (client, peer) = (record.client.map(AddressText::new), record.peer.map(|peer| peer.to_canonical()));
-    // Mostly nobody is between.
-    let between = (peer != record.client).then(|| peer.map(AddressText::new));
-    let peer = between.as_ref().unwrap_or(&client);
     Line::write(&texts, plain, out, |line| {
         line.put(b"{\"time\":\"")
             .put(&clock.rfc3339)
             .put(b".")
             .digits::<3>(millis)
             .put(b"Z\",\"client\":\"")
-            .client(&client)
+            .address(record.client)
             .put(b"\",\"peer\":\"")
-            .client(peer)
+            .address(record.peer)
             .put(b"\",\"method\":")
             .json(method, plain)
             .put(b",\"host\":")
@@ -172,7 +167,7 @@ pub fn write_combined(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<
     let texts = [method, path, referer, user_agent];
     let plain = texts.iter().all(|text| is_plain(text));
     Line::write(&texts, plain, out, |line| {
-        let line = line.client(&record.client.map(AddressText::new)).put(b" - - [").put(&clock.combined).put(b"] \"");
+        let line = line.address(record.client).put(b" - - [").put(&clock.combined).put(b"] \"");
         let line = if method.is_empty() && path.is_empty() {
             line.put(b"-")
         } else {
@@ -221,8 +216,8 @@ impl<'a> Line<'a> {
         Self(rest)
     }
 
-    fn client(self, client: &Option<AddressText>) -> Self {
-        self.copy(client.as_ref().map_or(b"unix", AddressText::as_bytes))
+    fn address(self, address: Option<&AddressText>) -> Self {
+        self.copy(address.map_or(b"unix", AddressText::as_bytes))
     }
 
     #[inline]

@@ -87,7 +87,7 @@ const LONGEST: usize = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255".len();
 #[derive(Clone, Copy, Debug)]
 pub struct AddressText {
     text: [u8; LONGEST],
-    length: usize,
+    length: u8,
     is_ipv6: bool,
 }
 
@@ -104,21 +104,21 @@ impl AddressText {
                     text[length..length + 4].copy_from_slice(&octet.text);
                     length += usize::from(octet.length);
                 }
-                Self { text, length: length - 1, is_ipv6: false }
+                Self { text, length: length as u8 - 1, is_ipv6: false }
             }
             IpAddr::V6(address) => {
                 let mut rest = &mut text[..];
                 // It has room for all of them.
                 _ = write!(rest, "{address}");
                 let left = rest.len();
-                Self { text, length: LONGEST - left, is_ipv6: true }
+                Self { text, length: (LONGEST - left) as u8, is_ipv6: true }
             }
         }
     }
 
     /// The text.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.text[..self.length]
+        &self.text[..usize::from(self.length)]
     }
 
     /// Whether it needs brackets where a port may follow.

@@ -3,11 +3,8 @@
 use http::{HeaderName, HeaderValue, header};
 
 use super::{
-    super::{
-        fields::same_name,
-        headers::{HeaderEdits, X_REQUEST_ID},
-    },
-    Hops, Kind, Rewrite, Sink, Unedited,
+    super::{fields::same_name, headers::HeaderEdits},
+    Hops, Kind, Rewrite, Sink, Unedited, sign,
 };
 
 /// What the client is to be told beside what the backend says.
@@ -42,6 +39,7 @@ impl AnswerRewrite<'_> {
 impl Rewrite for AnswerRewrite<'_> {
     const OURS: usize = 4;
 
+    #[inline(never)] // asked of few
     fn passes(&self, name: &[u8]) -> bool {
         let is = |own: HeaderName| same_name(name, own.as_str().as_bytes());
         let kind = match Kind::of(name) {
@@ -55,17 +53,21 @@ impl Rewrite for AnswerRewrite<'_> {
         kind && !self.edits.replaces(name)
     }
 
+    #[inline]
+    fn is_plain(name: &[u8]) -> bool {
+        Kind::of(name) == Kind::Plain
+    }
+
+    fn passes_plain(&self) -> bool {
+        self.edits.replaces_nothing()
+    }
+
     fn ours(&self, to: &mut impl Sink) {
         let to = &mut Unedited { edits: self.edits, to };
         for (name, value) in self.rate.iter().flatten() {
             to.field(name, value);
         }
-        if let Some(via) = self.via {
-            to.field(&header::VIA, via);
-        }
-        if let Some(id) = self.request_id {
-            to.text(&X_REQUEST_ID, id);
-        }
+        sign(self.via, self.request_id, to);
         self.edits.write(to.to);
     }
 

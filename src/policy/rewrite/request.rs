@@ -1,7 +1,5 @@
 //! The head of a client's request on its way to a backend.
 
-use std::net::IpAddr;
-
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -12,9 +10,10 @@ use super::{
             Hop, Scheme, X_CLIENT_CERT_FINGERPRINT, X_CLIENT_CERT_SUBJECT, X_CLIENT_CERT_VERIFY, X_FORWARDED_FOR,
             X_FORWARDED_HOST, X_FORWARDED_PROTO, write_forwarded, write_x_forwarded_for,
         },
-        headers::{HeaderEdits, X_REQUEST_ID, is_like},
+        framing::is_token,
+        headers::{HeaderEdits, is_like},
     },
-    Hops, Kind, Rewrite, Sink, Unedited, value,
+    Hops, Kind, Rewrite, Sink, Unedited, sign, value,
 };
 use crate::types::AddressText;
 
@@ -26,7 +25,7 @@ pub struct RequestRewrite<'a, F> {
     /// Whether the client's words to us are still in the head.
     pub hops: Hops,
     /// The peer; `None` for a unix socket.
-    pub peer: Option<IpAddr>,
+    pub peer: Option<&'a AddressText>,
     /// Whether the peer's forwarding fields are kept and added to; otherwise they are replaced.
     pub peer_trusted: bool,
     /// How the peer spoke to us.
@@ -81,6 +80,7 @@ impl ClientCert<'_> {
 impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
     const OURS: usize = 8;
 
+    #[inline(never)] // asked of few
     fn passes(&self, name: &[u8]) -> bool {
         let kind = match Kind::of_client(name) {
             Kind::Authorization => !self.drop_authorization,
@@ -93,6 +93,15 @@ impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
             Kind::RequestId => self.request_id.is_none(),
         };
         kind && !self.is_told(name) && !self.edits.replaces_like(name)
+    }
+
+    #[inline]
+    fn is_plain(name: &[u8]) -> bool {
+        Kind::of_client(name) == Kind::Plain
+    }
+
+    fn passes_plain(&self) -> bool {
+        self.told.is_empty() && self.edits.replaces_nothing()
     }
 
     fn ours(&self, to: &mut impl Sink) {
@@ -108,12 +117,7 @@ impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
         if self.join_cookies {
             self.cookies(to);
         }
-        if let Some(via) = self.via {
-            to.field(&header::VIA, via);
-        }
-        if let Some(id) = self.request_id {
-            to.text(&X_REQUEST_ID, id);
-        }
+        sign(self.via, self.request_id, to);
         if let Some(host) = self.host {
             to.text(&header::HOST, host);
         }
@@ -133,12 +137,14 @@ impl<F: Fields> RequestRewrite<'_, F> {
     /// X-Forwarded-* and Forwarded: what a trusted peer said is kept and added to, what anyone else said is replaced.
     fn forwarding(&self, to: &mut impl Sink) {
         let (list, structured) = (X_FORWARDED_FOR, header::FORWARDED);
-        let peer = self.peer.map(AddressText::new);
-        let said = |line: &[u8]| !line.trim_ascii().is_empty();
-        if peer.is_some() || self.hearsay(&list).is_some_and(|mut lines| lines.any(said)) {
-            to.made(&list, |out| write_x_forwarded_for(self.hearsay(&list), peer.as_ref(), out));
+        if self.forwarding_at_once(to) {
+            return;
         }
-        let hop = Hop { peer: peer.as_ref(), host: self.asked_host, scheme: self.hop_scheme };
+        let said = |line: &[u8]| !line.trim_ascii().is_empty();
+        if self.peer.is_some() || self.hearsay(&list).is_some_and(|mut lines| lines.any(said)) {
+            to.made(&list, |out| write_x_forwarded_for(self.hearsay(&list), self.peer, out));
+        }
+        let hop = Hop { peer: self.peer, host: self.asked_host, scheme: self.hop_scheme };
         to.made(&structured, |out| write_forwarded(self.hearsay(&structured), &hop, out));
         let said = |name: &HeaderName| self.peer_trusted && self.client.has(name);
         if !said(&X_FORWARDED_PROTO) {
@@ -150,6 +156,31 @@ impl<F: Fields> RequestRewrite<'_, F> {
         {
             to.text(&X_FORWARDED_HOST, host.as_bytes());
         }
+    }
+
+    /// The same in one piece, of nearly all requests: of a peer that is not trusted and has an address, where address and host are
+    /// tokens, which are written without quotes. Returns whether it was done.
+    fn forwarding_at_once(&self, to: &mut impl Sink) -> bool {
+        let peer = self.peer.filter(|peer| !self.peer_trusted && !peer.is_ipv6());
+        let is_name = |host: &&str| !host.is_empty() && host.bytes().all(is_token);
+        let (Some(peer), Some(host)) = (peer, self.asked_host.filter(is_name)) else { return false };
+        let (peer, host) = (peer.as_bytes(), host.as_bytes());
+        let (hop_scheme, scheme) = (self.hop_scheme.as_str().as_bytes(), self.scheme.as_str().as_bytes());
+        to.lines([
+            b"x-forwarded-for: ",
+            peer,
+            b"\r\nforwarded: for=",
+            peer,
+            b";host=",
+            host,
+            b";proto=",
+            hop_scheme,
+            b"\r\nx-forwarded-proto: ",
+            scheme,
+            b"\r\nx-forwarded-host: ",
+            host,
+            b"\r\n",
+        ])
     }
 
     /// What the peer said of hops before it; nothing where it is not trusted.

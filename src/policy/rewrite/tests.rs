@@ -90,7 +90,7 @@ type Pairs = Vec<(HeaderName, HeaderValue)>;
 /// What a [`RequestRewrite`] borrows.
 #[derive(Clone, Debug)]
 struct Settings {
-    peer: Option<IpAddr>,
+    peer: Option<AddressText>,
     trusted: bool,
     schemes: (Scheme, Scheme),
     asked: Option<String>,
@@ -112,7 +112,7 @@ impl Settings {
         RequestRewrite {
             client,
             hops: Hops::Here,
-            peer: self.peer,
+            peer: self.peer.as_ref(),
             peer_trusted: self.trusted,
             hop_scheme: self.schemes.0,
             scheme: self.schemes.1,
@@ -141,9 +141,8 @@ impl Settings {
         remove(&mut fields, |name| !self.trusted && is_forwarding_field(name));
         let kept = |name| fields.get_all(name).iter().map(HeaderValue::as_bytes);
         let (mut list, mut structured) = (BytesMut::new(), BytesMut::new());
-        let peer = self.peer.map(AddressText::new);
-        write_x_forwarded_for(Some(kept(X_FORWARDED_FOR)), peer.as_ref(), &mut list);
-        let hop = Hop { peer: peer.as_ref(), host: self.asked.as_deref(), scheme: self.schemes.0 };
+        write_x_forwarded_for(Some(kept(X_FORWARDED_FOR)), self.peer.as_ref(), &mut list);
+        let hop = Hop { peer: self.peer.as_ref(), host: self.asked.as_deref(), scheme: self.schemes.0 };
         write_forwarded(Some(kept(header::FORWARDED)), &hop, &mut structured);
         if !list.is_empty() {
             fields.insert(X_FORWARDED_FOR, value(list.freeze()));
@@ -254,7 +253,7 @@ fn settings() -> impl Strategy<Value = Settings> {
     let rest = (any::<(bool, bool)>(), 0..3u8, option::of(values()), option::of(values()), edits());
     (who, hosts, told, rest).prop_map(
         |((peer, trusted, schemes), (asked, host), (told, identity), (flags, certificate, via, id, edits))| Settings {
-            peer,
+            peer: peer.map(AddressText::new),
             // A unix socket is nobody to be trusted.
             trusted: trusted && peer.is_some(),
             schemes,
@@ -434,7 +433,7 @@ fn a_plain_head_is_written_in_one_piece() {
     let rewrite = RequestRewrite {
         client: &raw,
         hops: Hops::Here,
-        peer: Some([192, 0, 2, 1].into()),
+        peer: Some(&AddressText::new([192, 0, 2, 1].into())),
         peer_trusted: false,
         hop_scheme: Scheme::Https,
         scheme: Scheme::Https,

@@ -4,11 +4,10 @@ use http::{Method, StatusCode, Version, header};
 
 use crate::policy::{
     fields::{Fields as _, Index, Raw},
-    framing::Border,
+    framing::{Border, number},
+    head::{self, MAX_FIELDS, StatusLine},
 };
 
-/// As many fields as Pingora takes.
-const MAX_FIELDS: usize = 256;
 /// A longer head is none.
 pub(super) const MAX_HEAD: usize = 256 * 1024;
 
@@ -37,6 +36,8 @@ pub(super) enum Body {
 pub(super) struct Head {
     /// Its bytes, the empty line included.
     pub(super) length: usize,
+    /// Bytes of its first line, without the line's end.
+    pub(super) line: usize,
     pub(super) status: StatusCode,
     /// `HTTP/1.0`, `HTTP/1.1` or `HTTP/2`.
     pub(super) version: Version,
@@ -73,6 +74,30 @@ pub(super) fn parse(
     protocol: Protocol,
     index: &mut Index,
 ) -> Result<Option<Head>, &'static str> {
+    let (line, length, version) = match head::answer(bytes, index) {
+        Some((line, length)) if length <= MAX_HEAD => (line, length, Version::HTTP_11),
+        _ => match parse_any(bytes, index)? {
+            Some(parsed) => parsed,
+            None => return Ok(None),
+        },
+    };
+    let status = StatusCode::from_u16(line.status).map_err(|_| "the answer has no status")?;
+    let version = if version == Version::HTTP_11 && protocol == Protocol::Http2 { Version::HTTP_2 } else { version };
+    let line = line.length;
+    let fields = Raw::new(&bytes[..length], index);
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        switching(&fields, version, protocol == Protocol::WebSocket)?;
+        return Ok(Some(Head { length, line, status, version, body: Body::UntilClose, persistent: false }));
+    }
+    let body = framing(&fields, status, version, method)?;
+    let says = |token: &str| says(&fields, token);
+    let persistent = !matches!(body, Body::UntilClose)
+        && if version == Version::HTTP_10 { says("keep-alive") && !says("close") } else { !says("close") };
+    Ok(Some(Head { length, line, status, version, body, persistent }))
+}
+
+/// A head however it is written: its first line, how long it is, and its version.
+fn parse_any(bytes: &[u8], index: &mut Index) -> Result<Option<(StatusLine, usize, Version)>, &'static str> {
     let mut fields = [const { std::mem::MaybeUninit::uninit() }; MAX_FIELDS];
     let mut answer = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut answer, bytes, &mut fields);
@@ -87,22 +112,10 @@ pub(super) fn parse(
         return Err("a line of the answer's head does not end in CRLF");
     }
     index.fill(head, answer.headers);
-    let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("the answer has no status")?;
-    let version = match answer.version {
-        Some(0) => Version::HTTP_10,
-        _ if protocol == Protocol::Http2 => Version::HTTP_2,
-        _ => Version::HTTP_11,
-    };
-    let fields = Raw::new(head, index);
-    if status == StatusCode::SWITCHING_PROTOCOLS {
-        switching(&fields, version, protocol == Protocol::WebSocket)?;
-        return Ok(Some(Head { length, status, version, body: Body::UntilClose, persistent: false }));
-    }
-    let body = framing(&fields, status, version, method)?;
-    let says = |token: &str| says(&fields, token);
-    let persistent = body != Body::UntilClose
-        && if version == Version::HTTP_10 { says("keep-alive") && !says("close") } else { !says("close") };
-    Ok(Some(Head { length, status, version, body, persistent }))
+    let line = head.iter().position(|byte| *byte == b'\r').unwrap_or_default();
+    let status = answer.code.ok_or("the answer has no status")?;
+    let version = if answer.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
+    Ok(Some((StatusLine { status, length: line }, length, version)))
 }
 
 /// Whether `Connection` names `token`.
@@ -185,8 +198,7 @@ fn length(fields: &Raw<'_>) -> Result<Option<u64>, &'static str> {
     if lengths.any(|length| length.trim_ascii() != digits) {
         return Err("several lengths");
     }
-    let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<u64>().ok());
-    number.filter(|length| i64::try_from(*length).is_ok()).map(Some).ok_or("a length that is too large")
+    number(digits).map(Some).ok_or("a length that is too large")
 }
 
 #[cfg(test)]

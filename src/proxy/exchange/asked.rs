@@ -16,9 +16,10 @@ use super::super::{
 use crate::{
     config::model::Engine,
     policy::{
-        fields::{Fields, Index, Raw},
+        fields::{Fields, Index, Names, Raw},
         forwarded::is_client_cert_field,
         framing::Border,
+        head::text,
         headers::is_websocket,
     },
     runtime::{
@@ -81,11 +82,14 @@ impl Way {
         if !info.is_admitted() || info.redirect_https() {
             return None;
         }
-        let (method, target) = request_line(head)?;
+        let (method, target) = match index.line(head) {
+            Some((method, target)) => (method, text(target)?),
+            None => request_line(head)?,
+        };
         let method = Method::from_bytes(method).ok().filter(|method| *method != Method::TRACE)?;
         let fields = Raw::new(head, index);
         let mut upgrade = false;
-        let pingoras = fields.each().any(|(name, _)| {
+        let pingoras = fields.likely(SPECIAL).any(|(name, _)| {
             upgrade |= is_upgrade(name);
             is_pingoras(name)
         });
@@ -160,6 +164,16 @@ fn is_upgrade(name: &[u8]) -> bool {
     name.len() == 7 && name.eq_ignore_ascii_case(header::UPGRADE.as_str().as_bytes())
 }
 
+/// [`is_upgrade`] and [`is_pingoras`].
+const SPECIAL: Names = Names::of(&[
+    "expect",
+    "max-forwards",
+    "upgrade",
+    "x-client-cert-fingerprint",
+    "x-client-cert-subject",
+    "x-client-cert-verify",
+]);
+
 /// Fields whose requests are Pingora's: who has them waits to be asked, counts hops, or says what only we say.
 fn is_pingoras(name: &[u8]) -> bool {
     match name.len() {
@@ -172,7 +186,7 @@ fn is_pingoras(name: &[u8]) -> bool {
 
 impl<'a> Wanted<'a> {
     pub(super) fn new(target: &'a str, fields: &Raw<'a>) -> Self {
-        Self { target, host: fields.value(&header::HOST).and_then(|host| std::str::from_utf8(host).ok()) }
+        Self { target, host: fields.value(&header::HOST).and_then(text) }
     }
 
     fn of(self, method: &'a Method, fields: &'a Raw<'a>) -> Client<'a, Raw<'a>> {

@@ -1,7 +1,7 @@
 //! One request and its answer on one connection to a backend, in HTTP/1.1's bytes, as two directions that whoever moves the bytes
 //! polls: what is written, what has come. Says exactly how much left, so that it is known what may be repeated.
 //!
-//! An attempt that [asks for a WebSocket](Attempt::speaking) may come to a head that [is a switch](Head::is_switch). From then
+//! An attempt that [asks for a WebSocket](Attempt::speaks) may come to a head that [is a switch](Head::is_switch). From then
 //! on nothing has a border: after [`Attempt::switch`] the attempt is a [`Side`](super::tunnel::Side), of which bytes are taken, the first of them those
 //! that came behind the head, and to which others are given. Any other answer is one as ever.
 
@@ -26,6 +26,7 @@ use super::{
 use crate::policy::{
     fields::{Index, Raw},
     framing::Border,
+    pieces::take_off,
 };
 pub(super) use room::room;
 
@@ -159,9 +160,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         }
     }
 
-    /// As it is, with a backend that speaks something else than HTTP/1.1 alone.
-    pub(super) fn speaking(self, protocol: Protocol) -> Self {
-        Self { protocol, ..self }
+    /// The backend speaks this; without a word, HTTP/1.1 alone.
+    pub(super) fn speaks(&mut self, protocol: Protocol) {
+        self.protocol = protocol;
     }
 
     /// Bytes of the request that left.
@@ -260,10 +261,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     fn sent(&mut self, sent: usize, most: usize) -> usize {
         self.written += sent as u64;
         let collected = sent.min(self.out.len());
-        self.out.advance(collected);
-        if self.out.is_empty() {
-            self.out.clear();
-        }
+        take_off(collected, &mut self.out);
         (sent - collected).min(most)
     }
 
@@ -283,8 +281,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                         match ready!(self.poll_read(cx)) {
                             Ok(0) => return Poll::Ready(Err(Failure::Ended(None))),
                             Err(error) => return Poll::Ready(Err(Failure::Ended(Some(error)))),
-                            // Only a line's end can end a head; and what is too long fails soon.
-                            Ok(_) if self.ahead[before..].contains(&b'\n') || self.ahead.len() > answer::MAX_HEAD => {
+                            // Mostly it is here as a whole, and else only a line's end can end it; what is too long fails soon.
+                            Ok(_)
+                                if before == 0
+                                    || self.ahead[before..].contains(&b'\n')
+                                    || self.ahead.len() > answer::MAX_HEAD =>
+                            {
                                 break;
                             }
                             Ok(_) => {}
@@ -363,9 +365,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
 
     /// The reason phrase, as [`Attempt::head`].
     pub(super) fn phrase(&self) -> &[u8] {
-        let line = self.ahead[..].split(|byte| *byte == b'\r').next().unwrap_or_default();
+        let line = if let Place::Read(head) = self.place { head.line } else { 0 };
         // `HTTP/1.1 200 OK`
-        line.get(13..).unwrap_or_default()
+        self.ahead.get(13..line).unwrap_or_default()
     }
 
     /// The part of the body that is here, at [`Step::Body`].
@@ -394,13 +396,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         let bytes = bytes.min(self.body);
         self.body -= bytes;
         self.flowed += bytes as u64;
-        self.ahead.advance(bytes);
-        if self.ahead.is_empty() {
-            self.ahead.clear();
-        }
+        take_off(bytes, &mut self.ahead);
     }
 
     /// Ends the attempt: its memory, and the connection where another request may use it.
+    #[inline(always)] // so that it need not be moved as a whole
     pub(super) fn finish(self) -> (Room, Option<S>) {
         let ended = match self.place {
             // The client's side may have been done first: it counts too.

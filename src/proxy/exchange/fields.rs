@@ -12,8 +12,8 @@ use super::{
 };
 use crate::policy::{
     fields::Fields as _,
-    framing::Border,
-    rewrite::{AnswerRewrite, Rewrite as _, decimal},
+    framing::{Border, decimal},
+    rewrite::{AnswerRewrite, Rewrite as _},
     trailers,
 };
 

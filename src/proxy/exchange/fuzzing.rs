@@ -78,7 +78,8 @@ async fn answered(method: &Method, lengths: bool, bytes: &[u8], size: usize) -> 
         let stream = Connection::begin(ours, false).await.ok()?.stream(lengths)?;
         let mut room = Room::default();
         room.out.extend_from_slice(format!("{method} / HTTP/1.1\r\nHost: a.test\r\n\r\n").as_bytes());
-        let mut attempt = Attempt::new(stream, method.clone(), room, true, false).speaking(Protocol::Http2);
+        let mut attempt = Attempt::new(stream, method.clone(), room, true, false);
+        attempt.speaks(Protocol::Http2);
         poll_fn(|cx| attempt.poll_flush(cx)).await;
         _ = begun.send(());
         let (mut status, mut body, mut chunked) = (0, Vec::new(), false);

@@ -12,9 +12,9 @@ use super::{
 };
 use crate::policy::{
     fields::Fields as _,
-    framing::Border,
+    framing::{Border, decimal},
     pieces::put,
-    rewrite::{AnswerRewrite, Rewrite as _, decimal},
+    rewrite::{AnswerRewrite, Rewrite as _},
     trailers,
 };
 
@@ -55,19 +55,19 @@ pub(super) fn answer(
     if !set && !fields.has(&header::DATE) {
         kit.date(out);
     }
-    connection(again, out);
+    let connection = connection(again);
     let length = header::CONTENT_LENGTH;
     match fields.first(&length) {
-        _ if head.is_bodiless() => {}
-        Some(length) => {
-            put([b"Content-Length: ", decimal(length.trim_ascii()), b"\r\n"], out);
+        Some(length) if !head.is_bodiless() => {
+            put([connection, b"Content-Length: ", decimal(length.trim_ascii()), b"\r\n\r\n"], out);
         }
-        None if head.body == Body::UntilClose || (chunked && head.status != StatusCode::NOT_MODIFIED) => {
-            out.put_slice(b"Transfer-Encoding: chunked\r\n");
+        None if !head.is_bodiless()
+            && (head.body == Body::UntilClose || (chunked && head.status != StatusCode::NOT_MODIFIED)) =>
+        {
+            put([connection, b"Transfer-Encoding: chunked\r\n\r\n"], out);
         }
-        None => {}
+        _ => put([connection, b"\r\n"], out),
     }
-    out.put_slice(b"\r\n");
 }
 
 /// Writes the trailers of an answer that go on, and the empty line that ends its chunks.
@@ -94,7 +94,7 @@ pub(super) fn ours(
     status_line(head.status, head.get_reason_phrase().unwrap_or_default().as_bytes(), out);
     head.header_to_h1_wire(out);
     kit.date(out);
-    connection(again, out);
+    out.put_slice(connection(again));
     if !bodiless {
         out.put_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
     }
@@ -108,6 +108,6 @@ fn status_line(status: StatusCode, phrase: &[u8], out: &mut BytesMut) {
     put([b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", phrase, b"\r\n"], out);
 }
 
-fn connection(again: bool, out: &mut BytesMut) {
-    out.put_slice(if again { b"Connection: keep-alive\r\n" } else { b"Connection: close\r\n" });
+fn connection(again: bool) -> &'static [u8] {
+    if again { b"Connection: keep-alive\r\n" } else { b"Connection: close\r\n" }
 }

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Buf as _, BufMut as _};
+use bytes::BufMut as _;
 use http::Version;
 use pingora_core::{Error, Result};
 
@@ -43,6 +43,7 @@ use crate::{
     policy::{
         fields::{Index, Raw},
         framing::Border,
+        pieces::take_off,
     },
     runtime::{deadlines::How, line::Line},
 };
@@ -92,7 +93,7 @@ pub async fn serve(
     if let Some(attempt) = lane.switched.take() {
         return Served::Switched(WebSocket::new(ctx, attempt, head, index));
     }
-    Served::Over(after)
+    Served::Over(after, ctx.ended)
 }
 
 /// One request between its client and a backend.
@@ -232,8 +233,8 @@ impl<W: Wire> Lane<'_, W> {
             self.desk.upload.extend_from_slice(&self.desk.given);
         }
         let protocol = connect::protocol(&line, what);
-        let attempt = Attempt::new(line, method, room, !body, false).speaking(protocol);
-        let mut up = Up { attempt, unsent: true };
+        let mut up = Up { attempt: Attempt::new(line, method, room, !body, false), unsent: true };
+        up.attempt.speaks(protocol);
         if body && (done || !self.desk.upload.is_empty()) {
             watch::body_given(&self.asked, self.desk.upload.len(), done, ctx)?;
         }
@@ -279,7 +280,7 @@ impl<W: Wire> Lane<'_, W> {
             if !self.desk.upload.is_empty() {
                 let taken = up.attempt.poll_upload(cx, &self.desk.upload);
                 let Poll::Ready(taken) = watch::upload(Version::HTTP_11, ctx, taken) else { break };
-                self.desk.upload.advance(taken);
+                take_off(taken, &mut self.desk.upload);
                 self.turn.spend(taken);
                 (moved, up.unsent) = (true, true);
                 continue;
@@ -440,7 +441,7 @@ impl<W: Wire> Lane<'_, W> {
             self.reader.moved();
             self.turn.spend(sent);
             let collected = sent.min(answer.len());
-            answer.advance(collected);
+            take_off(collected, answer);
             if let Some(attempt) = &mut lender {
                 attempt.taken(sent - collected);
             }
@@ -481,7 +482,7 @@ impl<W: Wire> Lane<'_, W> {
         }
         heads::answer(attempt, head, self.kit, ctx, self.asked.again, out);
         // The client's connection need not end with the backend's.
-        self.out.chunks = head.body == Body::UntilClose;
+        self.out.chunks = matches!(head.body, Body::UntilClose);
         self.out.trailing = head.body == Body::Bordered(Border::CHUNKED);
         Ok(())
     }

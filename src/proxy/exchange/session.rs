@@ -77,7 +77,8 @@ async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line, what:
     let client = edit::Client::of(session.req_header());
     let chunked = client.write(ctx, body, &mut room.out);
     let (protocol, version) = (connect::protocol(&line, what), client.version);
-    let mut attempt = Attempt::new(line, client.method.clone(), room, !body, true).speaking(protocol);
+    let mut attempt = Attempt::new(line, client.method.clone(), room, !body, true);
+    attempt.speaks(protocol);
     if protocol == Protocol::Http2 && edit::asks_for_body(session, Version::HTTP_2) {
         session.write_continue_response().await.map_err(Error::into_down)?;
     }

@@ -214,7 +214,8 @@ impl Lane<'_> {
         {
             self.respond.send_informational(fields::go_on()).map_err(stream_failed)?;
         }
-        let mut attempt = Attempt::new(line, method, room, !body, true).speaking(protocol);
+        let mut attempt = Attempt::new(line, method, room, !body, true);
+        attempt.speaks(protocol);
         if body {
             self.outgoing.begin(&self.call, &self.desk.given, &mut attempt);
             let done = self.call.upload.is_done();

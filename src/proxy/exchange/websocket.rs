@@ -4,6 +4,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use http::Method;
@@ -30,8 +31,8 @@ use crate::{
 
 /// What came of a request.
 pub enum Served {
-    /// It is over; what becomes of the client's connection.
-    Over(Afterwards),
+    /// It is over; what becomes of the client's connection, and when all of the answer had left, where that is known.
+    Over(Afterwards, Option<Instant>),
     /// It has become a WebSocket.
     Switched(Box<WebSocket>),
 }

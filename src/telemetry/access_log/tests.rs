@@ -4,11 +4,15 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn address(text: &str) -> &'static AddressText {
+    Box::leak(Box::new(AddressText::new(text.parse().expect("an address"))))
+}
+
 fn record<'a>() -> Record<'a> {
     Record {
         time: UNIX_EPOCH + Duration::from_millis(1_709_251_199_007), // 2024-02-29, the last second
-        client: Some(IpAddr::from([192, 0, 2, 1])),
-        peer: Some(IpAddr::from([10, 0, 0, 1])),
+        client: Some(address("192.0.2.1")),
+        peer: Some(address("10.0.0.1")),
         method: b"GET",
         host: b"example.com",
         path: b"/a?b=c",
@@ -108,8 +112,8 @@ fn numbers_are_whole_and_padded() {
 #[test]
 fn the_longest_line_has_room() {
     let longest = Record {
-        client: Some("1111:2222:3333:4444:5555:6666:7777:8888".parse().expect("an address")),
-        peer: Some("1111:2222:3333:4444:5555:6666:7777:8888".parse().expect("an address")),
+        client: Some(address("1111:2222:3333:4444:5555:6666:7777:8888")),
+        peer: Some(address("1111:2222:3333:4444:5555:6666:7777:8888")),
         method: &[0; 300],
         host: &[0; 300],
         path: &[0; 300],

@@ -87,6 +87,9 @@ fn only_plain_request_lines_are_for_the_lane() {
         ("X-Client-Cert-Serial-Number", false),
     ] {
         assert_eq!(is_pingoras(name.as_bytes()), pingoras, "{name}");
+        let head = format!("GET / HTTP/1.1\r\n{name}: x\r\n\r\n");
+        let index = indexed(&head);
+        assert_eq!(Raw::new(head.as_bytes(), &index).likely(SPECIAL).next().is_some(), pingoras, "{name}");
     }
 }
 

@@ -268,7 +268,7 @@ proptest! {
 #[tokio::test]
 async fn after_a_switch_bytes_go_on_as_they_are_and_no_memory_is_held() {
     let (mut ours, mut backend) = attempt("GET / HTTP/1.1\r\n\r\n", true, false);
-    ours = ours.speaking(Protocol::WebSocket);
+    ours.speaks(Protocol::WebSocket);
     poll_fn(|cx| ours.poll_flush(cx)).await;
     let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
     backend.write_all(&[head, "early"].concat().into_bytes()).await.expect("room");
