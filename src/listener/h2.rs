@@ -40,7 +40,7 @@ use self::{
     session::StreamSession,
     watch::{Patience, Verdict},
 };
-use super::{Draining, Endpoint, conn::Conn, worker::Post};
+use super::{Endpoint, accept::Open, conn::Conn, worker::Post};
 use crate::{
     config::model::ListenerLimits,
     policy::{framing, headers::same_host},
@@ -206,87 +206,97 @@ impl Serving {
 }
 
 /// Serves a connection until it ends. Its preface is due counted from `since`.
-pub(super) async fn serve(
+// No `async fn`: that would keep each of these twice.
+pub(super) fn serve(
     post: Arc<Post>,
     mut conn: Box<Conn>,
     mut info: Arc<ConnInfo>,
     endpoint: Arc<Endpoint>,
-    since: Instant,
-) {
+    (open, since): (Open, Instant),
+) -> impl Future<Output = ()> + Send {
     conn.begin_h2();
-    let limits = &endpoint.model.limits;
-    let told = Arc::<Told>::default();
-    // Boxed, so that an idle connection does not carry the room for its beginning and its end.
-    let Some(mut serving) = Box::pin(open(conn, &endpoint, told.clone(), since)).await else { return };
-    let (mut draining, mut closing) = (post.draining.clone(), endpoint.place().follow());
-    let mut wakes = pin!(either(&mut draining, &mut closing));
-    let (mut requests, mut unheard) = (0, 0);
-    loop {
-        let last = || endpoint.place().is_last(&post.draining);
-        let idle_timeout = info.limits().idle_timeout;
-        match poll_fn(|cx| serving.poll(cx, last, wakes.as_mut(), idle_timeout)).await {
-            Turn::Word(Word::Over(verdict)) => {
-                Box::pin(serving.farewell(verdict, post.kit.deadlines())).await;
-                break;
+    async move {
+        let told = Arc::<Told>::default();
+        // Boxed, so that an idle connection does not carry the room for its beginning and its end.
+        let Some(mut serving) = Box::pin(begin(conn, &endpoint, told.clone(), since)).await else { return };
+        let (mut draining, mut closing) = (post.draining.clone(), endpoint.place().follow());
+        let mut wakes = pin!(async move {
+            tokio::select! {
+                () = draining.begin() => {}
+                () = closing.begin() => {}
             }
-            Turn::Word(Word::Slow(slow)) => {
-                if serving.requests.end(slow, post.kit.deadlines()) {
-                    serving.leave(IDLE_GRACE);
-                }
-            }
-            Turn::Word(Word::Left(left)) => serving.requests.left(&left),
-            Turn::Word(Word::Refused(reasons)) => {
-                for (_, reason) in reasons {
-                    post.log_unserved(&info, Unserved::unseen(reason, "HTTP/2.0"));
-                    // Resets have a budget of their own.
-                    if reason == Reason::HeaderTooLarge {
-                        told.malformed();
+        });
+        let (mut requests, mut unheard) = (0_u32, 0);
+        let verdict = loop {
+            let turn = poll_fn(|cx| {
+                let last = || endpoint.place().is_last(&post.draining);
+                serving.poll(cx, last, wakes.as_mut(), info.limits().idle_timeout)
+            });
+            match turn.await {
+                Turn::Word(Word::Over(verdict)) => break Some(verdict),
+                Turn::Word(Word::Slow(slow)) => {
+                    if serving.requests.end(slow, post.kit.deadlines()) {
+                        serving.leave(IDLE_GRACE);
                     }
                 }
-            }
-            // Who is idle has read its answers.
-            Turn::Last if serving.requests.is_empty() => serving.leave(IDLE_GRACE),
-            Turn::Last => serving.leave(LEAVE_GRACE),
-            Turn::Idle if serving.leaving.is_none() => serving.leave(IDLE_GRACE),
-            Turn::Accepted((request, respond)) => {
-                let id = respond.stream_id().as_u32();
-                if !told.accepted(id) {
-                    continue;
+                Turn::Word(Word::Left(left)) => serving.requests.left(&left),
+                Turn::Word(Word::Refused(reasons)) => {
+                    for (_, reason) in reasons {
+                        post.log_unserved(&info, Unserved::unseen(reason, "HTTP/2.0"));
+                        // Resets have a budget of their own.
+                        if reason == Reason::HeaderTooLarge {
+                            told.malformed();
+                        }
+                    }
                 }
-                requests += 1;
-                unheard += usize::from(serving.leaving.is_some());
-                if unheard > STREAMS as usize {
-                    // More than can have been on their way when it was told to go.
-                    told.tell(Verdict::Ours(H2Abuse::GoawayIgnored));
-                    continue;
+                // Who is idle has read its answers.
+                Turn::Last if serving.requests.is_empty() => serving.leave(IDLE_GRACE),
+                Turn::Last => serving.leave(LEAVE_GRACE),
+                Turn::Idle if serving.leaving.is_none() => serving.leave(IDLE_GRACE),
+                Turn::Accepted((request, respond)) => {
+                    let id = respond.stream_id().as_u32();
+                    if !told.accepted(id) {
+                        continue;
+                    }
+                    requests += 1;
+                    unheard += u32::from(serving.leaving.is_some());
+                    if unheard > STREAMS {
+                        // More than can have been on their way when it was told to go.
+                        told.tell(Verdict::Ours(H2Abuse::GoawayIgnored));
+                        continue;
+                    }
+                    let others = endpoint.follow(&mut info) && fixed(info.limits()) != fixed(&endpoint.model.limits);
+                    let enough = requests >= info.limits().requests_per_connection;
+                    if enough || others {
+                        serving.leave(LEAVE_GRACE);
+                    }
+                    let beside = serving.requests.count();
+                    let (ends, info) = (Arc::new(Ends { beside, ..Ends::default() }), info.clone());
+                    let (post, endpoint, told) = (post.clone(), endpoint.clone(), told.clone());
+                    let served = self::request(post, info, endpoint, request, respond, ends.clone(), told);
+                    serving.requests.begin(id, ends, Box::pin(served));
                 }
-                let others = endpoint.follow(&mut info) && fixed(info.limits()) != fixed(limits);
-                let enough = requests >= info.limits().requests_per_connection as usize;
-                if enough || others {
-                    serving.leave(LEAVE_GRACE);
-                }
-                let beside = serving.requests.count();
-                let (ends, info) = (Arc::new(Ends { beside, ..Ends::default() }), info.clone());
-                let served =
-                    self::request(post.clone(), info, endpoint.clone(), request, respond, ends.clone(), told.clone());
-                serving.requests.begin(id, ends, Box::pin(served));
+                Turn::Idle | Turn::Ended => break None,
             }
-            Turn::Idle | Turn::Ended => {
-                serving.requests.leave(&told.take_broken());
-                break;
-            }
+        };
+        match verdict {
+            Some(verdict) => Box::pin(serving.farewell(verdict, post.kit.deadlines())).await,
+            None => serving.requests.leave(&told.take_broken()),
         }
-    }
-    if let Some(Verdict::Ours(kind) | Verdict::Theirs(kind)) = told.known() {
-        if kind == H2Abuse::Stall {
-            // What it does not take is not kept for it.
-            info.abort();
+        if let Some(Verdict::Ours(kind) | Verdict::Theirs(kind)) = told.known() {
+            if kind == H2Abuse::Stall {
+                // What it does not take is not kept for it.
+                info.abort();
+            }
+            post.abuse.ended(post.kit.metrics(), &endpoint.model.address, info.peer(), kind);
         }
-        post.abuse.ended(post.kit.metrics(), &endpoint.model.address, info.peer(), kind);
+        drop(serving);
+        // It counts for as long as its socket is open.
+        drop(open);
     }
 }
 
-async fn open(conn: Box<Conn>, endpoint: &Endpoint, told: Arc<Told>, since: Instant) -> Option<Serving> {
+async fn begin(conn: Box<Conn>, endpoint: &Endpoint, told: Arc<Told>, since: Instant) -> Option<Serving> {
     let limits = &endpoint.model.limits;
     let guard = Guard::new(conn, patience(limits), told.clone(), since);
     let left = limits.header_timeout.saturating_sub(since.elapsed());
@@ -309,14 +319,6 @@ fn patience(limits: &ListenerLimits) -> Patience {
 /// What a connection keeps to from its beginning; where the configuration says otherwise now, it is exchanged for another one.
 fn fixed(limits: &ListenerLimits) -> (Patience, u64) {
     (patience(limits), limits.max_header_size.0)
-}
-
-/// Returns when one of them begins.
-async fn either(one: &mut Draining, other: &mut Draining) {
-    tokio::select! {
-        () = one.begin() => {}
-        () = other.begin() => {}
-    }
 }
 
 async fn request(

@@ -6,10 +6,10 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Instant,
     vec::Drain,
 };
 
@@ -29,7 +29,7 @@ use crate::{listener::conn::Conn, proxy, telemetry::metrics::H2Abuse, types::Rea
 /// In place of a stream: all of a connection.
 pub(super) const ALL: u32 = 0;
 /// Requests that are none, on one connection.
-const MALFORMED: usize = 32;
+const MALFORMED: u32 = 32;
 
 /// What a client may still send after GOAWAY before the connection is closed under it, which may cost it the GOAWAY.
 const LINGER_BYTES: usize = 1024 * 1024;
@@ -56,7 +56,7 @@ pub(super) struct Told {
     words: Mutex<Words>,
     /// There may be a word that was not taken. Mostly there is none, and every turn of the connection asks.
     said: AtomicBool,
-    malformed: AtomicUsize,
+    malformed: AtomicU32,
     /// Rings with each word.
     pub(super) ring: Arc<Ring>,
 }
@@ -162,20 +162,18 @@ pub(super) struct Guard {
     told: Arc<Told>,
     /// No more is read.
     over: bool,
-    tick: Duration,
     alarm: Option<Pin<Box<Sleep>>>,
     /// What may still be read and thrown away.
     linger: usize,
-    /// What is being sent in place of a frame, and the frame's length.
-    instead: Option<(Bytes, usize)>,
+    /// What is being sent in place of a frame, and the frame's length. Rare, so an idle connection carries no room for it.
+    instead: Option<Box<(Bytes, usize)>>,
 }
 
 impl Guard {
     /// Of a connection that began at `since`.
     pub(super) fn new(conn: Box<Conn>, patience: Patience, told: Arc<Told>, since: Instant) -> Self {
-        let tick = (patience.header.min(patience.stall) / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
         let watch = Watch::new(patience, Instant::now()).begun_at(since);
-        Self { conn, watch, told, over: false, tick, alarm: None, linger: LINGER_BYTES, instead: None }
+        Self { conn, watch, told, over: false, alarm: None, linger: LINGER_BYTES, instead: None }
     }
 
     fn judge<T: Default>(&mut self, judged: Result<T, Verdict>) -> T {
@@ -228,7 +226,7 @@ impl Guard {
                 self.told.said.store(true, Ordering::Relaxed);
                 self.told.ring.ring();
                 let frame = &data[..refusal.length.min(data.len())];
-                self.instead = reasoned(frame, refusal).map(|bytes| (Bytes::from(bytes), frame.len()));
+                self.instead = reasoned(frame, refusal).map(|bytes| Box::new((Bytes::from(bytes), frame.len())));
                 frame.len()
             }
         }
@@ -236,7 +234,7 @@ impl Guard {
 
     /// Sends what is sent in place of a frame. Returns that frame's length.
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Some((bytes, stands_for)) = &mut self.instead else { return Poll::Ready(Ok(0)) };
+        let Some((bytes, stands_for)) = self.instead.as_deref_mut() else { return Poll::Ready(Ok(0)) };
         while !bytes.is_empty() {
             match ready!(Pin::new(&mut *self.conn).poll_write(cx, bytes))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -256,7 +254,7 @@ impl Guard {
             if !waits && self.alarm.is_none() {
                 return;
             }
-            let tick = self.tick;
+            let tick = self.watch.tick();
             let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep(tick)));
             if alarm.as_mut().poll(cx).is_pending() {
                 return;

@@ -53,7 +53,6 @@ pub(super) enum Verdict {
 
 #[derive(Debug)]
 pub(super) struct Watch {
-    patience: Patience,
     received: Frames,
     sent: Frames,
     rules: Rules,
@@ -64,6 +63,7 @@ pub(super) struct Watch {
 
 #[derive(Debug)]
 struct Rules {
+    patience: Patience,
     budget: Budget,
     streams: BTreeMap<u32, Stream>,
     last_stream: u32,
@@ -74,8 +74,6 @@ struct Rules {
     room: i64,
     /// Of all answers, while the connection's window is closed.
     answers: Pace,
-    rate: Option<u64>,
-    stall: Duration,
     /// Our SETTINGS has been acknowledged.
     acknowledged: bool,
     /// The last stream that was opened.
@@ -98,6 +96,7 @@ struct Rules {
 impl Watch {
     pub(super) fn new(patience: Patience, now: Instant) -> Self {
         let rules = Rules {
+            patience,
             budget: Budget::new(now),
             streams: BTreeMap::new(),
             last_stream: 0,
@@ -106,8 +105,6 @@ impl Watch {
             initial_room: INITIAL_WINDOW,
             room: INITIAL_WINDOW,
             answers: Pace::new(),
-            rate: patience.rate,
-            stall: patience.stall,
             acknowledged: false,
             newest: 0,
             opened: Vec::new(),
@@ -118,8 +115,13 @@ impl Watch {
             begun: Some(now),
             moved: now,
         };
-        let (received, sent) = (Frames::from_client(), Frames::from_server());
-        Self { patience, received, sent, rules, blocked: None, began: now }
+        Self { received: Frames::from_client(), sent: Frames::from_server(), rules, blocked: None, began: now }
+    }
+
+    /// How often to look whether something is late.
+    pub(super) fn tick(&self) -> Duration {
+        let Patience { header, stall, rate: _ } = self.rules.patience;
+        (header.min(stall) / 8).clamp(Duration::from_millis(20), Duration::from_secs(1))
     }
 
     /// The preface, and the SETTINGS behind it, are due counted from `since`.
@@ -181,14 +183,14 @@ impl Watch {
     pub(super) fn late(&mut self, now: Instant) -> Result<Vec<(u32, Reason)>, Verdict> {
         let over = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
         let rules = &self.rules;
-        if rules.begun.is_some_and(|begun| over(begun, self.patience.header)) {
+        if rules.begun.is_some_and(|begun| over(begun, rules.patience.header)) {
             return Err(Verdict::Ours(H2Abuse::HeaderTimeout));
         }
-        let blocked = self.blocked.is_some_and(|since| over(since, self.patience.stall));
-        if blocked || (over(rules.moved, self.patience.stall) && rules.starved()) {
+        let blocked = self.blocked.is_some_and(|since| over(since, rules.patience.stall));
+        if blocked || (over(rules.moved, rules.patience.stall) && rules.starved()) {
             return Err(Verdict::Ours(H2Abuse::Stall));
         }
-        if !rules.acknowledged && over(self.began, self.patience.header) {
+        if !rules.acknowledged && over(self.began, rules.patience.header) {
             return Err(Verdict::Ours(H2Abuse::SettingsTimeout));
         }
         self.rules.slow(now)
@@ -255,7 +257,7 @@ impl Rules {
 
     /// The streams that are too slow; where all of them are, it is one stall. One whose window is closed at the moment is not slow for that.
     fn slow(&mut self, now: Instant) -> Result<Vec<(u32, Reason)>, Verdict> {
-        if self.rate.is_none() {
+        if self.patience.rate.is_none() {
             return Ok(Vec::new());
         }
         let stall = Err(Verdict::Ours(H2Abuse::Stall));
@@ -348,7 +350,7 @@ impl Rules {
             return;
         }
         self.moved = now;
-        if let (Some(rate), Some(stream)) = (self.rate, self.streams.get_mut(&stream)) {
+        if let (Some(rate), Some(stream)) = (self.patience.rate, self.streams.get_mut(&stream)) {
             stream.upload.moved(bytes, rate, LONGEST, now);
         }
     }
@@ -374,15 +376,15 @@ impl Rules {
         let was = self.window > 0;
         self.window -= length;
         let room = self.room > 0;
-        if let Some(rate) = self.rate {
-            self.answers.moved(head.length, rate, self.stall, now);
+        if let Some(rate) = self.patience.rate {
+            self.answers.moved(head.length, rate, self.patience.stall, now);
         }
         if head.has(END_STREAM) {
             self.answered(head.stream);
         } else if let Some(stream) = self.streams.get_mut(&head.stream) {
             stream.window -= length;
-            if let Some(rate) = self.rate {
-                stream.answer.moved(head.length, rate, self.stall, now);
+            if let Some(rate) = self.patience.rate {
+                stream.answer.moved(head.length, rate, self.patience.stall, now);
             }
             stream.settle(room, now);
         }
@@ -432,7 +434,7 @@ impl Rules {
                 self.settle(now);
             }
             Found::End(head, payload) if head.kind == WINDOW_UPDATE => {
-                self.granted(head.stream, number(payload, 0), now);
+                self.granted(head.stream, number(payload, 0), now)
             }
             Found::Head(head) if head.kind == HEADERS => {
                 self.budget.earn(H2Abuse::Ping, 1);

@@ -24,7 +24,7 @@ fn begun(now: Instant) -> Watch {
 /// As [`begun`], where each stream must move a KiB a second.
 fn paced(now: Instant) -> Watch {
     let mut watch = begun(now);
-    (watch.patience.rate, watch.rules.rate) = (Some(1024), Some(1024));
+    watch.rules.patience.rate = Some(1024);
     watch
 }
 
