@@ -10,6 +10,7 @@ pub(super) mod fuzzing;
 mod guard;
 mod idle;
 mod pace;
+mod preface;
 mod refusals;
 mod requests;
 mod session;
@@ -32,7 +33,10 @@ use http::{Method, Request, Response, StatusCode, header, request::Parts};
 use pingora_core::{apps::HttpServerApp, protocols::http::ServerSession};
 use tokio::task::coop::has_budget_remaining;
 
-pub(super) use self::abuse::AbuseLog;
+pub(super) use self::{
+    abuse::AbuseLog,
+    preface::{NO_PREFACE, is_no_http1},
+};
 use self::{
     guard::{ALL, Guard, Told, Word},
     idle::Idle,
@@ -73,22 +77,6 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a client that was told to go, and has no stream left, may take to read the rest of its answers. The HTTP/2
 /// layer closes the connection by itself as soon as everything is sent; this is for clients that are gone.
 const LEAVE_GRACE: Duration = Duration::from_secs(60);
-
-/// To one who began neither HTTP/1 nor HTTP/2 where both are spoken: SETTINGS and GOAWAY with PROTOCOL_ERROR.
-pub(super) const NO_PREFACE: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x01";
-
-/// Whether what was refused has not even the shape of an HTTP/1 request, so that a failed HTTP/2 preface is likelier:
-/// a first line of three words, the second no path and the third no version.
-pub(super) fn is_no_http1(bytes: &[u8]) -> bool {
-    let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-    let mut words = line.split(|byte| *byte == b' ');
-    match (words.next(), words.next(), words.next(), words.next()) {
-        (Some(_), Some(target), Some(version), None) => {
-            !target.contains(&b'/') && target != b"*" && !version.is_empty() && !version.starts_with(b"HTTP/")
-        }
-        _ => false,
-    }
-}
 
 /// The same for a client that was idle: it has read its answers.
 const IDLE_GRACE: Duration = Duration::from_secs(2);
@@ -495,18 +483,4 @@ fn options(endpoint: &Endpoint) -> Builder {
         // Whether a route takes a WebSocket is known from its request.
         .enable_connect_protocol();
     options
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_no_http1;
-
-    #[test]
-    fn only_what_has_no_shape_of_http1_counts_as_a_failed_preface() {
-        assert!(is_no_http1(b"INVALID CONNECTION PREFACE\r\n\r\n"));
-        for line in ["GET / HTTP/9.9\r\n", "GET /\r\n", "GET / HTTQ/1.1\r\n", "PRI * HTTP/2.0\r\n\r\nXX", "garbage", ""]
-        {
-            assert!(!is_no_http1(line.as_bytes()), "{line:?}");
-        }
-    }
 }
