@@ -170,8 +170,6 @@ impl Serving {
             if self.bell.heard()
                 && let Poll::Ready(accepted) = self.connection.poll_accept(&mut Context::from_waker(&self.waker))
             {
-                // There may be another one, and what else there is comes after that.
-                self.waker.wake_by_ref();
                 return Poll::Ready(match accepted {
                     Some(Ok(asked)) => Turn::Accepted(asked),
                     None | Some(Err(_)) => Turn::Ended,
@@ -243,7 +241,12 @@ pub(super) fn serve(
                 Turn::Idle if serving.leaving.is_none() => serving.leave(IDLE_GRACE),
                 Turn::Accepted((request, respond)) => {
                     let id = respond.stream_id().as_u32();
-                    if !told.accepted(id) {
+                    let fresh = told.accepted(id);
+                    if told.may_follow() {
+                        // What else there is comes after that. Where there is none, the HTTP/2 layer has done all it can.
+                        serving.waker.wake_by_ref();
+                    }
+                    if !fresh {
                         continue;
                     }
                     requests += 1;

@@ -104,6 +104,11 @@ impl Told {
         fresh || untold.is_some()
     }
 
+    /// Whether another stream may be there to be accepted.
+    pub(super) fn may_follow(&self) -> bool {
+        self.words().refusals.may_follow()
+    }
+
     fn slow(&self, slow: Vec<(u32, Reason)>) {
         if !slow.is_empty() {
             self.say().slow.extend(slow);
