@@ -3,6 +3,7 @@
 //! (RFC 9113 §6.8), or has other rules or limits, or when the guard says that it is enough.
 
 mod abuse;
+mod alarm;
 mod budget;
 mod frames;
 #[cfg(any(test, fuzzing))]
@@ -177,7 +178,7 @@ impl Serving {
             }
             self.requests.broken(&self.told.take_broken());
             self.requests.poll();
-            if self.idle.poll(cx, self.requests.is_empty(), limit, other).is_ready() {
+            if self.idle.poll(cx, self.requests.is_empty(), limit).is_ready() {
                 return Poll::Ready(Turn::Idle);
             }
             ready!(self.told.ring.rest());
@@ -202,9 +203,8 @@ pub(super) fn serve(
 ) -> impl Future<Output = ()> + Send {
     conn.begin_h2();
     async move {
-        let told = Arc::<Told>::default();
         // Boxed, so that an idle connection does not carry the room for its beginning and its end.
-        let Some(mut serving) = Box::pin(begin(conn, &endpoint, told.clone(), since)).await else { return };
+        let Some(mut serving) = Box::pin(begin(conn, &endpoint, since)).await else { return };
         let (mut draining, mut closing) = (post.draining.clone(), endpoint.place().follow());
         let mut wakes = pin!(async move {
             tokio::select! {
@@ -231,7 +231,7 @@ pub(super) fn serve(
                         post.log_unserved(&info, Unserved::unseen(reason, "HTTP/2.0"));
                         // Resets have a budget of their own.
                         if reason == Reason::HeaderTooLarge {
-                            told.malformed();
+                            serving.told.malformed();
                         }
                     }
                 }
@@ -241,8 +241,8 @@ pub(super) fn serve(
                 Turn::Idle if serving.leaving.is_none() => serving.leave(IDLE_GRACE),
                 Turn::Accepted((request, respond)) => {
                     let id = respond.stream_id().as_u32();
-                    let fresh = told.accepted(id);
-                    if told.may_follow() {
+                    let fresh = serving.told.accepted(id);
+                    if serving.told.may_follow() {
                         // What else there is comes after that. Where there is none, the HTTP/2 layer has done all it can.
                         serving.waker.wake_by_ref();
                     }
@@ -253,7 +253,7 @@ pub(super) fn serve(
                     unheard += u32::from(serving.leaving.is_some());
                     if unheard > STREAMS {
                         // More than can have been on their way when it was told to go.
-                        told.tell(Verdict::Ours(H2Abuse::GoawayIgnored));
+                        serving.told.tell(Verdict::Ours(H2Abuse::GoawayIgnored));
                         continue;
                     }
                     let others = endpoint.follow(&mut info) && fixed(info.limits()) != fixed(&endpoint.model.limits);
@@ -263,7 +263,7 @@ pub(super) fn serve(
                     }
                     let beside = serving.requests.count();
                     let (ends, info) = (Arc::new(Ends { beside, ..Ends::default() }), info.clone());
-                    let (post, endpoint, told) = (post.clone(), endpoint.clone(), told.clone());
+                    let (post, endpoint, told) = (post.clone(), endpoint.clone(), serving.told.clone());
                     let served = self::request(post, info, endpoint, request, respond, ends.clone(), told);
                     serving.requests.begin(id, ends, Box::pin(served));
                 }
@@ -272,9 +272,9 @@ pub(super) fn serve(
         };
         match verdict {
             Some(verdict) => Box::pin(serving.farewell(verdict, post.kit.deadlines())).await,
-            None => serving.requests.leave(&told.take_broken()),
+            None => serving.requests.leave(&serving.told.take_broken()),
         }
-        if let Some(Verdict::Ours(kind) | Verdict::Theirs(kind)) = told.known() {
+        if let Some(Verdict::Ours(kind) | Verdict::Theirs(kind)) = serving.told.known() {
             if kind == H2Abuse::Stall {
                 // What it does not take is not kept for it.
                 info.abort();
@@ -287,8 +287,8 @@ pub(super) fn serve(
     }
 }
 
-async fn begin(conn: Box<Conn>, endpoint: &Endpoint, told: Arc<Told>, since: Instant) -> Option<Serving> {
-    let limits = &endpoint.model.limits;
+async fn begin(conn: Box<Conn>, endpoint: &Endpoint, since: Instant) -> Option<Serving> {
+    let (limits, told) = (&endpoint.model.limits, Arc::<Told>::default());
     let guard = Guard::new(conn, patience(limits), told.clone(), since);
     let left = limits.header_timeout.saturating_sub(since.elapsed());
     let opened = tokio::time::timeout(left, options(endpoint).handshake(guard)).await;

@@ -14,12 +14,10 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::Sleep,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
+    alarm::Alarm,
     refusals::{Refusal, Refusals, with_field},
     requests::Ring,
     watch::{Patience, Verdict, Watch},
@@ -167,7 +165,7 @@ pub(super) struct Guard {
     told: Arc<Told>,
     /// No more is read.
     over: bool,
-    alarm: Option<Pin<Box<Sleep>>>,
+    alarm: Option<Box<Alarm>>,
     /// What may still be read and thrown away.
     linger: usize,
     /// What is being sent in place of a frame, and the frame's length. Rare, so an idle connection carries no room for it.
@@ -259,18 +257,18 @@ impl Guard {
             if !waits && self.alarm.is_none() {
                 return;
             }
-            let tick = self.watch.tick();
-            let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep(tick)));
-            if alarm.as_mut().poll(cx).is_pending() {
+            let watch = &mut self.watch;
+            let next = |watch: &Watch| (Instant::now() + watch.tick()).into();
+            let alarm = self.alarm.get_or_insert_with(|| Box::new(Alarm::at(next(watch))));
+            if alarm.poll(cx).is_pending() {
                 return;
             }
             if !waits {
                 self.alarm = None;
                 return;
             }
-            let now = Instant::now();
-            alarm.as_mut().reset((now + tick).into());
-            let late = self.watch.late(now);
+            alarm.reset(next(watch));
+            let late = watch.late(Instant::now());
             let slow = self.judge(late);
             self.told.slow(slow);
         }

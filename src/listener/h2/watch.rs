@@ -58,7 +58,6 @@ pub(super) struct Watch {
     rules: Rules,
     /// Since when the socket takes nothing.
     blocked: Option<Instant>,
-    began: Instant,
 }
 
 #[derive(Debug)]
@@ -115,7 +114,7 @@ impl Watch {
             begun: Some(now),
             moved: now,
         };
-        Self { received: Frames::from_client(), sent: Frames::from_server(), rules, blocked: None, began: now }
+        Self { received: Frames::from_client(), sent: Frames::from_server(), rules, blocked: None }
     }
 
     /// How often to look whether something is late.
@@ -190,7 +189,7 @@ impl Watch {
         if blocked || (over(rules.moved, rules.patience.stall) && rules.starved()) {
             return Err(Verdict::Ours(H2Abuse::Stall));
         }
-        if !rules.acknowledged && over(self.began, rules.patience.header) {
+        if !rules.acknowledged && over(rules.budget.began(), rules.patience.header) {
             return Err(Verdict::Ours(H2Abuse::SettingsTimeout));
         }
         self.rules.slow(now)
