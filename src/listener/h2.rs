@@ -41,9 +41,10 @@ pub(super) use self::{
 use self::{
     guard::{ALL, Guard, Told, Word},
     idle::Idle,
+    pace::Patience,
     requests::{Bell, Ends, Requests},
     session::StreamSession,
-    watch::{Patience, Verdict},
+    watch::Verdict,
 };
 use super::{Endpoint, accept::Open, conn::Conn, worker::Post};
 use crate::{

@@ -115,12 +115,26 @@ impl Frames {
     ) -> Result<(), E> {
         loop {
             if self.have < HEAD {
-                let taken = put(&mut self.bytes[..usize::from(HEAD)], &mut self.have, data);
-                data = &data[taken..];
-                if self.have < HEAD {
-                    return Ok(());
-                }
-                self.begin(&mut see)?;
+                let here = if self.have == 0 { Head::first(data) } else { None };
+                self.head = match here {
+                    // Mostly all of it has come at once.
+                    Some(head) => {
+                        self.have = HEAD;
+                        data = &data[usize::from(HEAD)..];
+                        head
+                    }
+                    None => {
+                        let taken = put(&mut self.bytes[..usize::from(HEAD)], &mut self.have, data);
+                        data = &data[taken..];
+                        if self.have < HEAD {
+                            return Ok(());
+                        }
+                        Head::first(&self.bytes).unwrap_or_default()
+                    }
+                };
+                self.left = self.head.length;
+                self.kept = 0;
+                see(Found::Head(self.head))?;
             }
             let take = data.len().min(self.left as usize);
             self.keep(&data[..take], &mut see)?;
@@ -134,13 +148,6 @@ impl Frames {
                 see(Found::End(self.head, &self.bytes[..self.kept.into()]))?;
             }
         }
-    }
-
-    fn begin<E>(&mut self, see: &mut impl FnMut(Found<'_>) -> Result<(), E>) -> Result<(), E> {
-        self.head = Head::first(&self.bytes).unwrap_or_default();
-        self.left = self.head.length;
-        self.kept = 0;
-        see(Found::Head(self.head))
     }
 
     fn keep<E>(&mut self, data: &[u8], see: &mut impl FnMut(Found<'_>) -> Result<(), E>) -> Result<(), E> {

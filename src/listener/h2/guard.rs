@@ -18,9 +18,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     alarm::Alarm,
+    pace::Patience,
     refusals::{Refusal, Refusals, with_field},
     requests::Ring,
-    watch::{Patience, Verdict, Watch},
+    watch::{Verdict, Watch},
 };
 use crate::{listener::conn::Conn, proxy, telemetry::metrics::H2Abuse, types::Reason};
 
@@ -258,7 +259,7 @@ impl Guard {
                 return;
             }
             let watch = &mut self.watch;
-            let next = |watch: &Watch| (Instant::now() + watch.tick()).into();
+            let next = |watch: &Watch| (Instant::now() + watch.patience().tick()).into();
             let alarm = self.alarm.get_or_insert_with(|| Box::new(Alarm::at(next(watch))));
             if alarm.poll(cx).is_pending() {
                 return;

@@ -75,7 +75,7 @@ fn frames_are_found_however_they_are_cut() {
         for part in bytes.chunks(size) {
             feed(&mut watch, part, now);
         }
-        assert_eq!(watch.rules.streams.get(&1).map(|stream| stream.window), Some(14), "in parts of {size}");
+        assert_eq!(watch.rules.streams.find(1).map(|stream| stream.window), Some(14), "in parts of {size}");
         assert_eq!(watch.rules.begun, None);
     }
 }
