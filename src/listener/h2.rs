@@ -20,7 +20,7 @@ mod watch;
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
@@ -42,7 +42,7 @@ use self::{
     guard::{ALL, Guard, Told, Word},
     idle::Idle,
     pace::Patience,
-    requests::{Bell, Ends, Requests},
+    requests::{Bell, Requests},
     session::StreamSession,
     watch::Verdict,
 };
@@ -51,7 +51,7 @@ use crate::{
     config::model::ListenerLimits,
     policy::{framing, headers::same_host},
     proxy::{
-        ConnInfo, RequestStart, Unserved, Upload,
+        Cancel, ConnInfo, RequestStart, Unserved, Upload,
         exchange::{Way, serve_stream},
         is_malformed, is_served, tunnel, well_formed,
     },
@@ -98,11 +98,16 @@ struct Serving {
 }
 
 /// A request, and what it is answered by.
-type Asked = (Request<RecvStream>, SendResponse<Bytes>);
+struct Asked {
+    /// Boxed, as it is handed on many times.
+    head: Box<Parts>,
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+    /// As many requests of its connection were under way when it came.
+    beside: usize,
+}
 
 /// What a connection has come to.
-// Mostly the large one, which is moved once.
-#[expect(clippy::large_enum_variant)]
 enum Turn {
     Accepted(Asked),
     /// There are no requests any more.
@@ -112,6 +117,13 @@ enum Turn {
     /// The drain has begun, or the listener is gone.
     Last,
     Word(Word),
+}
+
+impl Asked {
+    fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, beside: usize) -> Self {
+        let (head, body) = request.into_parts();
+        Self { head: Box::new(head), body, respond, beside }
+    }
 }
 
 impl Serving {
@@ -173,7 +185,7 @@ impl Serving {
                 && let Poll::Ready(accepted) = self.connection.poll_accept(&mut Context::from_waker(&self.waker))
             {
                 return Poll::Ready(match accepted {
-                    Some(Ok(asked)) => Turn::Accepted(asked),
+                    Some(Ok((request, respond))) => Turn::Accepted(Asked::new(request, respond, self.requests.count())),
                     None | Some(Err(_)) => Turn::Ended,
                 });
             }
@@ -240,8 +252,8 @@ pub(super) fn serve(
                 Turn::Last if serving.requests.is_empty() => serving.leave(IDLE_GRACE),
                 Turn::Last => serving.leave(LEAVE_GRACE),
                 Turn::Idle if serving.leaving.is_none() => serving.leave(IDLE_GRACE),
-                Turn::Accepted((request, respond)) => {
-                    let id = respond.stream_id().as_u32();
+                Turn::Accepted(asked) => {
+                    let id = asked.respond.stream_id().as_u32();
                     let fresh = serving.told.accepted(id);
                     if serving.told.may_follow() {
                         // What else there is comes after that. Where there is none, the HTTP/2 layer has done all it can.
@@ -262,11 +274,10 @@ pub(super) fn serve(
                     if enough || others {
                         serving.leave(LEAVE_GRACE);
                     }
-                    let beside = serving.requests.count();
-                    let (ends, info) = (Arc::new(Ends { beside, ..Ends::default() }), info.clone());
                     let (post, endpoint, told) = (post.clone(), endpoint.clone(), serving.told.clone());
-                    let served = self::request(post, info, endpoint, request, respond, ends.clone(), told);
-                    serving.requests.begin(id, ends, Box::pin(served));
+                    let cancel = Arc::<Cancel>::default();
+                    let served = request(post, info.clone(), endpoint, asked, cancel.clone(), told);
+                    serving.requests.begin(id, cancel, Box::pin(served));
                 }
                 Turn::Idle | Turn::Ended => break None,
             }
@@ -317,17 +328,16 @@ async fn request(
     post: Arc<Post>,
     info: Arc<ConnInfo>,
     endpoint: Arc<Endpoint>,
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-    ends: Arc<Ends>,
+    asked: Asked,
+    cancel: Arc<Cancel>,
     told: Arc<Told>,
 ) {
     let (seed, began) = (post.kit.random(), Instant::now());
-    let (mut head, body) = request.into_parts();
+    let Asked { mut head, body, mut respond, beside } = asked;
     one_host(&mut head);
-    let mut upload = Upload::new(body, ends.cancel.clone());
+    let mut upload = Upload::new(body, cancel.clone());
     let refused = match head.method {
-        _ if ends.beside >= SHARE && descriptors::are_scarce() => Some(Reason::TooManyConcurrent),
+        _ if beside >= SHARE && descriptors::are_scarce() => Some(Reason::TooManyConcurrent),
         Method::CONNECT => tunnel::refused(&head),
         _ => None,
     };
@@ -340,7 +350,7 @@ async fn request(
     if head.method == Method::CONNECT && is_served(&head, &info) {
         tunnel::into_upgrade(&mut head, u128::from(post.kit.random()) << 64 | u128::from(post.kit.random()));
     }
-    if let Err(reason) = empty(&head, &mut upload, &mut respond, endpoint.model.limits.header_timeout, &ends).await {
+    if let Err(reason) = empty(&head, &mut upload, &mut respond, endpoint.model.limits.header_timeout, &cancel).await {
         if reason == Reason::BadRequest {
             told.malformed();
         }
@@ -348,19 +358,19 @@ async fn request(
     }
     let current = post.current();
     let way = Way::of_stream(&current, &info, &head, seed);
-    let cancel = Some(ends.cancel.clone());
-    let start = RequestStart { info: info.clone(), current, seed, began, cancel };
+    let start = RequestStart { info: info.clone(), current, seed, began, cancel: Some(cancel.clone()) };
     match way {
-        Some(way) => serve_stream(&post.kit, start, way, head, upload, respond).await,
+        // Boxed: where it is made, and not moved from there with all the room it has.
+        Some(way) => Box::pin(serve_stream(&post.kit, start, way, head, upload, respond)).await,
         None => {
             if !well_formed(&head) {
                 told.malformed();
             }
             // Large.
-            Box::pin(by_pingora(&post, &endpoint, start, head, upload, respond, &ends)).await;
+            Box::pin(by_pingora(&post, &endpoint, start, head, upload, respond, &cancel)).await;
         }
     }
-    if ends.cancel.is_malformed() {
+    if cancel.is_malformed() {
         // By the fields behind its body.
         told.malformed();
     }
@@ -371,22 +381,20 @@ async fn by_pingora(
     post: &Post,
     endpoint: &Endpoint,
     start: RequestStart,
-    mut head: Parts,
+    mut head: Box<Parts>,
     upload: Upload,
     respond: SendResponse<Bytes>,
-    ends: &Ends,
+    cancel: &Cancel,
 ) {
     let (info, current, began) = (start.info.clone(), start.current.clone(), start.began);
     // For a request that will not come to its own line in the log.
     let known = head.clone();
     let proxy = current.for_request(&head, &start);
     head.extensions.insert(start);
-    let session = ServerSession::new_custom(Box::new(StreamSession::new(head.into(), upload, respond)));
+    let session = ServerSession::new_custom(Box::new(StreamSession::new((*head).into(), upload, respond)));
     let served = proxy.process_new_http(session, endpoint.place().last(&post.draining));
     let gone = async {
-        while !ends.left.load(Ordering::Relaxed) {
-            ends.leaves.notified().await;
-        }
+        cancel.left().await;
         // What waits for a backend on HTTP/2 to take something does not see it.
         tokio::time::sleep(RESET_GRACE).await;
     };
@@ -394,10 +402,10 @@ async fn by_pingora(
     let reason = tokio::select! {
         biased;
         _ = served => return,
-        reason = ends.cancel.cancelled() => reason,
-        () = gone => if ends.cancel.is_broken() { Reason::BadRequest } else { Reason::ClientAborted },
+        reason = cancel.cancelled() => reason,
+        () = gone => if cancel.is_broken() { Reason::BadRequest } else { Reason::ClientAborted },
     };
-    if !post.kit.log_dropped(&known, &ends.cancel, reason) {
+    if !post.kit.log_dropped(&known, cancel, reason) {
         post.log_unserved(&info, unserved(&known, began, reason));
     }
 }
@@ -436,7 +444,7 @@ async fn empty(
     upload: &mut Upload,
     respond: &mut SendResponse<Bytes>,
     patience: Duration,
-    ends: &Ends,
+    cancel: &Cancel,
 ) -> Result<(), Reason> {
     if upload.is_done() {
         return Ok(());
@@ -458,7 +466,7 @@ async fn empty(
     };
     let ended = tokio::select! {
         ended = end => ended,
-        reason = ends.cancel.cancelled() => Err(reason),
+        reason = cancel.cancelled() => Err(reason),
         () = tokio::time::sleep(patience) => Err(Reason::ClientTimeout),
     };
     match ended {

@@ -56,7 +56,7 @@ pub async fn serve(
     kit: &Kit,
     start: RequestStart,
     way: Way,
-    head: Parts,
+    head: Box<Parts>,
     upload: Upload,
     respond: SendResponse<Bytes>,
 ) {
