@@ -360,8 +360,7 @@ async fn request(
     let way = Way::of_stream(&current, &info, &head, seed);
     let start = RequestStart { info: info.clone(), current, seed, began, cancel: Some(cancel.clone()) };
     match way {
-        // Boxed: where it is made, and not moved from there with all the room it has.
-        Some(way) => Box::pin(serve_stream(&post.kit, start, way, head, upload, respond)).await,
+        Some(way) => serve_stream(&post.kit, start, way, head, upload, respond).await,
         None => {
             if !well_formed(&head) {
                 told.malformed();
