@@ -83,8 +83,7 @@ pub(super) fn serve(
                 Some(Parsed::H2Preface) => {
                     deadline.disarm();
                     // Boxed, so that an HTTP/1 connection does not carry its room.
-                    Box::pin(h2::serve(post, conn, info, endpoint, since)).await;
-                    return drop(open);
+                    return Box::pin(h2::serve(post, conn, info, endpoint, (open, since))).await;
                 }
                 Some(Parsed::Refused(refused)) => {
                     let foreign = endpoint.model.h2c && wait == Wait::First && h2::is_no_http1(conn.ahead());
@@ -402,8 +401,8 @@ mod tests {
 
     #[test]
     fn an_idle_connection_carries_no_room_for_requests() {
-        // With what tokio and the allocator put round them these are blocks of 512 and 3,072 bytes.
+        // The first, with what tokio puts round it, and the second are blocks of 512 and 2,560 bytes.
         assert!(size(serve) <= 392, "{}", size(serve));
-        assert!(size(h2::serve) <= 3_040, "{}", size(h2::serve));
+        assert!(size(h2::serve) <= 2_560, "{}", size(h2::serve));
     }
 }

@@ -3,6 +3,7 @@
 //! (RFC 9113 §6.8), or has other rules or limits, or when the guard says that it is enough.
 
 mod abuse;
+mod alarm;
 mod budget;
 mod frames;
 #[cfg(any(test, fuzzing))]
@@ -10,6 +11,7 @@ pub(super) mod fuzzing;
 mod guard;
 mod idle;
 mod pace;
+mod preface;
 mod refusals;
 mod requests;
 mod session;
@@ -18,7 +20,7 @@ mod watch;
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
@@ -32,20 +34,24 @@ use http::{Method, Request, Response, StatusCode, header, request::Parts};
 use pingora_core::{apps::HttpServerApp, protocols::http::ServerSession};
 use tokio::task::coop::has_budget_remaining;
 
-pub(super) use self::abuse::AbuseLog;
+pub(super) use self::{
+    abuse::AbuseLog,
+    preface::{NO_PREFACE, is_no_http1},
+};
 use self::{
     guard::{ALL, Guard, Told, Word},
     idle::Idle,
-    requests::{Bell, Ends, Requests},
+    pace::Patience,
+    requests::{Bell, Requests},
     session::StreamSession,
-    watch::{Patience, Verdict},
+    watch::Verdict,
 };
-use super::{Draining, Endpoint, conn::Conn, worker::Post};
+use super::{Endpoint, accept::Open, conn::Conn, worker::Post};
 use crate::{
     config::model::ListenerLimits,
     policy::{framing, headers::same_host},
     proxy::{
-        ConnInfo, RequestStart, Unserved, Upload,
+        Cancel, ConnInfo, RequestStart, Unserved, Upload,
         exchange::{Way, serve_stream},
         is_malformed, is_served, tunnel, well_formed,
     },
@@ -74,22 +80,6 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// layer closes the connection by itself as soon as everything is sent; this is for clients that are gone.
 const LEAVE_GRACE: Duration = Duration::from_secs(60);
 
-/// To one who began neither HTTP/1 nor HTTP/2 where both are spoken: SETTINGS and GOAWAY with PROTOCOL_ERROR.
-pub(super) const NO_PREFACE: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x01";
-
-/// Whether what was refused has not even the shape of an HTTP/1 request, so that a failed HTTP/2 preface is likelier:
-/// a first line of three words, the second no path and the third no version.
-pub(super) fn is_no_http1(bytes: &[u8]) -> bool {
-    let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-    let mut words = line.split(|byte| *byte == b' ');
-    match (words.next(), words.next(), words.next(), words.next()) {
-        (Some(_), Some(target), Some(version), None) => {
-            !target.contains(&b'/') && target != b"*" && !version.is_empty() && !version.starts_with(b"HTTP/")
-        }
-        _ => false,
-    }
-}
-
 /// The same for a client that was idle: it has read its answers.
 const IDLE_GRACE: Duration = Duration::from_secs(2);
 /// How long a request that Pingora serves may take to see by itself that its client has reset it.
@@ -108,11 +98,16 @@ struct Serving {
 }
 
 /// A request, and what it is answered by.
-type Asked = (Request<RecvStream>, SendResponse<Bytes>);
+struct Asked {
+    /// Boxed, as it is handed on many times.
+    head: Box<Parts>,
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+    /// As many requests of its connection were under way when it came.
+    beside: usize,
+}
 
 /// What a connection has come to.
-// Mostly the large one, which is moved once.
-#[expect(clippy::large_enum_variant)]
 enum Turn {
     Accepted(Asked),
     /// There are no requests any more.
@@ -122,6 +117,13 @@ enum Turn {
     /// The drain has begun, or the listener is gone.
     Last,
     Word(Word),
+}
+
+impl Asked {
+    fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, beside: usize) -> Self {
+        let (head, body) = request.into_parts();
+        Self { head: Box::new(head), body, respond, beside }
+    }
 }
 
 impl Serving {
@@ -182,16 +184,14 @@ impl Serving {
             if self.bell.heard()
                 && let Poll::Ready(accepted) = self.connection.poll_accept(&mut Context::from_waker(&self.waker))
             {
-                // There may be another one, and what else there is comes after that.
-                self.waker.wake_by_ref();
                 return Poll::Ready(match accepted {
-                    Some(Ok(asked)) => Turn::Accepted(asked),
+                    Some(Ok((request, respond))) => Turn::Accepted(Asked::new(request, respond, self.requests.count())),
                     None | Some(Err(_)) => Turn::Ended,
                 });
             }
             self.requests.broken(&self.told.take_broken());
             self.requests.poll();
-            if self.idle.poll(cx, self.requests.is_empty(), limit, other).is_ready() {
+            if self.idle.poll(cx, self.requests.is_empty(), limit).is_ready() {
                 return Poll::Ready(Turn::Idle);
             }
             ready!(self.told.ring.rest());
@@ -206,88 +206,101 @@ impl Serving {
 }
 
 /// Serves a connection until it ends. Its preface is due counted from `since`.
-pub(super) async fn serve(
+// No `async fn`: that would keep each of these twice.
+pub(super) fn serve(
     post: Arc<Post>,
     mut conn: Box<Conn>,
     mut info: Arc<ConnInfo>,
     endpoint: Arc<Endpoint>,
-    since: Instant,
-) {
+    (open, since): (Open, Instant),
+) -> impl Future<Output = ()> + Send {
     conn.begin_h2();
-    let limits = &endpoint.model.limits;
-    let told = Arc::<Told>::default();
-    // Boxed, so that an idle connection does not carry the room for its beginning and its end.
-    let Some(mut serving) = Box::pin(open(conn, &endpoint, told.clone(), since)).await else { return };
-    let (mut draining, mut closing) = (post.draining.clone(), endpoint.place().follow());
-    let mut wakes = pin!(either(&mut draining, &mut closing));
-    let (mut requests, mut unheard) = (0, 0);
-    loop {
-        let last = || endpoint.place().is_last(&post.draining);
-        let idle_timeout = info.limits().idle_timeout;
-        match poll_fn(|cx| serving.poll(cx, last, wakes.as_mut(), idle_timeout)).await {
-            Turn::Word(Word::Over(verdict)) => {
-                Box::pin(serving.farewell(verdict, post.kit.deadlines())).await;
-                break;
+    async move {
+        // Boxed, so that an idle connection does not carry the room for its beginning and its end.
+        let Some(mut serving) = Box::pin(begin(conn, &endpoint, since)).await else { return };
+        let (mut draining, mut closing) = (post.draining.clone(), endpoint.place().follow());
+        let mut wakes = pin!(async move {
+            tokio::select! {
+                () = draining.begin() => {}
+                () = closing.begin() => {}
             }
-            Turn::Word(Word::Slow(slow)) => {
-                if serving.requests.end(slow, post.kit.deadlines()) {
-                    serving.leave(IDLE_GRACE);
-                }
-            }
-            Turn::Word(Word::Left(left)) => serving.requests.left(&left),
-            Turn::Word(Word::Refused(reasons)) => {
-                for (_, reason) in reasons {
-                    post.log_unserved(&info, Unserved::unseen(reason, "HTTP/2.0"));
-                    // Resets have a budget of their own.
-                    if reason == Reason::HeaderTooLarge {
-                        told.malformed();
+        });
+        let (mut requests, mut unheard) = (0_u32, 0);
+        let verdict = loop {
+            let turn = poll_fn(|cx| {
+                let last = || endpoint.place().is_last(&post.draining);
+                serving.poll(cx, last, wakes.as_mut(), info.limits().idle_timeout)
+            });
+            match turn.await {
+                Turn::Word(Word::Over(verdict)) => break Some(verdict),
+                Turn::Word(Word::Slow(slow)) => {
+                    if serving.requests.end(slow, post.kit.deadlines()) {
+                        serving.leave(IDLE_GRACE);
                     }
                 }
-            }
-            // Who is idle has read its answers.
-            Turn::Last if serving.requests.is_empty() => serving.leave(IDLE_GRACE),
-            Turn::Last => serving.leave(LEAVE_GRACE),
-            Turn::Idle if serving.leaving.is_none() => serving.leave(IDLE_GRACE),
-            Turn::Accepted((request, respond)) => {
-                let id = respond.stream_id().as_u32();
-                if !told.accepted(id) {
-                    continue;
+                Turn::Word(Word::Left(left)) => serving.requests.left(&left),
+                Turn::Word(Word::Refused(reasons)) => {
+                    for (_, reason) in reasons {
+                        post.log_unserved(&info, Unserved::unseen(reason, "HTTP/2.0"));
+                        // Resets have a budget of their own.
+                        if reason == Reason::HeaderTooLarge {
+                            serving.told.malformed();
+                        }
+                    }
                 }
-                requests += 1;
-                unheard += usize::from(serving.leaving.is_some());
-                if unheard > STREAMS as usize {
-                    // More than can have been on their way when it was told to go.
-                    told.tell(Verdict::Ours(H2Abuse::GoawayIgnored));
-                    continue;
+                // Who is idle has read its answers.
+                Turn::Last if serving.requests.is_empty() => serving.leave(IDLE_GRACE),
+                Turn::Last => serving.leave(LEAVE_GRACE),
+                Turn::Idle if serving.leaving.is_none() => serving.leave(IDLE_GRACE),
+                Turn::Accepted(asked) => {
+                    let id = asked.respond.stream_id().as_u32();
+                    let fresh = serving.told.accepted(id);
+                    if serving.told.may_follow() {
+                        // What else there is comes after that. Where there is none, the HTTP/2 layer has done all it can.
+                        serving.waker.wake_by_ref();
+                    }
+                    if !fresh {
+                        continue;
+                    }
+                    requests += 1;
+                    unheard += u32::from(serving.leaving.is_some());
+                    if unheard > STREAMS {
+                        // More than can have been on their way when it was told to go.
+                        serving.told.tell(Verdict::Ours(H2Abuse::GoawayIgnored));
+                        continue;
+                    }
+                    let others = endpoint.follow(&mut info) && fixed(info.limits()) != fixed(&endpoint.model.limits);
+                    let enough = requests >= info.limits().requests_per_connection;
+                    if enough || others {
+                        serving.leave(LEAVE_GRACE);
+                    }
+                    let (post, endpoint, told) = (post.clone(), endpoint.clone(), serving.told.clone());
+                    let cancel = Arc::<Cancel>::default();
+                    let served = request(post, info.clone(), endpoint, asked, cancel.clone(), told);
+                    serving.requests.begin(id, cancel, Box::pin(served));
                 }
-                let others = endpoint.follow(&mut info) && fixed(info.limits()) != fixed(limits);
-                let enough = requests >= info.limits().requests_per_connection as usize;
-                if enough || others {
-                    serving.leave(LEAVE_GRACE);
-                }
-                let beside = serving.requests.count();
-                let (ends, info) = (Arc::new(Ends { beside, ..Ends::default() }), info.clone());
-                let served =
-                    self::request(post.clone(), info, endpoint.clone(), request, respond, ends.clone(), told.clone());
-                serving.requests.begin(id, ends, Box::pin(served));
+                Turn::Idle | Turn::Ended => break None,
             }
-            Turn::Idle | Turn::Ended => {
-                serving.requests.leave(&told.take_broken());
-                break;
-            }
+        };
+        match verdict {
+            Some(verdict) => Box::pin(serving.farewell(verdict, post.kit.deadlines())).await,
+            None => serving.requests.leave(&serving.told.take_broken()),
         }
-    }
-    if let Some(Verdict::Ours(kind) | Verdict::Theirs(kind)) = told.known() {
-        if kind == H2Abuse::Stall {
-            // What it does not take is not kept for it.
-            info.abort();
+        if let Some(Verdict::Ours(kind) | Verdict::Theirs(kind)) = serving.told.known() {
+            if kind == H2Abuse::Stall {
+                // What it does not take is not kept for it.
+                info.abort();
+            }
+            post.abuse.ended(post.kit.metrics(), &endpoint.model.address, info.peer(), kind);
         }
-        post.abuse.ended(post.kit.metrics(), &endpoint.model.address, info.peer(), kind);
+        drop(serving);
+        // It counts for as long as its socket is open.
+        drop(open);
     }
 }
 
-async fn open(conn: Box<Conn>, endpoint: &Endpoint, told: Arc<Told>, since: Instant) -> Option<Serving> {
-    let limits = &endpoint.model.limits;
+async fn begin(conn: Box<Conn>, endpoint: &Endpoint, since: Instant) -> Option<Serving> {
+    let (limits, told) = (&endpoint.model.limits, Arc::<Told>::default());
     let guard = Guard::new(conn, patience(limits), told.clone(), since);
     let left = limits.header_timeout.saturating_sub(since.elapsed());
     let opened = tokio::time::timeout(left, options(endpoint).handshake(guard)).await;
@@ -311,29 +324,20 @@ fn fixed(limits: &ListenerLimits) -> (Patience, u64) {
     (patience(limits), limits.max_header_size.0)
 }
 
-/// Returns when one of them begins.
-async fn either(one: &mut Draining, other: &mut Draining) {
-    tokio::select! {
-        () = one.begin() => {}
-        () = other.begin() => {}
-    }
-}
-
 async fn request(
     post: Arc<Post>,
     info: Arc<ConnInfo>,
     endpoint: Arc<Endpoint>,
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-    ends: Arc<Ends>,
+    asked: Asked,
+    cancel: Arc<Cancel>,
     told: Arc<Told>,
 ) {
     let (seed, began) = (post.kit.random(), Instant::now());
-    let (mut head, body) = request.into_parts();
+    let Asked { mut head, body, mut respond, beside } = asked;
     one_host(&mut head);
-    let mut upload = Upload::new(body, ends.cancel.clone());
+    let mut upload = Upload::new(body, cancel.clone());
     let refused = match head.method {
-        _ if ends.beside >= SHARE && descriptors::are_scarce() => Some(Reason::TooManyConcurrent),
+        _ if beside >= SHARE && descriptors::are_scarce() => Some(Reason::TooManyConcurrent),
         Method::CONNECT => tunnel::refused(&head),
         _ => None,
     };
@@ -346,7 +350,7 @@ async fn request(
     if head.method == Method::CONNECT && is_served(&head, &info) {
         tunnel::into_upgrade(&mut head, u128::from(post.kit.random()) << 64 | u128::from(post.kit.random()));
     }
-    if let Err(reason) = empty(&head, &mut upload, &mut respond, endpoint.model.limits.header_timeout, &ends).await {
+    if let Err(reason) = empty(&head, &mut upload, &mut respond, endpoint.model.limits.header_timeout, &cancel).await {
         if reason == Reason::BadRequest {
             told.malformed();
         }
@@ -354,8 +358,7 @@ async fn request(
     }
     let current = post.current();
     let way = Way::of_stream(&current, &info, &head, seed);
-    let cancel = Some(ends.cancel.clone());
-    let start = RequestStart { info: info.clone(), current, seed, began, cancel };
+    let start = RequestStart { info: info.clone(), current, seed, began, cancel: Some(cancel.clone()) };
     match way {
         Some(way) => serve_stream(&post.kit, start, way, head, upload, respond).await,
         None => {
@@ -363,10 +366,10 @@ async fn request(
                 told.malformed();
             }
             // Large.
-            Box::pin(by_pingora(&post, &endpoint, start, head, upload, respond, &ends)).await;
+            Box::pin(by_pingora(&post, &endpoint, start, head, upload, respond, &cancel)).await;
         }
     }
-    if ends.cancel.is_malformed() {
+    if cancel.is_malformed() {
         // By the fields behind its body.
         told.malformed();
     }
@@ -377,22 +380,20 @@ async fn by_pingora(
     post: &Post,
     endpoint: &Endpoint,
     start: RequestStart,
-    mut head: Parts,
+    mut head: Box<Parts>,
     upload: Upload,
     respond: SendResponse<Bytes>,
-    ends: &Ends,
+    cancel: &Cancel,
 ) {
     let (info, current, began) = (start.info.clone(), start.current.clone(), start.began);
     // For a request that will not come to its own line in the log.
     let known = head.clone();
     let proxy = current.for_request(&head, &start);
     head.extensions.insert(start);
-    let session = ServerSession::new_custom(Box::new(StreamSession::new(head.into(), upload, respond)));
+    let session = ServerSession::new_custom(Box::new(StreamSession::new((*head).into(), upload, respond)));
     let served = proxy.process_new_http(session, endpoint.place().last(&post.draining));
     let gone = async {
-        while !ends.left.load(Ordering::Relaxed) {
-            ends.leaves.notified().await;
-        }
+        cancel.left().await;
         // What waits for a backend on HTTP/2 to take something does not see it.
         tokio::time::sleep(RESET_GRACE).await;
     };
@@ -400,10 +401,10 @@ async fn by_pingora(
     let reason = tokio::select! {
         biased;
         _ = served => return,
-        reason = ends.cancel.cancelled() => reason,
-        () = gone => if ends.cancel.is_broken() { Reason::BadRequest } else { Reason::ClientAborted },
+        reason = cancel.cancelled() => reason,
+        () = gone => if cancel.is_broken() { Reason::BadRequest } else { Reason::ClientAborted },
     };
-    if !post.kit.log_dropped(&known, &ends.cancel, reason) {
+    if !post.kit.log_dropped(&known, cancel, reason) {
         post.log_unserved(&info, unserved(&known, began, reason));
     }
 }
@@ -442,7 +443,7 @@ async fn empty(
     upload: &mut Upload,
     respond: &mut SendResponse<Bytes>,
     patience: Duration,
-    ends: &Ends,
+    cancel: &Cancel,
 ) -> Result<(), Reason> {
     if upload.is_done() {
         return Ok(());
@@ -464,7 +465,7 @@ async fn empty(
     };
     let ended = tokio::select! {
         ended = end => ended,
-        reason = ends.cancel.cancelled() => Err(reason),
+        reason = cancel.cancelled() => Err(reason),
         () = tokio::time::sleep(patience) => Err(Reason::ClientTimeout),
     };
     match ended {
@@ -493,18 +494,4 @@ fn options(endpoint: &Endpoint) -> Builder {
         // Whether a route takes a WebSocket is known from its request.
         .enable_connect_protocol();
     options
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_no_http1;
-
-    #[test]
-    fn only_what_has_no_shape_of_http1_counts_as_a_failed_preface() {
-        assert!(is_no_http1(b"INVALID CONNECTION PREFACE\r\n\r\n"));
-        for line in ["GET / HTTP/9.9\r\n", "GET /\r\n", "GET / HTTQ/1.1\r\n", "PRI * HTTP/2.0\r\n\r\nXX", "garbage", ""]
-        {
-            assert!(!is_no_http1(line.as_bytes()), "{line:?}");
-        }
-    }
 }

@@ -325,13 +325,12 @@ async fn secure(post: Arc<Post>, endpoint: Arc<Endpoint>, socket: Socket, ends: 
     let since = Instant::now();
     let shaken = Box::pin(handshake(&post, &endpoint, socket, (ends, open), since)).await;
     let Some((conn, info, open)) = shaken else { return };
+    // In a task of its own: this one has room for a handshake, which would stay for as long as the connection.
     match info.tls().map(|tls| tls.alpn) {
-        Some(Some(Alpn::Http2)) => {
-            Box::pin(h2::serve(post, conn, info, endpoint, since)).await;
-            drop(open);
-        }
-        _ => h1::serve(post, conn, info, endpoint, (open, since)).await,
-    }
+        // Boxed: for a task's alignment the allocator would take it from among larger blocks.
+        Some(Some(Alpn::Http2)) => tokio::spawn(Box::pin(h2::serve(post, conn, info, endpoint, (open, since)))),
+        _ => tokio::spawn(h1::serve(post, conn, info, endpoint, (open, since))),
+    };
 }
 
 /// Of a connection that began at `since`: the head that comes after it is due counted from there, so it is due no later.

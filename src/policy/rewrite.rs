@@ -79,22 +79,20 @@ pub trait Rewrite {
     fn collect(&self, fields: &impl Fields) -> HeaderMap {
         let nominated = nominated(self, fields);
         let mut map = HeaderMap::with_capacity(fields.count() + Self::OURS);
-        // One piece of memory for all values.
-        let length = fields.each().map(|(_, value)| value.len()).sum();
-        let mut text = BytesMut::with_capacity(length);
         for (name, value) in fields.each() {
             if self.passes(name)
                 && !names(&nominated, name)
                 && let Ok(name) = HeaderName::from_bytes(name)
             {
                 let value = value.trim_ascii();
-                text.put_slice(if is_length(name.as_str().as_bytes()) { decimal(value) } else { value });
-                if let Ok(value) = HeaderValue::from_maybe_shared(text.split().freeze()) {
+                let value = if name == header::CONTENT_LENGTH { decimal(value) } else { value };
+                // Each in memory of its own: HTTP/2 remembers some of them for as long as the connection lasts.
+                if let Ok(value) = HeaderValue::from_bytes(value) {
                     _ = map.try_append(name, value);
                 }
             }
         }
-        self.ours(&mut Map { fields: &mut map, text });
+        self.ours(&mut Map { fields: &mut map, text: BytesMut::new() });
         map
     }
 
@@ -183,6 +181,13 @@ impl Map<'_> {
     fn add(&mut self, name: &HeaderName, value: HeaderValue) {
         _ = self.fields.try_append(name, value);
     }
+
+    fn add_made(&mut self, name: &HeaderName, text: Bytes) {
+        let mut value = value(text);
+        // Of this request alone: among the names and values that HTTP/2 remembers it would only take the place of others.
+        value.set_sensitive(*name == X_REQUEST_ID);
+        self.add(name, value);
+    }
 }
 
 impl Sink for Map<'_> {
@@ -190,13 +195,15 @@ impl Sink for Map<'_> {
         self.add(name, value.clone());
     }
 
+    fn text(&mut self, name: &HeaderName, text: &[u8]) {
+        self.add_made(name, Bytes::copy_from_slice(text));
+    }
+
     fn made(&mut self, name: &HeaderName, write: impl FnOnce(&mut BytesMut)) {
         self.text.reserve(128);
         write(&mut self.text);
-        let mut value = value(self.text.split().freeze());
-        // Of this request alone: among the names and values that HTTP/2 remembers it would only take the place of others.
-        value.set_sensitive(*name == X_REQUEST_ID);
-        self.add(name, value);
+        let text = self.text.split().freeze();
+        self.add_made(name, text);
     }
 }
 

@@ -215,14 +215,23 @@ pub fn well_formed(request: &Parts) -> bool {
     if request.version != Version::HTTP_2 {
         return true;
     }
-    let mut hosts = request.headers.get_all(header::HOST).iter().map(HeaderValue::to_str);
-    let first = match hosts.next() {
-        None => None,
-        Some(Ok(host)) if hosts.next().is_none() => Some(host),
-        Some(_) => return false,
-    };
+    // One pass: to look each of them up costs more than to see all of a head.
+    let (mut host, mut declared) = (None, None);
+    for (name, value) in &request.headers {
+        let another = if *name == header::HOST {
+            host.replace(value)
+        } else if *name == header::CONTENT_LENGTH {
+            declared.replace(value)
+        } else {
+            None
+        };
+        if another.is_some() || watch::padded(value) {
+            return false;
+        }
+    }
+    let Ok(host) = host.map(HeaderValue::to_str).transpose() else { return false };
     let authority = request.uri.authority().map(http::uri::Authority::as_str);
-    let host = match (authority, first) {
+    let host = match (authority, host) {
         (Some(authority), Some(host)) => {
             let https = request.uri.scheme_str() == Some("https");
             same_host(https, authority.as_bytes(), host.as_bytes()) && valid_host(authority) && valid_host(host)
@@ -230,12 +239,9 @@ pub fn well_formed(request: &Parts) -> bool {
         (Some(host), None) | (None, Some(host)) => valid_host(host),
         (None, None) => false,
     };
-    let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();
-    let counted = lengths.next().is_none_or(|first| length(first.as_bytes()).is_some()) && lengths.next().is_none();
-    host && counted
+    host && declared.is_none_or(|declared| length(declared.as_bytes()).is_some())
         && request.uri.path_and_query().is_none_or(|target| is_target(&request.method, target))
         && matches!(request.uri.scheme_str(), None | Some("http" | "https"))
-        && !request.headers.values().any(watch::padded)
 }
 
 /// Whether a request of HTTP/2 is one, and within its listener's limits.
@@ -263,8 +269,9 @@ pub(super) fn over_limit(request: &Parts, info: &ConnInfo) -> Option<Reason> {
     if request.headers.len() > limits.max_headers as usize || list_size(request) > limits.max_header_size.0 {
         return Some(Reason::HeaderTooLarge);
     }
+    let most = limits.max_body_size?;
     let declared = length(request.headers.get(header::CONTENT_LENGTH)?.as_bytes())?;
-    limits.max_body_size.filter(|most| declared > most.0).map(|_| Reason::BodyTooLarge)
+    (declared > most.0).then_some(Reason::BodyTooLarge)
 }
 
 /// The size of a header list (RFC 9113 §6.5.2), without the pseudo-fields but target and authority.

@@ -27,6 +27,9 @@ pub struct Cancel {
     pub(super) at_leisure: AtomicBool,
     malformed: AtomicBool,
     broken: AtomicBool,
+    /// Its client has reset it, and who waits for that.
+    left: AtomicBool,
+    leaves: Notify,
     remains: Mutex<Remains>,
 }
 
@@ -55,6 +58,19 @@ impl Cancel {
     /// See [`Cancel::set_broken`].
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Its client has reset it.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Relaxed);
+        self.leaves.notify_one();
+    }
+
+    /// Waits until its client has reset it.
+    pub async fn left(&self) {
+        while !self.left.load(Ordering::Relaxed) {
+            self.leaves.notified().await;
+        }
     }
 
     /// Why the request is to end.

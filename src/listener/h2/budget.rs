@@ -55,6 +55,11 @@ impl Budget {
         Self { began: now, buckets: H2Abuse::ALL.map(|kind| Bucket { tokens: rate(kind).burst, filled: 0 }) }
     }
 
+    /// When the connection began.
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
     /// Takes `cost`, or says what there is too much of.
     pub(super) fn take(&mut self, kind: H2Abuse, cost: u32, now: Instant) -> Result<(), H2Abuse> {
         let Rate { burst, per_second, most: _ } = rate(kind);

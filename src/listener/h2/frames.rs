@@ -16,11 +16,11 @@ pub(super) const ACK: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
 pub(super) const PADDED: u8 = 8;
 
-const HEAD: usize = 9;
+const HEAD: u8 = 9;
 /// Enough for a GOAWAY with the h2 crate's text.
 const KEPT: usize = 48;
 /// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`; whether it is that, the h2 crate sees.
-const PREFACE: usize = 24;
+const PREFACE: u32 = 24;
 
 /// The head of a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    fn parse(bytes: &[u8; HEAD]) -> Self {
+    fn parse(bytes: &[u8; HEAD as usize]) -> Self {
         let [a, b, c, kind, flags, s0, s1, s2, s3] = *bytes;
         let stream = u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]);
         Self { length: u32::from_be_bytes([0, a, b, c]), kind, flags, stream }
@@ -45,7 +45,7 @@ impl Head {
 
     /// Bytes of the frame, its head included.
     pub(super) fn size(&self) -> usize {
-        usize::try_from(self.length).unwrap_or(usize::MAX).saturating_add(HEAD)
+        usize::try_from(self.length).unwrap_or(usize::MAX).saturating_add(HEAD.into())
     }
 
     pub(super) fn has(&self, flag: u8) -> bool {
@@ -66,16 +66,16 @@ pub(super) enum Found<'a> {
     End(Head, &'a [u8]),
 }
 
-/// Where in the frames a stream is.
+/// Where in the frames a stream is. Small: every connection has two.
 #[derive(Debug)]
 pub(super) struct Frames {
     head: Head,
     /// Bytes of the payload (or of the preface) still to come.
-    left: usize,
+    left: u32,
     /// Bytes of the head that have come; all of them while the payload is coming.
-    have: usize,
+    have: u8,
     bytes: [u8; KEPT],
-    kept: usize,
+    kept: u8,
     preface: bool,
 }
 
@@ -102,8 +102,8 @@ impl Frames {
     pub(super) fn until_next(&self) -> Result<usize, usize> {
         match self.have {
             0 => Ok(0),
-            HEAD => Ok(self.left),
-            have => Err(HEAD - have),
+            HEAD => Ok(self.left as usize),
+            have => Err(usize::from(HEAD - have)),
         }
     }
 
@@ -115,49 +115,52 @@ impl Frames {
     ) -> Result<(), E> {
         loop {
             if self.have < HEAD {
-                let take = data.len().min(HEAD - self.have);
-                self.bytes[self.have..self.have + take].copy_from_slice(&data[..take]);
-                self.have += take;
-                data = &data[take..];
-                if self.have < HEAD {
-                    return Ok(());
-                }
-                self.begin(&mut see)?;
+                let here = if self.have == 0 { Head::first(data) } else { None };
+                self.head = match here {
+                    // Mostly all of it has come at once.
+                    Some(head) => {
+                        self.have = HEAD;
+                        data = &data[usize::from(HEAD)..];
+                        head
+                    }
+                    None => {
+                        let taken = put(&mut self.bytes[..usize::from(HEAD)], &mut self.have, data);
+                        data = &data[taken..];
+                        if self.have < HEAD {
+                            return Ok(());
+                        }
+                        Head::first(&self.bytes).unwrap_or_default()
+                    }
+                };
+                self.left = self.head.length;
+                self.kept = 0;
+                see(Found::Head(self.head))?;
             }
-            let take = data.len().min(self.left);
+            let take = data.len().min(self.left as usize);
             self.keep(&data[..take], &mut see)?;
-            self.left -= take;
+            self.left -= take as u32; // no more than there was
             data = &data[take..];
             if self.left > 0 {
                 return Ok(());
             }
             self.have = 0;
             if !std::mem::take(&mut self.preface) {
-                see(Found::End(self.head, &self.bytes[..self.kept]))?;
+                see(Found::End(self.head, &self.bytes[..self.kept.into()]))?;
             }
         }
-    }
-
-    fn begin<E>(&mut self, see: &mut impl FnMut(Found<'_>) -> Result<(), E>) -> Result<(), E> {
-        let mut head = [0; HEAD];
-        head.copy_from_slice(&self.bytes[..HEAD]);
-        self.head = Head::parse(&head);
-        self.left = usize::try_from(self.head.length).unwrap_or(usize::MAX);
-        self.kept = 0;
-        see(Found::Head(self.head))
     }
 
     fn keep<E>(&mut self, data: &[u8], see: &mut impl FnMut(Found<'_>) -> Result<(), E>) -> Result<(), E> {
         match self.head.kind {
             _ if self.preface => {}
-            DATA if self.head.has(PADDED) && self.left == self.head.length as usize => {
+            DATA if self.head.has(PADDED) && self.left == self.head.length => {
                 if let Some(padding) = data.first() {
                     see(Found::Padding(self.head, *padding))?;
                 }
             }
             SETTINGS => {
                 for byte in data {
-                    self.bytes[self.kept] = *byte;
+                    self.bytes[usize::from(self.kept)] = *byte;
                     self.kept += 1;
                     if self.kept == 6 {
                         let [a, b, c, d, e, f, ..] = self.bytes;
@@ -167,14 +170,21 @@ impl Frames {
                 }
             }
             RST_STREAM | GOAWAY | WINDOW_UPDATE => {
-                let take = data.len().min(KEPT - self.kept);
-                self.bytes[self.kept..self.kept + take].copy_from_slice(&data[..take]);
-                self.kept += take;
+                put(&mut self.bytes, &mut self.kept, data);
             }
             _ => {}
         }
         Ok(())
     }
+}
+
+/// Puts behind the `have` bytes of `into` what there is room for. Returns how much that is.
+fn put(into: &mut [u8], have: &mut u8, data: &[u8]) -> usize {
+    let room = &mut into[usize::from(*have)..];
+    let take = room.len().min(data.len());
+    room[..take].copy_from_slice(&data[..take]);
+    *have += take as u8; // there is room for few
+    take
 }
 
 /// The number at a place of a payload; 0 where there is none.

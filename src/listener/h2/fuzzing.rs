@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::watch::{Patience, STREAMS, Verdict, Watch};
+use super::{
+    pace::Patience,
+    watch::{STREAMS, Verdict, Watch},
+};
 
 const PATIENCE: Patience =
     Patience { header: Duration::from_secs(10), stall: Duration::from_secs(30), rate: Some(1024) };

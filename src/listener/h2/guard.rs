@@ -6,30 +6,29 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Instant,
     vec::Drain,
 };
 
 use bytes::{Buf, Bytes};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::Sleep,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
+    alarm::Alarm,
+    pace::Patience,
     refusals::{Refusal, Refusals, with_field},
     requests::Ring,
-    watch::{Patience, Verdict, Watch},
+    watch::{Verdict, Watch},
 };
 use crate::{listener::conn::Conn, proxy, telemetry::metrics::H2Abuse, types::Reason};
 
 /// In place of a stream: all of a connection.
 pub(super) const ALL: u32 = 0;
 /// Requests that are none, on one connection.
-const MALFORMED: usize = 32;
+const MALFORMED: u32 = 32;
 
 /// What a client may still send after GOAWAY before the connection is closed under it, which may cost it the GOAWAY.
 const LINGER_BYTES: usize = 1024 * 1024;
@@ -56,7 +55,7 @@ pub(super) struct Told {
     words: Mutex<Words>,
     /// There may be a word that was not taken. Mostly there is none, and every turn of the connection asks.
     said: AtomicBool,
-    malformed: AtomicUsize,
+    malformed: AtomicU32,
     /// Rings with each word.
     pub(super) ring: Arc<Ring>,
 }
@@ -102,6 +101,11 @@ impl Told {
         let untold = words.refused.iter().position(|(refused, _)| *refused == stream);
         let untold = untold.map(|at| words.refused.remove(at));
         fresh || untold.is_some()
+    }
+
+    /// Whether another stream may be there to be accepted.
+    pub(super) fn may_follow(&self) -> bool {
+        self.words().refusals.may_follow()
     }
 
     fn slow(&self, slow: Vec<(u32, Reason)>) {
@@ -162,20 +166,18 @@ pub(super) struct Guard {
     told: Arc<Told>,
     /// No more is read.
     over: bool,
-    tick: Duration,
-    alarm: Option<Pin<Box<Sleep>>>,
+    alarm: Option<Box<Alarm>>,
     /// What may still be read and thrown away.
     linger: usize,
-    /// What is being sent in place of a frame, and the frame's length.
-    instead: Option<(Bytes, usize)>,
+    /// What is being sent in place of a frame, and the frame's length. Rare, so an idle connection carries no room for it.
+    instead: Option<Box<(Bytes, usize)>>,
 }
 
 impl Guard {
     /// Of a connection that began at `since`.
     pub(super) fn new(conn: Box<Conn>, patience: Patience, told: Arc<Told>, since: Instant) -> Self {
-        let tick = (patience.header.min(patience.stall) / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
         let watch = Watch::new(patience, Instant::now()).begun_at(since);
-        Self { conn, watch, told, over: false, tick, alarm: None, linger: LINGER_BYTES, instead: None }
+        Self { conn, watch, told, over: false, alarm: None, linger: LINGER_BYTES, instead: None }
     }
 
     fn judge<T: Default>(&mut self, judged: Result<T, Verdict>) -> T {
@@ -228,7 +230,7 @@ impl Guard {
                 self.told.said.store(true, Ordering::Relaxed);
                 self.told.ring.ring();
                 let frame = &data[..refusal.length.min(data.len())];
-                self.instead = reasoned(frame, refusal).map(|bytes| (Bytes::from(bytes), frame.len()));
+                self.instead = reasoned(frame, refusal).map(|bytes| Box::new((Bytes::from(bytes), frame.len())));
                 frame.len()
             }
         }
@@ -236,7 +238,7 @@ impl Guard {
 
     /// Sends what is sent in place of a frame. Returns that frame's length.
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Some((bytes, stands_for)) = &mut self.instead else { return Poll::Ready(Ok(0)) };
+        let Some((bytes, stands_for)) = self.instead.as_deref_mut() else { return Poll::Ready(Ok(0)) };
         while !bytes.is_empty() {
             match ready!(Pin::new(&mut *self.conn).poll_write(cx, bytes))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -256,18 +258,18 @@ impl Guard {
             if !waits && self.alarm.is_none() {
                 return;
             }
-            let tick = self.tick;
-            let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep(tick)));
-            if alarm.as_mut().poll(cx).is_pending() {
+            let watch = &mut self.watch;
+            let next = |watch: &Watch| (Instant::now() + watch.patience().tick()).into();
+            let alarm = self.alarm.get_or_insert_with(|| Box::new(Alarm::at(next(watch))));
+            if alarm.poll(cx).is_pending() {
                 return;
             }
             if !waits {
                 self.alarm = None;
                 return;
             }
-            let now = Instant::now();
-            alarm.as_mut().reset((now + tick).into());
-            let late = self.watch.late(now);
+            alarm.reset(next(watch));
+            let late = watch.late(Instant::now());
             let slow = self.judge(late);
             self.told.slow(slow);
         }

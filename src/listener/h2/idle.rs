@@ -2,17 +2,18 @@
 //! come before, and cost no timer.
 
 use std::{
-    pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
+
+use super::alarm::Alarm;
 
 #[derive(Debug, Default)]
 pub(super) struct Idle {
     since: Option<Instant>,
-    alarm: Option<Pin<Box<Sleep>>>,
+    alarm: Option<Alarm>,
 }
 
 impl Idle {
@@ -21,27 +22,22 @@ impl Idle {
         self.since = None;
     }
 
-    /// Whether there has been nothing for so long; `idle`: there is nothing now. `other`: another is to be woken than before.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, idle: bool, limit: Duration, other: bool) -> Poll<()> {
+    /// Whether there has been nothing for so long; `idle`: there is nothing now.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, idle: bool, limit: Duration) -> Poll<()> {
         if !idle {
             self.since = None;
             return Poll::Pending;
         }
         let due = *self.since.get_or_insert_with(Instant::now) + limit;
-        let mut fresh = other || self.alarm.is_none();
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if alarm.deadline() > due {
-            alarm.as_mut().reset(due);
-            fresh = true;
+        let alarm = self.alarm.get_or_insert_with(|| Alarm::at(due));
+        if alarm.due() > due {
+            alarm.reset(due);
         }
-        if !fresh && !alarm.is_elapsed() {
-            return Poll::Pending;
-        }
-        while alarm.as_mut().poll(cx).is_ready() {
+        while alarm.poll(cx).is_ready() {
             if Instant::now() >= due {
                 return Poll::Ready(());
             }
-            alarm.as_mut().reset(due);
+            alarm.reset(due);
         }
         Poll::Pending
     }
@@ -54,7 +50,7 @@ mod tests {
     use super::*;
 
     async fn look(of: &mut Idle, idle: bool, limit: Duration) -> bool {
-        poll_fn(|cx| Poll::Ready(of.poll(cx, idle, limit, false).is_ready())).await
+        poll_fn(|cx| Poll::Ready(of.poll(cx, idle, limit).is_ready())).await
     }
 
     #[tokio::test]
@@ -67,7 +63,7 @@ mod tests {
             assert!(!look(&mut idle, false, LIMIT).await);
             tokio::task::yield_now().await;
         }
-        poll_fn(|cx| idle.poll(cx, true, LIMIT, false)).await;
+        poll_fn(|cx| idle.poll(cx, true, LIMIT)).await;
         assert!(began.elapsed() >= LIMIT + LIMIT / 2);
     }
 
@@ -78,6 +74,6 @@ mod tests {
         idle.begin_anew();
         assert!(!look(&mut idle, true, Duration::from_secs(60)).await);
         idle.begin_anew();
-        poll_fn(|cx| idle.poll(cx, true, Duration::from_millis(1), false)).await;
+        poll_fn(|cx| idle.poll(cx, true, Duration::from_millis(1))).await;
     }
 }

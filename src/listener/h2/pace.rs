@@ -6,6 +6,24 @@ use std::time::{Duration, Instant};
 /// What everyone may wait for at first.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
+/// How long things may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Patience {
+    /// From a frame's (a header block's) first byte to its last.
+    pub(super) header: Duration,
+    /// While answers wait and the client takes nothing.
+    pub(super) stall: Duration,
+    /// Bytes per second of each stream, where something is asked.
+    pub(super) rate: Option<u64>,
+}
+
+impl Patience {
+    /// How often to look whether something is late.
+    pub(super) fn tick(&self) -> Duration {
+        (self.header.min(self.stall) / 8).clamp(Duration::from_millis(20), Duration::from_secs(1))
+    }
+}
+
 /// One direction of one stream, or of a connection.
 #[derive(Debug)]
 pub(super) struct Pace {

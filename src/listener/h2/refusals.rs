@@ -36,6 +36,11 @@ impl Refusals {
         self.open.is_empty()
     }
 
+    /// Whether the h2 crate may have another stream to give out.
+    pub(super) fn may_follow(&self) -> bool {
+        !(self.open.is_empty() && self.refused.is_empty())
+    }
+
     /// The client has opened a stream.
     pub(super) fn opened(&mut self, stream: u32) {
         if self.open.len() >= MOST {
@@ -46,14 +51,13 @@ impl Refusals {
 
     /// It has become a request. Returns whether it may be one: its refusal is not on its way, and told, already.
     pub(super) fn accepted(&mut self, stream: u32) -> bool {
-        self.open.retain(|open| *open != stream);
-        let refused = self.refused.iter().position(|refused| *refused == stream);
-        refused.map(|at| self.refused.remove(at)).is_none()
+        take(&mut self.open, stream);
+        !take(&mut self.refused, stream)
     }
 
     /// Its refusal is on its way.
     pub(super) fn refused(&mut self, stream: u32) {
-        self.open.retain(|open| *open != stream);
+        take(&mut self.open, stream);
         if self.refused.len() >= MOST {
             self.refused.remove(0);
         }
@@ -81,6 +85,12 @@ impl Refusals {
         }
         None
     }
+}
+
+/// Takes a stream out of a list, near whose beginning it mostly is. Returns whether it was there.
+fn take(from: &mut Vec<u32>, stream: u32) -> bool {
+    let at = from.iter().position(|listed| *listed == stream);
+    at.map(|at| from.remove(at)).is_some()
 }
 
 /// An answer's only frame with one field more; `None` where there is no room for it. A literal that is not indexed leaves
@@ -134,6 +144,7 @@ mod tests {
             [(5, Reason::HeaderTooLarge, true), (7, Reason::BadRequest, false), (9, Reason::TooManyConcurrent, false)];
         assert_eq!(found, expected);
         assert!(refusals.is_empty());
+        assert!(refusals.may_follow(), "what is reset is given out even so");
         assert!(!refusals.accepted(7), "it was reset before it was accepted");
         assert!(refusals.accepted(11));
     }
@@ -143,6 +154,15 @@ mod tests {
         let with = with_field(&frame(HEADERS, 3, &[0x8c]), "a", b"bc").expect("room");
         assert_eq!(with, frame(HEADERS, 3, &[0x8c, 0, 1, b'a', 2, b'b', b'c']));
         assert_eq!(with_field(&frame(HEADERS, 3, &[0x8c]), "a", &[b'b'; 200]), None);
+    }
+
+    #[test]
+    fn nothing_follows_the_last_stream_that_was_opened() {
+        let mut refusals = Refusals::default();
+        refusals.opened(1);
+        refusals.opened(3);
+        assert!(refusals.accepted(1) && refusals.may_follow());
+        assert!(refusals.accepted(3) && !refusals.may_follow());
     }
 
     #[test]

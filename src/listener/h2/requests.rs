@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use tokio::{sync::Notify, task::coop::has_budget_remaining};
+use tokio::task::coop::has_budget_remaining;
 
 use super::guard::ALL;
 use crate::{proxy::Cancel, runtime::deadlines::Deadlines, types::Reason};
@@ -100,24 +100,6 @@ impl Wake for Bell {
     }
 }
 
-/// How a request ends from outside.
-#[derive(Default)]
-pub(super) struct Ends {
-    pub(super) cancel: Arc<Cancel>,
-    /// As many requests of its connection were under way when it came.
-    pub(super) beside: usize,
-    /// Its client has reset it.
-    pub(super) left: AtomicBool,
-    pub(super) leaves: Notify,
-}
-
-impl Ends {
-    fn leave(&self) {
-        self.left.store(true, Ordering::Relaxed);
-        self.leaves.notify_one();
-    }
-}
-
 /// Those that are under way.
 pub(super) struct Requests {
     ring: Arc<Ring>,
@@ -128,7 +110,7 @@ pub(super) struct Requests {
 
 struct Served {
     stream: u32,
-    ends: Arc<Ends>,
+    cancel: Arc<Cancel>,
     bell: Arc<Bell>,
     waker: Waker,
     /// Until it has ended.
@@ -152,10 +134,14 @@ impl Requests {
     }
 
     /// Has a request served.
-    pub(super) fn begin(&mut self, stream: u32, ends: Arc<Ends>, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+    pub(super) fn begin(&mut self, stream: u32, cancel: Arc<Cancel>, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
         let bell = Bell::new(&self.ring);
         let waker = bell.clone().into();
-        self.served.push(Served { stream, ends, bell, waker, future: Some(future) });
+        if self.served.capacity() == 0 {
+            // Often it is the only one; by itself the list would take room for four.
+            self.served = Vec::with_capacity(1);
+        }
+        self.served.push(Served { stream, cancel, bell, waker, future: Some(future) });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -197,7 +183,7 @@ impl Requests {
         let mut alone = false;
         for (id, reason) in slow {
             let found = self.served.iter().find(|served| served.stream == id);
-            let ended = found.is_some_and(|served| served.ends.cancel.end(reason, deadlines));
+            let ended = found.is_some_and(|served| served.cancel.end(reason, deadlines));
             alone |= ended && reason == Reason::ClientTimeout && self.served.len() == 1;
         }
         alone
@@ -205,26 +191,29 @@ impl Requests {
 
     /// Ends all of them, whose client takes nothing of its answers, before the connection ends under them.
     pub(super) fn stalled(&mut self, deadlines: &Deadlines) {
-        self.served.iter().for_each(|served| _ = served.ends.cancel.end(Reason::TooSlow, deadlines));
+        self.served.iter().for_each(|served| _ = served.cancel.end(Reason::TooSlow, deadlines));
         self.poll();
     }
 
     /// Tells those requests that their client has reset them.
     pub(super) fn left(&self, left: &[u32]) {
-        self.of(left).for_each(|ends| ends.leave());
+        self.of(left).for_each(Cancel::leave);
     }
 
     /// Tells those requests that their streams are reset for what their client did.
     pub(super) fn broken(&self, broken: &[u32]) {
-        for ends in self.of(broken) {
-            ends.cancel.set_broken();
-            ends.leave();
+        if broken.is_empty() {
+            return;
+        }
+        for request in self.of(broken) {
+            request.set_broken();
+            request.leave();
         }
     }
 
-    fn of(&self, streams: &[u32]) -> impl Iterator<Item = &Ends> {
+    fn of(&self, streams: &[u32]) -> impl Iterator<Item = &Cancel> {
         let all = streams.contains(&ALL);
-        self.served.iter().filter(move |served| all || streams.contains(&served.stream)).map(|served| &*served.ends)
+        self.served.iter().filter(move |served| all || streams.contains(&served.stream)).map(|served| &*served.cancel)
     }
 
     /// Lets them come to their ends without their connection, in a task of their own; those of `broken` know why it ends.
@@ -252,6 +241,8 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
+
+    use tokio::sync::Notify;
 
     use super::*;
 

@@ -5,12 +5,11 @@
 mod stream;
 
 use std::{
-    collections::BTreeMap,
     time::{Duration, Instant},
     vec::Drain,
 };
 
-use self::stream::Stream;
+use self::stream::{Stream, Streams};
 use super::{
     abuse::named,
     budget::Budget,
@@ -18,7 +17,7 @@ use super::{
         ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Found, Frames, GOAWAY, HEADERS, Head, PADDED, PING,
         RST_STREAM, SETTINGS, WINDOW_UPDATE, number,
     },
-    pace::Pace,
+    pace::{Pace, Patience},
 };
 use crate::{telemetry::metrics::H2Abuse, types::Reason};
 
@@ -31,17 +30,6 @@ const INITIAL_WINDOW_SIZE: u16 = 4;
 /// As long as this nobody is silent in an upload, however much came before.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// How long things may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Patience {
-    /// From a frame's (a header block's) first byte to its last.
-    pub(super) header: Duration,
-    /// While answers wait and the client takes nothing.
-    pub(super) stall: Duration,
-    /// Bytes per second of each stream, where something is asked.
-    pub(super) rate: Option<u64>,
-}
-
 /// Why a connection ends, and who ends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -53,19 +41,18 @@ pub(super) enum Verdict {
 
 #[derive(Debug)]
 pub(super) struct Watch {
-    patience: Patience,
     received: Frames,
     sent: Frames,
     rules: Rules,
     /// Since when the socket takes nothing.
     blocked: Option<Instant>,
-    began: Instant,
 }
 
 #[derive(Debug)]
 struct Rules {
+    patience: Patience,
     budget: Budget,
-    streams: BTreeMap<u32, Stream>,
+    streams: Streams,
     last_stream: u32,
     initial_window: i64,
     window: i64,
@@ -74,8 +61,6 @@ struct Rules {
     room: i64,
     /// Of all answers, while the connection's window is closed.
     answers: Pace,
-    rate: Option<u64>,
-    stall: Duration,
     /// Our SETTINGS has been acknowledged.
     acknowledged: bool,
     /// The last stream that was opened.
@@ -98,16 +83,15 @@ struct Rules {
 impl Watch {
     pub(super) fn new(patience: Patience, now: Instant) -> Self {
         let rules = Rules {
+            patience,
             budget: Budget::new(now),
-            streams: BTreeMap::new(),
+            streams: Streams::default(),
             last_stream: 0,
             initial_window: INITIAL_WINDOW,
             window: INITIAL_WINDOW,
             initial_room: INITIAL_WINDOW,
             room: INITIAL_WINDOW,
             answers: Pace::new(),
-            rate: patience.rate,
-            stall: patience.stall,
             acknowledged: false,
             newest: 0,
             opened: Vec::new(),
@@ -118,8 +102,12 @@ impl Watch {
             begun: Some(now),
             moved: now,
         };
-        let (received, sent) = (Frames::from_client(), Frames::from_server());
-        Self { patience, received, sent, rules, blocked: None, began: now }
+        Self { received: Frames::from_client(), sent: Frames::from_server(), rules, blocked: None }
+    }
+
+    /// How long things may take here.
+    pub(super) fn patience(&self) -> &Patience {
+        &self.rules.patience
     }
 
     /// The preface, and the SETTINGS behind it, are due counted from `since`.
@@ -181,14 +169,14 @@ impl Watch {
     pub(super) fn late(&mut self, now: Instant) -> Result<Vec<(u32, Reason)>, Verdict> {
         let over = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
         let rules = &self.rules;
-        if rules.begun.is_some_and(|begun| over(begun, self.patience.header)) {
+        if rules.begun.is_some_and(|begun| over(begun, rules.patience.header)) {
             return Err(Verdict::Ours(H2Abuse::HeaderTimeout));
         }
-        let blocked = self.blocked.is_some_and(|since| over(since, self.patience.stall));
-        if blocked || (over(rules.moved, self.patience.stall) && rules.starved()) {
+        let blocked = self.blocked.is_some_and(|since| over(since, rules.patience.stall));
+        if blocked || (over(rules.moved, rules.patience.stall) && rules.starved()) {
             return Err(Verdict::Ours(H2Abuse::Stall));
         }
-        if !rules.acknowledged && over(self.began, self.patience.header) {
+        if !rules.acknowledged && over(rules.budget.began(), rules.patience.header) {
             return Err(Verdict::Ours(H2Abuse::SettingsTimeout));
         }
         self.rules.slow(now)
@@ -207,7 +195,7 @@ impl Rules {
             Found::Setting(INITIAL_WINDOW_SIZE, size) => {
                 let by = i64::from(size) - self.initial_window;
                 self.initial_window = i64::from(size);
-                self.streams.values_mut().for_each(|stream| stream.window += by);
+                self.streams.each_mut().for_each(|(_, stream)| stream.window += by);
                 self.settle(now);
             }
             Found::Setting(..) => {}
@@ -237,7 +225,7 @@ impl Rules {
     fn settle(&mut self, now: Instant) {
         let (room, closed) = (self.room > 0, self.window <= 0);
         let mut waits = false;
-        for stream in self.streams.values_mut() {
+        for (_, stream) in self.streams.each_mut() {
             stream.settle(room, now);
             waits |= closed && stream.answered;
         }
@@ -247,7 +235,7 @@ impl Rules {
     /// The request has ended.
     fn ended(&mut self, stream: u32, now: Instant) {
         let room = self.room > 0;
-        if let Some(stream) = self.streams.get_mut(&stream) {
+        if let Some(stream) = self.streams.find(stream) {
             stream.sending = false;
             stream.settle(room, now);
         }
@@ -255,16 +243,16 @@ impl Rules {
 
     /// The streams that are too slow; where all of them are, it is one stall. One whose window is closed at the moment is not slow for that.
     fn slow(&mut self, now: Instant) -> Result<Vec<(u32, Reason)>, Verdict> {
-        if self.rate.is_none() {
+        if self.patience.rate.is_none() {
             return Ok(Vec::new());
         }
         let stall = Err(Verdict::Ours(H2Abuse::Stall));
         if self.answers.late(now) {
             return stall;
         }
-        let all = self.streams.values().all(|stream| stream.answer.late(now));
+        let all = self.streams.each().all(|(_, stream)| stream.answer.late(now));
         let mut slow = Vec::new();
-        for (id, stream) in self.streams.iter_mut().filter(|(_, stream)| !stream.judged) {
+        for (id, stream) in self.streams.each_mut().filter(|(_, stream)| !stream.judged) {
             let reason = match (stream.upload.late(now), stream.answer.late(now)) {
                 (true, _) => Reason::ClientTimeout,
                 (_, true) if all => return stall,
@@ -272,7 +260,7 @@ impl Rules {
                 (false, false) => continue,
             };
             stream.judged = true;
-            slow.push((*id, reason));
+            slow.push((id, reason));
         }
         Ok(slow)
     }
@@ -305,14 +293,14 @@ impl Rules {
                         judged: false,
                     };
                     stream.settle(self.room > 0, now);
-                    self.streams.insert(head.stream, stream);
+                    self.streams.push(head.stream, stream);
                     self.budget.earn(H2Abuse::Priority, 4);
                     self.budget.earn(H2Abuse::WindowUpdate, 2);
                     self.moved = now;
                 }
                 Ok(())
             }
-            RST_STREAM if self.streams.contains_key(&head.stream) => self.budget.take(H2Abuse::Reset, 1, now),
+            RST_STREAM if self.streams.has(head.stream) => self.budget.take(H2Abuse::Reset, 1, now),
             // Some clients answer what still comes on a stream that they have forgotten with a reset for each frame.
             RST_STREAM => self.budget.take(H2Abuse::WindowUpdate, 1, now).map_err(|_| H2Abuse::Reset),
             // A large one costs more: each holds up to 2730 settings.
@@ -333,7 +321,7 @@ impl Rules {
         let was = self.room > 0;
         self.room -= length;
         let room = self.room > 0;
-        if let Some(stream) = self.streams.get_mut(&head.stream) {
+        if let Some(stream) = self.streams.find(head.stream) {
             stream.room -= length;
             stream.settle(room, now);
         }
@@ -348,7 +336,7 @@ impl Rules {
             return;
         }
         self.moved = now;
-        if let (Some(rate), Some(stream)) = (self.rate, self.streams.get_mut(&stream)) {
+        if let (Some(rate), Some(stream)) = (self.patience.rate, self.streams.find(stream)) {
             stream.upload.moved(bytes, rate, LONGEST, now);
         }
     }
@@ -362,7 +350,7 @@ impl Rules {
             if was != (self.room > 0) {
                 self.settle(now);
             }
-        } else if let Some(stream) = self.streams.get_mut(&stream) {
+        } else if let Some(stream) = self.streams.find(stream) {
             stream.room += by;
             stream.settle(self.room > 0, now);
         }
@@ -374,15 +362,15 @@ impl Rules {
         let was = self.window > 0;
         self.window -= length;
         let room = self.room > 0;
-        if let Some(rate) = self.rate {
-            self.answers.moved(head.length, rate, self.stall, now);
+        if let Some(rate) = self.patience.rate {
+            self.answers.moved(head.length, rate, self.patience.stall, now);
         }
         if head.has(END_STREAM) {
             self.answered(head.stream);
-        } else if let Some(stream) = self.streams.get_mut(&head.stream) {
+        } else if let Some(stream) = self.streams.find(head.stream) {
             stream.window -= length;
-            if let Some(rate) = self.rate {
-                stream.answer.moved(head.length, rate, self.stall, now);
+            if let Some(rate) = self.patience.rate {
+                stream.answer.moved(head.length, rate, self.patience.stall, now);
             }
             stream.settle(room, now);
         }
@@ -394,7 +382,7 @@ impl Rules {
     /// The client has opened a window.
     fn opened(&mut self, stream: u32, by: u32, now: Instant) -> Result<(), H2Abuse> {
         let closed = if stream == 0 {
-            let closed = self.window <= 0 && self.streams.values().any(|stream| stream.answered);
+            let closed = self.window <= 0 && self.streams.each().any(|(_, stream)| stream.answered);
             let was = self.window > 0;
             self.window += i64::from(by);
             if was != (self.window > 0) {
@@ -403,7 +391,7 @@ impl Rules {
             closed
         } else {
             let room = self.room > 0;
-            let Some(stream) = self.streams.get_mut(&stream) else { return Ok(()) };
+            let Some(stream) = self.streams.find(stream) else { return Ok(()) };
             let closed = stream.starved();
             stream.window += i64::from(by);
             stream.settle(room, now);
@@ -428,20 +416,19 @@ impl Rules {
             Found::Setting(INITIAL_WINDOW_SIZE, size) => {
                 let by = i64::from(size) - self.initial_room;
                 self.initial_room = i64::from(size);
-                self.streams.values_mut().for_each(|stream| stream.room += by);
+                self.streams.each_mut().for_each(|(_, stream)| stream.room += by);
                 self.settle(now);
             }
             Found::End(head, payload) if head.kind == WINDOW_UPDATE => {
-                self.granted(head.stream, number(payload, 0), now);
+                self.granted(head.stream, number(payload, 0), now)
             }
             Found::Head(head) if head.kind == HEADERS => {
                 self.budget.earn(H2Abuse::Ping, 1);
                 self.moved = now;
                 if head.has(END_STREAM) {
                     self.answered(head.stream);
-                } else if let Some(stream) = self.streams.get_mut(&head.stream) {
-                    stream.answered = true;
-                    self.settle(now);
+                } else {
+                    self.begins_answer(head.stream, now);
                 }
             }
             Found::End(head, payload) if head.kind == RST_STREAM => {
@@ -470,6 +457,17 @@ impl Rules {
         Ok(())
     }
 
+    /// An answer's head goes.
+    fn begins_answer(&mut self, stream: u32, now: Instant) {
+        let room = self.room > 0;
+        let Some(stream) = self.streams.find(stream) else { return };
+        stream.answered = true;
+        stream.settle(room, now);
+        if self.window <= 0 {
+            self.answers.waits(true, now);
+        }
+    }
+
     /// An answer has been sent to its end; the client may reset another stream for it.
     fn answered(&mut self, stream: u32) {
         if self.over(stream) {
@@ -479,17 +477,12 @@ impl Rules {
 
     /// A stream is over. Returns whether it was one.
     fn over(&mut self, stream: u32) -> bool {
-        let was = self.streams.remove(&stream).is_some();
-        if self.streams.is_empty() {
-            // A tree that has become empty keeps a node of a KiB.
-            self.streams = BTreeMap::new();
-        }
-        was
+        self.streams.remove(stream)
     }
 
     /// Whether an answer waits for a window.
     fn starved(&self) -> bool {
-        self.streams.values().any(|stream| stream.answered && (stream.window <= 0 || self.window <= 0))
+        self.streams.each().any(|(_, stream)| stream.answered && (stream.window <= 0 || self.window <= 0))
     }
 }
 

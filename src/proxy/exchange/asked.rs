@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use http::{Method, StatusCode, Version, header, request::Parts, uri::PathAndQuery};
+use http::{HeaderName, Method, StatusCode, Version, header, request::Parts, uri::PathAndQuery};
 
 use super::super::{
     admit,
@@ -110,11 +110,9 @@ impl Way {
         if matches!(*method, Method::CONNECT | Method::TRACE) {
             return None;
         }
-        if !admit::is_served(request, info) || request.headers.contains_key(header::UPGRADE) {
-            return None;
-        }
         let counts = *method == Method::OPTIONS && request.headers.contains_key(header::MAX_FORWARDS);
-        if counts || request.headers.keys().any(|name| is_client_cert_field(name.as_str().as_bytes())) {
+        let pingoras = |name: &HeaderName| *name == header::UPGRADE || is_client_cert_field(name.as_str().as_bytes());
+        if counts || !admit::is_served(request, info) || request.headers.keys().any(pingoras) {
             return None;
         }
         let target = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);

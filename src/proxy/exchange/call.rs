@@ -17,7 +17,7 @@ const COPIED: usize = 4 * 1024;
 
 /// A request on its stream.
 pub(super) struct Call {
-    head: Parts,
+    head: Box<Parts>,
     pub(super) upload: Upload,
     body: bool,
     /// The length of the body, where the head says it.
@@ -28,7 +28,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn new(head: Parts, upload: Upload) -> Self {
+    pub(super) fn new(head: Box<Parts>, upload: Upload) -> Self {
         let body = !upload.is_done();
         let length = if body { head.headers.get(header::CONTENT_LENGTH) } else { None };
         let declared = length.and_then(|length| framing::length(length.as_bytes()));

@@ -2,8 +2,8 @@
 //! HTTP/1.1, in the same order. Both ways are moved at once: neither waits for the other.
 
 use std::{
-    future::{Future as _, poll_fn},
-    pin::pin,
+    future::poll_fn,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -52,35 +52,39 @@ const COPIED: usize = CAUTIOUS;
 const COLLECTED: usize = 16 * 1024;
 
 /// Serves the request on a stream. What is left of the stream is reset.
-pub async fn serve(
-    kit: &Kit,
+// Boxed here, where it is put together in its place: it is large, and to hand it out would copy all of it.
+pub fn serve<'a>(
+    kit: &'a Kit,
     start: RequestStart,
     way: Way,
-    head: Parts,
+    head: Box<Parts>,
     upload: Upload,
     respond: SendResponse<Bytes>,
-) {
-    let mut ctx = RequestCtx::new(kit.epoch());
-    let cancel = start.cancel.clone().unwrap_or_default();
-    ctx.start = Some(start);
-    admit::introduce(kit, &head.headers, &mut ctx);
-    (ctx.route, ctx.target, ctx.exchanged) = (Some(way.route), way.target, true);
-    let (wake, mut desk) = (cancel.wake.clone(), kit.memory().desk());
-    let mut lane = Lane {
-        kit,
-        call: Call::new(head, upload),
-        outgoing: Outgoing::default(),
-        desk: &mut desk,
-        respond,
-        sending: None,
-        asked: false,
-        out: Out::default(),
-        reader: None,
-        waiting: false,
-        cancel,
-    };
-    lane.run(way.upstream, &wake, &mut ctx).await;
-    kit.memory().put_desk(desk);
+) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    let call = Call::new(head, upload);
+    Box::pin(async move {
+        let mut ctx = RequestCtx::new(kit.epoch());
+        let cancel = start.cancel.clone().unwrap_or_default();
+        ctx.start = Some(start);
+        admit::introduce(kit, call.request().fields, &mut ctx);
+        (ctx.route, ctx.target, ctx.exchanged) = (Some(way.route), way.target, true);
+        let (wake, mut desk) = (cancel.wake.clone(), kit.memory().desk());
+        let mut lane = Lane {
+            kit,
+            call,
+            outgoing: Outgoing::default(),
+            desk: &mut desk,
+            respond,
+            sending: None,
+            asked: false,
+            out: Out::default(),
+            reader: None,
+            waiting: false,
+            cancel,
+        };
+        lane.run(way.upstream, &wake, &mut ctx).await;
+        kit.memory().put_desk(desk);
+    })
 }
 
 /// One request between its stream and a backend.

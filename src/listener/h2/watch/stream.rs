@@ -1,6 +1,6 @@
-//! What is followed of one stream.
+//! What is followed of each stream.
 
-use std::time::Instant;
+use std::{collections::VecDeque, time::Instant};
 
 use super::super::pace::Pace;
 
@@ -20,6 +20,60 @@ pub(super) struct Stream {
     pub(super) judged: bool,
 }
 
+/// Those that are open. In the order of their numbers, which is that of their beginning, and mostly that in which they end.
+#[derive(Debug, Default)]
+pub(super) struct Streams(VecDeque<(u32, Stream)>);
+
+impl Streams {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// One whose number is higher than all others'.
+    pub(super) fn push(&mut self, id: u32, stream: Stream) {
+        if self.0.capacity() == 0 {
+            // Often it is the only one; by itself the list would take room for four.
+            self.0 = VecDeque::with_capacity(1);
+        }
+        self.0.push_back((id, stream));
+    }
+
+    pub(super) fn find(&mut self, id: u32) -> Option<&mut Stream> {
+        self.place(id).map(|at| &mut self.0[at].1)
+    }
+
+    pub(super) fn has(&self, id: u32) -> bool {
+        self.place(id).is_some()
+    }
+
+    /// Returns whether it was there. Who is idle keeps no room for them.
+    pub(super) fn remove(&mut self, id: u32) -> bool {
+        let Some(at) = self.place(id) else { return false };
+        self.0.remove(at);
+        if self.0.is_empty() {
+            self.0 = VecDeque::new();
+        }
+        true
+    }
+
+    /// With their numbers.
+    pub(super) fn each(&self) -> impl Iterator<Item = (u32, &Stream)> {
+        self.0.iter().map(|(id, stream)| (*id, stream))
+    }
+
+    pub(super) fn each_mut(&mut self) -> impl Iterator<Item = (u32, &mut Stream)> {
+        self.0.iter_mut().map(|(id, stream)| (*id, stream))
+    }
+
+    fn place(&self, id: u32) -> Option<usize> {
+        self.0.binary_search_by_key(&id, |(id, _)| *id).ok()
+    }
+}
+
 impl Stream {
     /// Notes whom it waits for. After an answer has begun, a request may rest: both sides of a call may talk when they
     /// like. `room`: the client may send on the connection.
@@ -31,5 +85,34 @@ impl Stream {
     /// Whether its answer waits for its own window.
     pub(super) fn starved(&self) -> bool {
         self.answered && self.window <= 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(streams: &Streams) -> Vec<u32> {
+        streams.each().map(|(id, _)| id).collect()
+    }
+
+    #[test]
+    fn streams_are_found_in_whatever_order_they_end() {
+        let mut streams = Streams::default();
+        for id in [1, 5, 7, 9] {
+            let (upload, answer) = (Pace::new(), Pace::new());
+            let stream =
+                Stream { window: id.into(), room: 0, sending: true, answered: false, upload, answer, judged: false };
+            streams.push(id, stream);
+        }
+        assert!(streams.remove(5) && !streams.remove(5) && !streams.remove(3));
+        assert_eq!(numbers(&streams), [1, 7, 9]);
+        assert_eq!(streams.find(7).map(|stream| stream.window), Some(7));
+        assert!(streams.has(9) && !streams.has(5));
+        for (id, left) in [(9, 2), (1, 1), (7, 0)] {
+            assert!(streams.remove(id));
+            assert_eq!(streams.len(), left);
+        }
+        assert!(streams.is_empty());
     }
 }

@@ -24,7 +24,7 @@ fn begun(now: Instant) -> Watch {
 /// As [`begun`], where each stream must move a KiB a second.
 fn paced(now: Instant) -> Watch {
     let mut watch = begun(now);
-    (watch.patience.rate, watch.rules.rate) = (Some(1024), Some(1024));
+    watch.rules.patience.rate = Some(1024);
     watch
 }
 
@@ -75,7 +75,7 @@ fn frames_are_found_however_they_are_cut() {
         for part in bytes.chunks(size) {
             feed(&mut watch, part, now);
         }
-        assert_eq!(watch.rules.streams.get(&1).map(|stream| stream.window), Some(14), "in parts of {size}");
+        assert_eq!(watch.rules.streams.find(1).map(|stream| stream.window), Some(14), "in parts of {size}");
         assert_eq!(watch.rules.begun, None);
     }
 }
