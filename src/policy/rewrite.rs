@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 pub use request::{ClientCert, RequestRewrite, join_cookies};
 
 use super::{
-    fields::{Fields, is_length, same_name},
+    fields::{Fields, same_name},
     forwarded::{is_client_cert_field, is_forged_field, is_forwarding_field},
     framing::decimal,
     headers::{HeaderEdits, X_REQUEST_ID, is_like, nominated_by_connection},
