@@ -136,7 +136,7 @@ pub(super) fn letters(word: u64) -> u64 {
 #[derive(Clone, Debug, Default)]
 pub struct Index {
     places: Vec<Place>,
-    /// Has the [mark](mark) of each name, so that most names that are asked for need not be looked for.
+    /// Has the [mark] of each name, so that most names that are asked for need not be looked for.
     marks: u64,
     /// Of a request that is written as usual: how long its method and its target are, the first words of its head.
     line: Option<(u32, u32)>,

@@ -45,7 +45,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 pub use profile::Proxies;
 pub use reject::{PROXY_STATUS, proxy_status};
-pub use stream::{LEAST_ROOM, PRESS, Upload, failed as stream_failed, is_malformed};
+pub use stream::{Upload, failed as stream_failed, is_malformed};
 pub use unserved::Unserved;
 
 use crate::{runtime::peer::TlsProfile, telemetry::metrics::ConnectionUse};

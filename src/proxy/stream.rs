@@ -3,7 +3,6 @@
 use std::{
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -13,12 +12,6 @@ use pingora_core::{Error, ErrorType, Result};
 
 use super::{cancel::Cancel, dropped::Side, watch};
 use crate::policy::{fields::Fields as _, framing};
-
-/// A larger part of an answer waits for as much room in its client's windows, for [`PRESS`] at most (RFC 9293 §3.8.6.2.1): a client that gives back
-/// each frame as it came would else be sent ever smaller ones, as each rest cuts the part that comes next.
-pub const LEAST_ROOM: usize = 256;
-/// Some clients have no more to give before they are sent what fits.
-pub const PRESS: Duration = Duration::from_millis(200);
 
 /// A request's body.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 
 use std::{
     future::poll_fn,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -27,7 +27,7 @@ use pingora_core::{
 use pingora_http::{RequestHeader, ResponseHeader};
 use tokio::time::timeout;
 
-use crate::proxy::{LEAST_ROOM, PRESS, Upload, stream_failed, tunnel};
+use crate::proxy::{Upload, stream_failed, tunnel};
 
 /// As much of a request's body is kept for another attempt; as much as Pingora keeps.
 const RETAINED: usize = 64 * 1024;
@@ -133,21 +133,7 @@ impl StreamSession {
                     .map_err(|_| Error::explain(ErrorType::WriteTimedout, "writing to a stream").into_down())?,
             };
             let gone = || Error::explain(ErrorType::ConnectionClosed, "the stream has ended").into_down();
-            let mut room = room.ok_or_else(gone)?.map_err(stream_failed)?;
-            let least = data.len().min(LEAST_ROOM);
-            if room < least {
-                let more = poll_fn(|cx| {
-                    loop {
-                        match ready!(sending.poll_capacity(cx)) {
-                            Some(Ok(room)) if room < least => {}
-                            more => return Poll::Ready(more),
-                        }
-                    }
-                });
-                if let Ok(more) = timeout(PRESS, more).await {
-                    room = more.ok_or_else(gone)?.map_err(stream_failed)?;
-                }
-            }
+            let room = room.ok_or_else(gone)?.map_err(stream_failed)?;
             let part = data.split_to(room.min(data.len()));
             self.sent += part.len();
             sending.send_data(part, end && data.is_empty()).map_err(stream_failed)?;

@@ -405,10 +405,8 @@ impl Rules {
             Found::Head(head) if head.kind == DATA => {
                 // Of what it reads by 256 bytes a client may say so for the stream and for the connection.
                 self.budget.earn(H2Abuse::WindowUpdate, 4 + head.length / 128);
-                // Windows that are given back frame by frame come to have rests, and those are crumbs. Where there was room for more than was
-                // sent, there was no more, and it may be given back as it came: for the stream and for the connection.
-                let rest = if self.has_room(head.stream) { 2 } else { 0 };
-                self.budget.earn(H2Abuse::Dribble, rest + (head.length + 512) / 1024);
+                // Windows that are given back frame by frame come to have rests, and those are crumbs.
+                self.budget.earn(H2Abuse::Dribble, (head.length + 512) / 1024);
                 self.budget.earn(H2Abuse::Ping, 1);
                 if head.length > 0 {
                     self.moved = now;
@@ -480,12 +478,6 @@ impl Rules {
     /// A stream is over. Returns whether it was one.
     fn over(&mut self, stream: u32) -> bool {
         self.streams.remove(stream)
-    }
-
-    /// Whether the windows let through more than a crumb.
-    fn has_room(&mut self, stream: u32) -> bool {
-        let crumb = i64::from(CRUMB);
-        self.window >= crumb && self.streams.find(stream).is_none_or(|stream| stream.window >= crumb)
     }
 
     /// Whether an answer waits for a window.

@@ -25,7 +25,7 @@ use super::{
         edit, finish,
         kit::Kit,
         reject, retry, select,
-        stream::{LEAST_ROOM, PRESS, Upload, failed as stream_failed},
+        stream::{Upload, failed as stream_failed},
         watch,
     },
     answer::{Body, Head, Protocol},
@@ -40,7 +40,7 @@ use super::{
 use crate::{
     policy::framing::Border,
     runtime::{
-        deadlines::{Deadline, How, NO_SOCKET, Wait},
+        deadlines::{Deadline, How, Wait},
         line::Line,
     },
     types::Reason,
@@ -80,7 +80,6 @@ pub fn serve<'a>(
             out: Out::default(),
             reader: None,
             waiting: false,
-            press: None,
             cancel,
         };
         lane.run(way.upstream, &wake, &mut ctx).await;
@@ -103,8 +102,6 @@ struct Lane<'a> {
     /// With the client, to take its answer.
     reader: Option<Deadline>,
     waiting: bool,
-    /// Little room is not waited for any longer when this has passed.
-    press: Option<Deadline>,
     cancel: Arc<Cancel>,
 }
 
@@ -415,13 +412,12 @@ impl Lane<'_> {
         let Some(sending) = &mut self.sending else { return Poll::Ready(Ok(())) };
         while !self.out.data.is_empty() {
             let left = self.out.data.len();
-            let least = left.min(LEAST_ROOM);
             let mut room = sending.capacity();
-            if room < least {
+            if room == 0 {
                 sending.reserve_capacity(left);
                 room = sending.capacity();
             }
-            while room < least {
+            if room == 0 {
                 room = match sending.poll_capacity(cx) {
                     Poll::Ready(Some(room)) => room.map_err(stream_failed)?,
                     Poll::Ready(None) => {
@@ -429,14 +425,12 @@ impl Lane<'_> {
                             Error::explain(ErrorType::ConnectionClosed, "within its answer").into_down()
                         ));
                     }
-                    Poll::Pending if room > 0 && is_pressed(&mut self.press, self.kit, cx) => break,
                     Poll::Pending => {
                         self.wait();
                         return Poll::Pending;
                     }
                 };
             }
-            self.press = None;
             let part = self.out.data.split_to(room.min(left));
             let (bytes, ends) = (part.len() as u64, self.out.last && self.out.data.is_empty());
             sending.send_data(part, ends).map_err(stream_failed)?;
@@ -473,14 +467,4 @@ impl Lane<'_> {
             Err(error) => log::debug!("answering {status}: {error}"),
         }
     }
-}
-
-/// Whether there was little room for so long that it has to do. The first time begins the waiting.
-fn is_pressed(press: &mut Option<Deadline>, kit: &Kit, cx: &Context<'_>) -> bool {
-    let begin = || {
-        let press = kit.deadlines().guard(How::Both);
-        press.arm(NO_SOCKET, Wait::Work, Instant::now(), PRESS);
-        press
-    };
-    press.get_or_insert_with(begin).poll_fired(cx)
 }
