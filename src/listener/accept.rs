@@ -164,6 +164,9 @@ enum Drained {
 
 fn accept_some(listening: &Arc<Listening>, crew: &Crew, me: usize, metrics: &Metrics) -> io::Result<Drained> {
     for _ in 0..BATCH {
+        if !listening.socket.is_waited_for() {
+            return Ok(Drained::All);
+        }
         match listening.socket.accept() {
             Ok((socket, address)) => {
                 let (endpoint, client) = (listening.endpoint(), address.as_socket());

@@ -10,6 +10,7 @@ use std::{
     path::Path,
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, SockAddr, Type};
 
 use crate::types::ListenAddress;
@@ -94,6 +95,13 @@ impl ListenSocket {
             bequeath(&socket)?;
         }
         Ok(Self(socket))
+    }
+
+    /// Whether a connection waits to be accepted. To ask costs 0.2 µs; to accept where none waits 3 µs, as accept4(2) makes a file first.
+    pub(super) fn is_waited_for(&self) -> bool {
+        let mut asked = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        // What cannot be asked is tried.
+        poll(&mut asked, PollTimeout::ZERO) != Ok(0)
     }
 
     /// Accepts one connection, non-blocking; `WouldBlock` where none waits.
@@ -227,6 +235,17 @@ mod tests {
             assert!(accepted.tcp_nodelay().expect("option"));
             assert_eq!(accepted.tcp_notsent_lowat().expect("option"), UNSENT);
         }
+    }
+
+    #[test]
+    fn whether_a_connection_waits_is_told_without_taking_it() {
+        let listener = ListenSocket::bind(&ListenAddress::Inet(([127, 0, 0, 1], 0).into())).expect("bind");
+        let address = listener.0.local_addr().expect("address").as_socket().expect("inet");
+        assert!(!listener.is_waited_for());
+        let _client = std::net::TcpStream::connect(address).expect("connect");
+        assert!(listener.is_waited_for() && listener.is_waited_for());
+        listener.accept().expect("the handshake is done");
+        assert!(!listener.is_waited_for());
     }
 
     #[test]

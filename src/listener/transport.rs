@@ -72,10 +72,14 @@ pub(super) fn poll_write_last(
     cx: &mut Context<'_>,
     parts: &[io::IoSlice<'_>],
 ) -> Poll<io::Result<usize>> {
-    let flags = libc::MSG_MORE | libc::MSG_NOSIGNAL;
+    let (socket, flags) = (SockRef::from(tcp), libc::MSG_MORE | libc::MSG_NOSIGNAL);
+    let send = || match parts {
+        [only] => socket.send_with_flags(only, flags),
+        parts => socket.send_vectored_with_flags(parts, flags),
+    };
     loop {
         ready!(tcp.poll_write_ready(cx))?;
-        match tcp.try_io(Interest::WRITABLE, || SockRef::from(tcp).send_vectored_with_flags(parts, flags)) {
+        match tcp.try_io(Interest::WRITABLE, send) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             sent => return Poll::Ready(sent),
         }
