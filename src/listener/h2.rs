@@ -337,7 +337,7 @@ async fn request(
     one_host(&mut head);
     let mut upload = Upload::new(body, cancel.clone());
     let refused = match head.method {
-        _ if beside >= SHARE && descriptors::are_scarce() => Some(Reason::TooManyConcurrent),
+        _ if beside >= SHARE && descriptors::are_likely_scarce() => Some(Reason::TooManyConcurrent),
         Method::CONNECT => tunnel::refused(&head),
         _ => None,
     };
