@@ -6,7 +6,7 @@ mod forward;
 mod questions;
 mod secure;
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
@@ -28,7 +28,10 @@ use crate::{
         fields::Fields,
         limit_key::{Asker, TwoKeys},
     },
-    runtime::guards::{Guards, Rated},
+    runtime::{
+        guards::{Guards, Rated},
+        line::Pool,
+    },
     types::Reason,
 };
 
@@ -38,11 +41,17 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 const TOO_MANY_RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// What a worker needs to ask who somebody is.
-#[derive(Default)]
 pub(super) struct Asking {
     passwords: Verifier,
     services: AuthClient,
     questions: Questions,
+}
+
+impl Asking {
+    /// `pool`: of connections whose descriptors a service's may have.
+    pub(super) fn new(pool: &Arc<Pool>) -> Self {
+        Self { passwords: Verifier::default(), services: AuthClient::new(pool), questions: Questions::default() }
+    }
 }
 
 /// What a request has from its guards, until it ends.

@@ -41,7 +41,7 @@ pub struct Kit {
     /// The second of the last warnings, and how many there were in it.
     warned: (AtomicU64, AtomicU64),
     asking: Asking,
-    pool: Pool,
+    pool: Arc<Pool>,
     memory: Memory,
     lull: Lull,
     date: DateText,
@@ -54,6 +54,7 @@ impl Kit {
     /// The tools of worker `index`. `epoch` is the same for all workers. At most `pooled` idle connections to one backend are
     /// kept.
     pub fn new(index: usize, epoch: Instant, metrics: Arc<Metrics>, pooled: usize) -> Self {
+        let pool = Arc::new(Pool::new(pooled));
         Self {
             deadlines: Deadlines::new(),
             metrics,
@@ -62,8 +63,8 @@ impl Kit {
             index,
             epoch,
             warned: Default::default(),
-            asking: Asking::default(),
-            pool: Pool::new(pooled),
+            asking: Asking::new(&pool),
+            pool,
             memory: Memory::default(),
             lull: Lull::default(),
             date: DateText::default(),

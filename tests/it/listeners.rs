@@ -337,7 +337,10 @@ async fn connections_that_wait_make_room_for_those_to_other_backends() {
     let (busy, other) = (Origin::echo("busy").await, Origin::echo("other").await);
     let yaml = "listeners: [{ address: <listen>, h2c: true }]\nthreads: 1\n\
         upstreams: { busy: { backends: [<busy>] }, other: { backends: [<other>] } }\n\
-        routes: [{ match: { path: /other }, upstream: other }, { upstream: busy }]";
+        routes:\n\
+        - { match: { path: /other }, upstream: other }\n\
+        - { match: { path: /asked }, forward_auth: { url: \"http://<other>/\" }, upstream: busy }\n\
+        - { upstream: busy }";
     let config = Config::new(yaml).put("busy", &busy.address).put("other", &other.address);
     let proxy = spawn_with_few_descriptors(config, 256).await;
     let mut first = proxy.client().await;
@@ -357,4 +360,5 @@ async fn connections_that_wait_make_room_for_those_to_other_backends() {
         assert_eq!(within("an answer", answer).await.expect("an answer").status(), 200);
     }
     assert_eq!(within("an answer", first.get("/other")).await.origin(), "other");
+    assert_eq!(within("an answer", first.get("/asked")).await.origin(), "busy");
 }

@@ -5,6 +5,7 @@ use std::{
     error::Error as _,
     future::pending,
     io,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -39,6 +40,7 @@ use crate::{
         kit::Kit,
         reject,
     },
+    runtime::line::Pool,
     types::{AddressText, Reason},
 };
 
@@ -92,13 +94,13 @@ pub(super) struct AuthClient {
     secure: SecureClients,
 }
 
-impl Default for AuthClient {
-    fn default() -> Self {
-        Self { plain: Pooled::new(Tcp::new()), secure: SecureClients::default() }
-    }
-}
-
 impl AuthClient {
+    /// As [`super::Asking::new`].
+    pub(super) fn new(pool: &Arc<Pool>) -> Self {
+        let tcp = Tcp::new(pool.clone());
+        Self { plain: Pooled::new(tcp.clone()), secure: SecureClients::new(tcp) }
+    }
+
     async fn ask(&self, question: Request<Empty<Bytes>>, service: &ForwardAuth) -> Result<Response<Incoming>, String> {
         let asked = match &service.tls {
             Some(tls) => self.secure.of(&tls.config).ask(question).await,

@@ -24,43 +24,55 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tower_service::Service;
 
 use super::forward::Pooled;
-use crate::runtime::descriptors;
+use crate::runtime::{descriptors, line::Pool};
 
 /// A client that speaks TLS.
 pub(super) type SecureClient = Pooled<Connector>;
 
 /// The clients of a worker.
-#[derive(Default)]
-pub(super) struct SecureClients(Mutex<Vec<(Weak<ClientConfig>, SecureClient)>>);
+pub(super) struct SecureClients {
+    tcp: Tcp,
+    clients: Mutex<Vec<(Weak<ClientConfig>, SecureClient)>>,
+}
 
 impl SecureClients {
+    /// None yet; `tcp` is what they will be over.
+    pub(super) fn new(tcp: Tcp) -> Self {
+        Self { tcp, clients: Mutex::default() }
+    }
+
     /// The client that verifies services like this. Those of configurations that are gone go with their connections when
     /// there is a new one.
     pub(super) fn of(&self, config: &Arc<ClientConfig>) -> SecureClient {
-        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let known = clients.iter().find(|(of, _)| std::ptr::eq(of.as_ptr(), Arc::as_ptr(config)));
         if let Some((_, client)) = known {
             return client.clone();
         }
         clients.retain(|(of, _)| of.strong_count() > 0);
         // A copy, so that what is known of the configuration's life does not depend on the client's.
-        let client =
-            Pooled::new(Connector { tcp: Tcp::new(), tls: TlsConnector::from(Arc::new(ClientConfig::clone(config))) });
+        let client = Pooled::new(Connector {
+            tcp: self.tcp.clone(),
+            tls: TlsConnector::from(Arc::new(ClientConfig::clone(config))),
+        });
         clients.push((Arc::downgrade(config), client.clone()));
         client
     }
 }
 
-/// Plain connections, which have the descriptors that those to backends have.
+/// Plain connections, which have the descriptors that those to backends have, also those of the worker's that wait.
 #[derive(Clone)]
-pub(super) struct Tcp(HttpConnector);
+pub(super) struct Tcp {
+    connector: HttpConnector,
+    waiting: Arc<Pool>,
+}
 
 impl Tcp {
-    pub(super) fn new() -> Self {
-        let mut tcp = HttpConnector::new();
-        tcp.set_nodelay(true);
-        tcp.enforce_http(false);
-        Self(tcp)
+    pub(super) fn new(waiting: Arc<Pool>) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.enforce_http(false);
+        Self { connector, waiting }
     }
 }
 
@@ -70,14 +82,16 @@ impl Service<Uri> for Tcp {
     type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<TcpStream>>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_ready(cx).map_err(io::Error::other)
+        self.connector.poll_ready(cx).map_err(io::Error::other)
     }
 
     fn call(&mut self, url: Uri) -> Self::Future {
-        if !descriptors::is_next_for_backend() {
-            return Box::pin(ready(Err(io::Error::from_raw_os_error(libc::EMFILE))));
+        while !descriptors::is_next_for_backend() {
+            if !self.waiting.give_up() {
+                return Box::pin(ready(Err(io::Error::from_raw_os_error(libc::EMFILE))));
+            }
         }
-        let connecting = self.0.call(url);
+        let connecting = self.connector.call(url);
         Box::pin(async move { connecting.await.map_err(io::Error::other) })
     }
 }
