@@ -3,6 +3,7 @@
 //! it writes, and is named here. Pure: bytes and time come in.
 
 mod stream;
+mod waits;
 
 use std::{
     time::{Duration, Instant},
@@ -221,17 +222,6 @@ impl Rules {
         Ok(())
     }
 
-    /// Each stream, after what changes for all.
-    fn settle(&mut self, now: Instant) {
-        let (room, closed) = (self.room > 0, self.window <= 0);
-        let mut waits = false;
-        for (_, stream) in self.streams.each_mut() {
-            stream.settle(room, now);
-            waits |= closed && stream.answered;
-        }
-        self.answers.waits(waits, now);
-    }
-
     /// The request has ended.
     fn ended(&mut self, stream: u32, now: Instant) {
         let room = self.room > 0;
@@ -239,30 +229,6 @@ impl Rules {
             stream.sending = false;
             stream.settle(room, now);
         }
-    }
-
-    /// The streams that are too slow; where all of them are, it is one stall. One whose window is closed at the moment is not slow for that.
-    fn slow(&mut self, now: Instant) -> Result<Vec<(u32, Reason)>, Verdict> {
-        if self.patience.rate.is_none() {
-            return Ok(Vec::new());
-        }
-        let stall = Err(Verdict::Ours(H2Abuse::Stall));
-        if self.answers.late(now) {
-            return stall;
-        }
-        let all = self.streams.each().all(|(_, stream)| stream.answer.late(now));
-        let mut slow = Vec::new();
-        for (id, stream) in self.streams.each_mut().filter(|(_, stream)| !stream.judged) {
-            let reason = match (stream.upload.late(now), stream.answer.late(now)) {
-                (true, _) => Reason::ClientTimeout,
-                (_, true) if all => return stall,
-                (_, true) => Reason::TooSlow,
-                (false, false) => continue,
-            };
-            stream.judged = true;
-            slow.push((id, reason));
-        }
-        Ok(slow)
     }
 
     fn begins(&mut self, head: Head, now: Instant) -> Result<(), H2Abuse> {
@@ -457,17 +423,6 @@ impl Rules {
         Ok(())
     }
 
-    /// An answer's head goes.
-    fn begins_answer(&mut self, stream: u32, now: Instant) {
-        let room = self.room > 0;
-        let Some(stream) = self.streams.find(stream) else { return };
-        stream.answered = true;
-        stream.settle(room, now);
-        if self.window <= 0 {
-            self.answers.waits(true, now);
-        }
-    }
-
     /// An answer has been sent to its end; the client may reset another stream for it.
     fn answered(&mut self, stream: u32) {
         if self.over(stream) {
@@ -478,11 +433,6 @@ impl Rules {
     /// A stream is over. Returns whether it was one.
     fn over(&mut self, stream: u32) -> bool {
         self.streams.remove(stream)
-    }
-
-    /// Whether an answer waits for a window.
-    fn starved(&self) -> bool {
-        self.streams.each().any(|(_, stream)| stream.answered && (stream.window <= 0 || self.window <= 0))
     }
 }
 

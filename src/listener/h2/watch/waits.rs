@@ -1,0 +1,59 @@
+//! Who is waited for, and who is too slow.
+
+use std::time::Instant;
+
+use super::{Rules, Verdict};
+use crate::{telemetry::metrics::H2Abuse, types::Reason};
+
+impl Rules {
+    /// Each stream, after what changes for all.
+    pub(super) fn settle(&mut self, now: Instant) {
+        let (room, closed) = (self.room > 0, self.window <= 0);
+        let mut waits = false;
+        for (_, stream) in self.streams.each_mut() {
+            stream.settle(room, now);
+            waits |= closed && stream.answered;
+        }
+        self.answers.waits(waits, now);
+    }
+
+    /// The streams that are too slow; where all of them are, it is one stall. One whose window is closed at the moment is not slow for that.
+    pub(super) fn slow(&mut self, now: Instant) -> Result<Vec<(u32, Reason)>, Verdict> {
+        if self.patience.rate.is_none() {
+            return Ok(Vec::new());
+        }
+        let stall = Err(Verdict::Ours(H2Abuse::Stall));
+        if self.answers.late(now) {
+            return stall;
+        }
+        let all = self.streams.each().all(|(_, stream)| stream.answer.late(now));
+        let mut slow = Vec::new();
+        for (id, stream) in self.streams.each_mut().filter(|(_, stream)| !stream.judged) {
+            let reason = match (stream.upload.late(now), stream.answer.late(now)) {
+                (true, _) => Reason::ClientTimeout,
+                (_, true) if all => return stall,
+                (_, true) => Reason::TooSlow,
+                (false, false) => continue,
+            };
+            stream.judged = true;
+            slow.push((id, reason));
+        }
+        Ok(slow)
+    }
+
+    /// An answer's head goes.
+    pub(super) fn begins_answer(&mut self, stream: u32, now: Instant) {
+        let room = self.room > 0;
+        let Some(stream) = self.streams.find(stream) else { return };
+        stream.answered = true;
+        stream.settle(room, now);
+        if self.window <= 0 {
+            self.answers.waits(true, now);
+        }
+    }
+
+    /// Whether an answer waits for a window.
+    pub(super) fn starved(&self) -> bool {
+        self.streams.each().any(|(_, stream)| stream.answered && (stream.window <= 0 || self.window <= 0))
+    }
+}
