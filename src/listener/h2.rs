@@ -190,7 +190,7 @@ impl Serving {
                 });
             }
             self.requests.broken(&self.told.take_broken());
-            self.requests.poll();
+            self.told.held(self.requests.poll());
             if self.idle.poll(cx, self.requests.is_empty(), limit).is_ready() {
                 return Poll::Ready(Turn::Idle);
             }

@@ -23,6 +23,7 @@ pub mod proxy_protocol;
 pub mod rate;
 pub mod retry;
 pub mod rewrite;
+pub mod room;
 pub mod route;
 pub mod slow_start;
 pub mod trailers;

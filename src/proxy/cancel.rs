@@ -26,6 +26,8 @@ pub struct Cancel {
     /// The client may rest as it likes; `proxy/watch.rs` bounds its silence.
     pub(super) at_leisure: AtomicBool,
     malformed: AtomicBool,
+    /// A part of the answer waits for more room in its client's windows than there is; see [`Outlet`](super::Outlet).
+    held: AtomicBool,
     broken: AtomicBool,
     /// Its client has reset it, and who waits for that.
     left: AtomicBool,
@@ -48,6 +50,16 @@ impl Cancel {
     /// Whether the request has turned out to be none.
     pub fn is_malformed(&self) -> bool {
         self.malformed.load(Ordering::Relaxed)
+    }
+
+    /// See [`Cancel::is_held`].
+    pub fn set_held(&self, held: bool) {
+        self.held.store(held, Ordering::Relaxed);
+    }
+
+    /// Whether a part of the answer waits for its client though there is some room.
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// Its stream is reset for what its client did on it.

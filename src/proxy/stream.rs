@@ -10,7 +10,7 @@ use h2::RecvStream;
 use http::{HeaderMap, StatusCode};
 use pingora_core::{Error, ErrorType, Result};
 
-use super::{cancel::Cancel, dropped::Side, watch};
+use super::{cancel::Cancel, dropped::Side, outlet::Outlet, watch};
 use crate::policy::{fields::Fields as _, framing};
 
 /// A request's body.
@@ -69,6 +69,11 @@ impl Upload {
             return Poll::Ready(Err(error.into_down()));
         }
         Poll::Ready(Ok(None))
+    }
+
+    /// For the request's answer.
+    pub fn outlet(&self) -> Outlet {
+        Outlet::new(self.cancel.clone())
     }
 
     /// The stream is over, and so much of the answer has left.

@@ -1,6 +1,9 @@
 //! HTTP/2 clients that are slow or say one thing of a body and send another: each stream is judged for itself.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use tokio::io::AsyncReadExt as _;
 
@@ -579,4 +582,76 @@ listeners: [{ address: <listen>, tls: { certificates: [main] }, limits: { min_bo
         _ = proxy.metric("rrlb_h2_abuse_total", &["kind=\"stall\""], |n| n == 1.0) => {}
     }
     assert_eq!(proxy.access_log(1).await[0]["reason"], "too_slow");
+}
+
+/// As some libraries do it (package:http2 of Dart). Who is slow has all but the rest of its window to give back, and each rest would cut what comes next.
+#[tokio::test]
+async fn who_gives_back_each_frame_as_it_came_gets_all_of_it() {
+    const WINDOW: usize = 65_535;
+    const LITTLE: usize = 256;
+    const CHUNKS: usize = 2_000;
+    let origin = Origin::script("a", |mut peer: Peer| async move {
+        while peer.request().await.is_some() {
+            let chunk = format!("3e8\r\n{}\r\n", "x".repeat(1000));
+            peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+            peer.send(chunk.repeat(CHUNKS) + "0\r\n\r\n").await;
+        }
+    });
+    let origin = origin.await;
+    for engine in ["lane", "exchange", "pingora"] {
+        let yaml = "listeners: [{ address: <listen>, h2c: true }]\nengine: <engine>";
+        let proxy = Config::before(&[&origin], yaml).put("engine", engine).start().await;
+        let mut raw = Raw::begin(proxy.listen, &[]).await;
+        raw.send(&get(1, "/")).await;
+        let (mut came, mut given, mut held) = (0, WINDOW, VecDeque::new());
+        loop {
+            let frame = within("a frame", raw.read.next()).await.expect("no end of the connection");
+            assert_ne!(frame.kind, GOAWAY, "{engine}, after {came}: {frame:?}");
+            if frame.kind != DATA {
+                continue;
+            }
+            came += frame.payload.len();
+            if frame.flags & END_STREAM != 0 {
+                break;
+            }
+            held.push_back(frame.payload.len());
+            while came + LITTLE > given
+                && let Some(oldest) = held.pop_front()
+            {
+                if oldest > 0 {
+                    let by = u32::try_from(oldest).expect("a frame's length");
+                    raw.send(&[window(0, by), window(1, by)].concat()).await;
+                    given += oldest;
+                }
+            }
+        }
+        assert_eq!(came, CHUNKS * 1000, "{engine}");
+    }
+}
+
+/// There is room at nearly any moment, and never enough.
+#[tokio::test]
+async fn a_window_that_is_opened_by_a_byte_now_and_then_is_no_window() {
+    const WINDOW: usize = 2000;
+    let origin = Origin::echo("a").await;
+    for engine in ["lane", "pingora"] {
+        let yaml = "
+            engine: <engine>
+            listeners: [{ address: <listen>, h2c: true }]
+            upstreams: { app: { backends: [\"<origin>\"], timeouts: { read: 1s } } }";
+        let config = Config::new(yaml).put("engine", engine).put("origin", origin.address.clone());
+        let proxy = config.start().await;
+        let mut raw = Raw::begin(proxy.listen, &[(4, u32::try_from(WINDOW).expect("small"))]).await;
+        raw.send(&[get(1, "/hold"), get(3, "/size/1000000")].concat()).await;
+        let began = Instant::now();
+        let byte = window(3, 1);
+        let seen = meanwhile(&mut raw, Duration::from_millis(110), &byte, |frame| is_reset(frame, 3)).await;
+        // The grace, and what the window's first bytes have paid for.
+        let took = began.elapsed();
+        assert!((5..10).contains(&took.as_secs()), "{engine}: {took:?}");
+        assert_eq!(seen.last().map(|frame| frame.number(0)), Some(CANCEL), "{engine}");
+        let body: usize = seen.iter().filter(|frame| frame.kind == DATA).map(|frame| frame.payload.len()).sum();
+        assert!((WINDOW..WINDOW + 100).contains(&body), "{engine}: {body}");
+        assert_eq!(reason(&proxy, "/size/1000000").await, ("too_slow".to_owned(), 200), "{engine}");
+    }
 }

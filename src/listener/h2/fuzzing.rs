@@ -48,6 +48,7 @@ fn judged(input: &[u8], start: Instant, size: usize) -> Judgement {
                 }
                 1 => {
                     watch.stands((length % 2 == 1).then_some(now));
+                    watch.held(u32::from(length >> 2), length & 2 != 0, now);
                     rest = after;
                 }
                 2..5 => bytes.chunks(size).try_for_each(|part| send(&mut watch, part, now))?,

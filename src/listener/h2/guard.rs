@@ -53,6 +53,10 @@ pub(super) struct Told {
     /// The verdict has come to who serves the connection.
     heard: AtomicBool,
     words: Mutex<Words>,
+    /// Streams whose answers wait for more room than there is, or do not any more, and since when.
+    held: Mutex<Vec<(u32, bool, Instant)>>,
+    /// There is something in it.
+    holds: AtomicBool,
     /// There may be a word that was not taken. Mostly there is none, and every turn of the connection asks.
     said: AtomicBool,
     malformed: AtomicU32,
@@ -101,6 +105,22 @@ impl Told {
         let untold = words.refused.iter().position(|(refused, _)| *refused == stream);
         let untold = untold.map(|at| words.refused.remove(at));
         fresh || untold.is_some()
+    }
+
+    /// The requests have seen this; the guard is told when it looks next.
+    pub(super) fn held(&self, held: Vec<(u32, bool, Instant)>) {
+        if !held.is_empty() {
+            self.held.lock().unwrap_or_else(PoisonError::into_inner).extend(held);
+            self.holds.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn take_held(&self) -> Vec<(u32, bool, Instant)> {
+        if !self.holds.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        self.holds.store(false, Ordering::Relaxed);
+        std::mem::take(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether another stream may be there to be accepted.
@@ -192,8 +212,16 @@ impl Guard {
         })
     }
 
+    /// Who is waited for, since the requests were polled.
+    fn hear(&mut self) {
+        for (stream, held, at) in self.told.take_held() {
+            self.watch.held(stream, held, at);
+        }
+    }
+
     /// Looks at what is read.
     fn receive(&mut self, bytes: &[u8]) {
+        self.hear();
         let judged = self.watch.received(bytes, Instant::now());
         self.judge(judged);
         {
@@ -269,7 +297,8 @@ impl Guard {
                 return;
             }
             alarm.reset(next(watch));
-            let late = watch.late(Instant::now());
+            self.hear();
+            let late = self.watch.late(Instant::now());
             let slow = self.judge(late);
             self.told.slow(slow);
         }
@@ -340,6 +369,7 @@ impl AsyncWrite for Guard {
             None => Pin::new(&mut *this.conn).poll_write(cx, &data[..now]),
         };
         if let Poll::Ready(Ok(written)) = &written {
+            this.hear();
             let judged = this.watch.sent(&data[..*written], Instant::now());
             this.judge(judged);
             let broken = this.watch.broken();

@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
+    time::Instant,
 };
 
 use tokio::task::coop::has_budget_remaining;
@@ -113,6 +114,8 @@ struct Served {
     cancel: Arc<Cancel>,
     bell: Arc<Bell>,
     waker: Waker,
+    /// What was known last; see [`Cancel::is_held`].
+    held: bool,
     /// Until it has ended.
     future: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
@@ -141,7 +144,7 @@ impl Requests {
             // Often it is the only one; by itself the list would take room for four.
             self.served = Vec::with_capacity(1);
         }
-        self.served.push(Served { stream, cancel, bell, waker, future: Some(future) });
+        self.served.push(Served { stream, cancel, bell, waker, held: false, future: Some(future) });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -153,9 +156,9 @@ impl Requests {
     }
 
     /// Polls those that have rung, until the task has done enough for one turn. One that panics ends alone, as a task of its own
-    /// would.
-    pub(super) fn poll(&mut self) {
-        let (count, mut ended) = (self.served.len(), false);
+    /// would. Returns on which streams an answer waits for its client from now on though there is some room, or does not any more.
+    pub(super) fn poll(&mut self) -> Vec<(u32, bool, Instant)> {
+        let (count, mut ended, mut told) = (self.served.len(), false, Vec::new());
         let first = if self.next < count { self.next } else { 0 };
         for at in (first..count).chain(0..first) {
             if !has_budget_remaining() {
@@ -167,6 +170,11 @@ impl Requests {
             if served.bell.heard() {
                 served.poll();
                 ended |= served.future.is_none();
+                let held = served.cancel.is_held();
+                if held != served.held {
+                    served.held = held;
+                    told.push((served.stream, held, Instant::now()));
+                }
             }
         }
         if ended {
@@ -176,6 +184,7 @@ impl Requests {
                 self.served = Vec::new();
             }
         }
+        told
     }
 
     /// Ends those requests. Returns whether a client that is too slow with a request has no other under way.
@@ -291,6 +300,26 @@ mod tests {
         fixture.requests.poll();
         assert_eq!(fixture.counts(), [1, 1, 2]);
         assert_eq!(fixture.requests.served.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn who_is_held_is_told_once() {
+        let (ring, cancel) = (Arc::<Ring>::default(), Arc::<Cancel>::default());
+        let mut requests = Requests::new(ring);
+        let (told, go) = (cancel.clone(), Arc::<Notify>::default());
+        let ready = go.clone();
+        let served = async move {
+            for held in [false, true, true, false] {
+                told.set_held(held);
+                ready.notified().await;
+            }
+        };
+        requests.begin(7, cancel, Box::pin(served));
+        for seen in [vec![], vec![(7, true)], vec![], vec![(7, false)], vec![]] {
+            let held = requests.poll().into_iter().map(|(stream, held, _)| (stream, held));
+            assert_eq!(held.collect::<Vec<_>>(), seen);
+            go.notify_one();
+        }
     }
 
     #[tokio::test]

@@ -27,7 +27,7 @@ use pingora_core::{
 use pingora_http::{RequestHeader, ResponseHeader};
 use tokio::time::timeout;
 
-use crate::proxy::{Upload, stream_failed, tunnel};
+use crate::proxy::{Outlet, Upload, stream_failed, tunnel};
 
 /// As much of a request's body is kept for another attempt; as much as Pingora keeps.
 const RETAINED: usize = 64 * 1024;
@@ -39,6 +39,7 @@ pub(super) struct StreamSession {
     respond: SendResponse<Bytes>,
     /// The answer, once it has begun.
     sending: Option<SendStream<Bytes>>,
+    outlet: Outlet,
     /// The last head that was written.
     written: Option<Box<ResponseHeader>>,
     /// The answer's end has been given.
@@ -59,6 +60,7 @@ impl StreamSession {
         let asks = request.headers.contains_key(header::UPGRADE);
         Self {
             request,
+            outlet: upload.outlet(),
             upload,
             respond,
             sending: None,
@@ -124,16 +126,13 @@ impl StreamSession {
             return Ok(());
         }
         while !data.is_empty() {
-            sending.reserve_capacity(data.len());
-            let room = poll_fn(|cx| sending.poll_capacity(cx));
+            let room = poll_fn(|cx| self.outlet.poll_room(sending, data.len(), cx));
             let room = match self.write_timeout {
-                None => room.await,
+                None => room.await?,
                 Some(patience) => timeout(patience, room)
                     .await
-                    .map_err(|_| Error::explain(ErrorType::WriteTimedout, "writing to a stream").into_down())?,
+                    .map_err(|_| Error::explain(ErrorType::WriteTimedout, "writing to a stream").into_down())??,
             };
-            let gone = || Error::explain(ErrorType::ConnectionClosed, "the stream has ended").into_down();
-            let room = room.ok_or_else(gone)?.map_err(stream_failed)?;
             let part = data.split_to(room.min(data.len()));
             self.sent += part.len();
             sending.send_data(part, end && data.is_empty()).map_err(stream_failed)?;

@@ -20,10 +20,10 @@ use super::{
     },
     pace::{Pace, Patience},
 };
-use crate::{telemetry::metrics::H2Abuse, types::Reason};
+use crate::{policy::room, telemetry::metrics::H2Abuse, types::Reason};
 
 /// Opening a closed window by less than this is what a dribble is made of.
-const CRUMB: u32 = 256;
+const CRUMB: i64 = room::CRUMB as i64;
 /// Streams whose windows are followed; the h2 crate refuses those beyond its own, lower limit.
 pub(super) const STREAMS: usize = 512;
 const INITIAL_WINDOW: i64 = 65_535;
@@ -144,6 +144,11 @@ impl Watch {
         self.rules.broken.drain(..)
     }
 
+    /// From `at` on, a part of the stream's answer waits for more room than there is, or does not any more.
+    pub(super) fn held(&mut self, stream: u32, held: bool, at: Instant) {
+        self.rules.held(stream, held, at);
+    }
+
     /// This is on its way to the client.
     pub(super) fn sent(&mut self, bytes: &[u8], now: Instant) -> Result<(), Verdict> {
         let rules = &mut self.rules;
@@ -213,7 +218,7 @@ impl Rules {
                 }
                 match head.kind {
                     DATA if head.has(END_STREAM) => self.ended(head.stream, now),
-                    RST_STREAM if self.over(head.stream) => self.left.push(head.stream),
+                    RST_STREAM if self.over(head.stream, now) => self.left.push(head.stream),
                     WINDOW_UPDATE => self.opened(head.stream, number(payload, 0), now)?,
                     _ => {}
                 }
@@ -254,6 +259,7 @@ impl Rules {
                         room: self.initial_room,
                         sending: !head.has(END_STREAM),
                         answered: false,
+                        held: false,
                         upload: Pace::new(),
                         answer: Pace::new(),
                         judged: false,
@@ -325,14 +331,14 @@ impl Rules {
     /// A part of an answer goes.
     fn replies(&mut self, head: Head, now: Instant) {
         let length = i64::from(head.length);
-        let was = self.window > 0;
+        let was = self.is_shut();
         self.window -= length;
         let room = self.room > 0;
         if let Some(rate) = self.patience.rate {
             self.answers.moved(head.length, rate, self.patience.stall, now);
         }
         if head.has(END_STREAM) {
-            self.answered(head.stream);
+            self.answered(head.stream, now);
         } else if let Some(stream) = self.streams.find(head.stream) {
             stream.window -= length;
             if let Some(rate) = self.patience.rate {
@@ -340,18 +346,19 @@ impl Rules {
             }
             stream.settle(room, now);
         }
-        if was != (self.window > 0) {
+        if was != self.is_shut() {
             self.settle(now);
         }
     }
 
     /// The client has opened a window.
     fn opened(&mut self, stream: u32, by: u32, now: Instant) -> Result<(), H2Abuse> {
+        let by = i64::from(by);
         let closed = if stream == 0 {
-            let closed = self.window <= 0 && self.streams.each().any(|(_, stream)| stream.answered);
-            let was = self.window > 0;
-            self.window += i64::from(by);
-            if was != (self.window > 0) {
+            let was = self.is_shut();
+            let closed = was && self.streams.each().any(|(_, stream)| stream.answered);
+            self.window += by;
+            if was != self.is_shut() {
                 self.settle(now);
             }
             closed
@@ -359,7 +366,7 @@ impl Rules {
             let room = self.room > 0;
             let Some(stream) = self.streams.find(stream) else { return Ok(()) };
             let closed = stream.starved();
-            stream.window += i64::from(by);
+            stream.window += by;
             stream.settle(room, now);
             closed
         };
@@ -392,13 +399,13 @@ impl Rules {
                 self.budget.earn(H2Abuse::Ping, 1);
                 self.moved = now;
                 if head.has(END_STREAM) {
-                    self.answered(head.stream);
+                    self.answered(head.stream, now);
                 } else {
                     self.begins_answer(head.stream, now);
                 }
             }
             Found::End(head, payload) if head.kind == RST_STREAM => {
-                let known = self.over(head.stream);
+                let known = self.over(head.stream, now);
                 // Resets for another cause, a backend's fault most often, are not the client's.
                 const PROTOCOL_ERROR: u32 = 1;
                 const FLOW_CONTROL_ERROR: u32 = 3;
@@ -424,15 +431,20 @@ impl Rules {
     }
 
     /// An answer has been sent to its end; the client may reset another stream for it.
-    fn answered(&mut self, stream: u32) {
-        if self.over(stream) {
+    fn answered(&mut self, stream: u32, now: Instant) {
+        if self.over(stream, now) {
             self.budget.earn(H2Abuse::Reset, 1);
         }
     }
 
     /// A stream is over. Returns whether it was one.
-    fn over(&mut self, stream: u32) -> bool {
-        self.streams.remove(stream)
+    fn over(&mut self, stream: u32, now: Instant) -> bool {
+        let Some(stream) = self.streams.remove(stream) else { return false };
+        if stream.answered && self.window < CRUMB {
+            // Perhaps it was the last that waited.
+            self.settle(now);
+        }
+        true
     }
 }
 

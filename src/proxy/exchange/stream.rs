@@ -24,6 +24,7 @@ use super::{
         downstream::Downstream as _,
         edit, finish,
         kit::Kit,
+        outlet::Outlet,
         reject, retry, select,
         stream::{Upload, failed as stream_failed},
         watch,
@@ -77,6 +78,7 @@ pub fn serve<'a>(
             respond,
             sending: None,
             asked: false,
+            outlet: Outlet::new(cancel.clone()),
             out: Out::default(),
             reader: None,
             waiting: false,
@@ -98,6 +100,7 @@ struct Lane<'a> {
     sending: Option<SendStream<Bytes>>,
     /// The client was told to send its body.
     asked: bool,
+    outlet: Outlet,
     out: Out,
     /// With the client, to take its answer.
     reader: Option<Deadline>,
@@ -412,25 +415,10 @@ impl Lane<'_> {
         let Some(sending) = &mut self.sending else { return Poll::Ready(Ok(())) };
         while !self.out.data.is_empty() {
             let left = self.out.data.len();
-            let mut room = sending.capacity();
-            if room == 0 {
-                sending.reserve_capacity(left);
-                room = sending.capacity();
-            }
-            if room == 0 {
-                room = match sending.poll_capacity(cx) {
-                    Poll::Ready(Some(room)) => room.map_err(stream_failed)?,
-                    Poll::Ready(None) => {
-                        return Poll::Ready(Err(
-                            Error::explain(ErrorType::ConnectionClosed, "within its answer").into_down()
-                        ));
-                    }
-                    Poll::Pending => {
-                        self.wait();
-                        return Poll::Pending;
-                    }
-                };
-            }
+            let Poll::Ready(room) = self.outlet.poll_room(sending, left, cx)? else {
+                self.wait();
+                return Poll::Pending;
+            };
             let part = self.out.data.split_to(room.min(left));
             let (bytes, ends) = (part.len() as u64, self.out.last && self.out.data.is_empty());
             sending.send_data(part, ends).map_err(stream_failed)?;

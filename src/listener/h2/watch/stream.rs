@@ -14,6 +14,8 @@ pub(super) struct Stream {
     pub(super) sending: bool,
     /// The answer has begun and not ended.
     pub(super) answered: bool,
+    /// A part of it waits for more room than there is.
+    pub(super) held: bool,
     pub(super) upload: Pace,
     pub(super) answer: Pace,
     /// Was found too slow.
@@ -50,14 +52,13 @@ impl Streams {
         self.place(id).is_some()
     }
 
-    /// Returns whether it was there. Who is idle keeps no room for them.
-    pub(super) fn remove(&mut self, id: u32) -> bool {
-        let Some(at) = self.place(id) else { return false };
-        self.0.remove(at);
+    /// Who is idle keeps no room for them.
+    pub(super) fn remove(&mut self, id: u32) -> Option<Stream> {
+        let (_, removed) = self.0.remove(self.place(id)?)?;
         if self.0.is_empty() {
             self.0 = VecDeque::new();
         }
-        true
+        Some(removed)
     }
 
     /// With their numbers.
@@ -82,9 +83,9 @@ impl Stream {
         self.answer.waits(self.starved(), now);
     }
 
-    /// Whether its answer waits for its own window.
+    /// Whether its answer waits for its client.
     pub(super) fn starved(&self) -> bool {
-        self.answered && self.window <= 0
+        self.answered && (self.window <= 0 || self.held)
     }
 }
 
@@ -101,16 +102,24 @@ mod tests {
         let mut streams = Streams::default();
         for id in [1, 5, 7, 9] {
             let (upload, answer) = (Pace::new(), Pace::new());
-            let stream =
-                Stream { window: id.into(), room: 0, sending: true, answered: false, upload, answer, judged: false };
+            let stream = Stream {
+                window: id.into(),
+                room: 0,
+                sending: true,
+                answered: false,
+                held: false,
+                upload,
+                answer,
+                judged: false,
+            };
             streams.push(id, stream);
         }
-        assert!(streams.remove(5) && !streams.remove(5) && !streams.remove(3));
+        assert!(streams.remove(5).is_some() && streams.remove(5).is_none() && streams.remove(3).is_none());
         assert_eq!(numbers(&streams), [1, 7, 9]);
         assert_eq!(streams.find(7).map(|stream| stream.window), Some(7));
         assert!(streams.has(9) && !streams.has(5));
         for (id, left) in [(9, 2), (1, 1), (7, 0)] {
-            assert!(streams.remove(id));
+            assert!(streams.remove(id).is_some());
             assert_eq!(streams.len(), left);
         }
         assert!(streams.is_empty());

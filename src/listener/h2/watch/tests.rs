@@ -379,6 +379,88 @@ fn one_that_goes_on_is_not_slow_for_those_that_stand_beside_it() {
     assert_eq!(slow, [(1, Reason::TooSlow)]);
 }
 
+/// A stream whose answer has begun, where so much is left of its window and of the connection's.
+fn answered(watch: &mut Watch, stream: u32, [rest, of_all]: [u16; 2], now: Instant) {
+    const WINDOW: u16 = 40_000;
+    feed(watch, &frame(SETTINGS, 0, 0, &[&[0, 4, 0, 0][..], &WINDOW.to_be_bytes()].concat()), now);
+    feed(watch, &frame(HEADERS, END_HEADERS | END_STREAM, stream, &[0x82]), now);
+    watch.sent(&frame(HEADERS, END_HEADERS, stream, &[0x88]), now).expect("an answer");
+    watch.rules.window = i64::from(WINDOW - rest + of_all);
+    watch.sent(&frame(DATA, 0, stream, &vec![0; usize::from(WINDOW - rest)]), now).expect("DATA");
+}
+
+/// An event stream whose next event comes in an hour, and a client that gives back only what is used up.
+#[test]
+fn a_rest_of_a_window_waits_for_nobody_unless_a_part_does() {
+    let now = Instant::now();
+    let at = |millis| now + Duration::from_millis(millis);
+    for rest in [[100, 20_000], [20_000, 100]] {
+        let mut watch = paced(now);
+        answered(&mut watch, 1, rest, now);
+        assert_eq!(watch.late(at(3_600_000)), Ok(vec![]), "{rest:?} are left");
+        assert!(!watch.rules.starved());
+    }
+    // Of each fifth of a second a part waits a tenth, and is then sent by a byte; the other tenth there is no room at all.
+    let mut watch = paced(now);
+    answered(&mut watch, 1, [0, 20_000], now);
+    answered(&mut watch, 3, [20_000, 20_000], now);
+    let mut named = Vec::new();
+    for tick in 0..200 {
+        let (opened, sent) = (at(tick * 200), at(tick * 200 + 100));
+        feed(&mut watch, &frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]), opened);
+        watch.held(1, true, opened);
+        assert!(watch.rules.starved());
+        watch.held(1, false, sent);
+        watch.sent(&frame(DATA, 0, 1, b"x"), sent).expect("a byte");
+        named.extend(watch.late(sent).expect("no stall").into_iter().map(|slow| (slow, tick / 5)));
+    }
+    assert_eq!(named, [((1, Reason::TooSlow), 30)], "as long as may be paid for ahead");
+}
+
+#[test]
+fn a_crumb_of_the_connections_window_that_streams_share_is_no_window() {
+    let now = Instant::now();
+    let at = |millis| now + Duration::from_millis(millis);
+    let mut watch = paced(now);
+    for stream in [1, 3, 5] {
+        answered(&mut watch, stream, [20_000, 40], now);
+    }
+    // They have it in turn, and it is never used up.
+    let late = (0..1000).find(|tick| {
+        let (from, stream) = (at(tick * 100), [1, 3, 5][usize::try_from(tick % 3).expect("small")]);
+        watch.held(stream, true, from);
+        feed(&mut watch, &frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 9]), from);
+        watch.sent(&frame(DATA, 0, stream, &[0; 9]), from).expect("a crumb");
+        watch.late(from) == Err(Verdict::Ours(H2Abuse::Stall)) || {
+            watch.held([5, 1, 3][usize::try_from(tick % 3).expect("small")], false, from);
+            false
+        }
+    });
+    let seconds = late.expect("it ends") / 10;
+    assert!((30..34).contains(&seconds), "after {seconds} s: what may be paid for ahead, and a tenth of each second");
+    // Who has reset what waited owes nothing.
+    let mut watch = paced(now);
+    answered(&mut watch, 1, [20_000, 100], now);
+    watch.held(1, true, now);
+    watch.received(&frame(RST_STREAM, 0, 1, &[0; 4]), now).expect("a reset");
+    feed(&mut watch, &frame(HEADERS, END_HEADERS | END_STREAM, 3, &[0x82]), at(3_600_000));
+    watch.sent(&frame(HEADERS, END_HEADERS, 3, &[0x88]), at(3_600_000)).expect("an answer");
+    assert_eq!(watch.late(at(3_600_000)), Ok(vec![]));
+}
+
+#[test]
+fn crumbs_for_a_part_that_waits_for_more_are_a_dribble() {
+    let now = Instant::now();
+    for (stream, rest) in [(1, [10, 20_000]), (0, [20_000, 10])] {
+        let mut watch = begun(now);
+        answered(&mut watch, 1, rest, now);
+        watch.held(1, true, now);
+        let (count, verdict) = until(&mut watch, &frame(WINDOW_UPDATE, 0, stream, &[0, 0, 0, 1]), now);
+        assert_eq!(verdict, Some(Verdict::Ours(H2Abuse::Dribble)), "after {count}");
+        assert!((200..240).contains(&count), "{count}, with what the answer has earned");
+    }
+}
+
 #[test]
 fn who_opens_streams_and_resets_them_is_told() {
     let now = Instant::now();

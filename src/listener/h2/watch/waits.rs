@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use super::{Rules, Verdict};
+use super::{CRUMB, Rules, Verdict};
 use crate::{telemetry::metrics::H2Abuse, types::Reason};
 
 impl Rules {
     /// Each stream, after what changes for all.
     pub(super) fn settle(&mut self, now: Instant) {
-        let (room, closed) = (self.room > 0, self.window <= 0);
+        let (room, closed) = (self.room > 0, self.is_shut());
         let mut waits = false;
         for (_, stream) in self.streams.each_mut() {
             stream.settle(room, now);
@@ -47,13 +47,27 @@ impl Rules {
         let Some(stream) = self.streams.find(stream) else { return };
         stream.answered = true;
         stream.settle(room, now);
-        if self.window <= 0 {
+        if self.is_shut() {
             self.answers.waits(true, now);
         }
     }
 
-    /// Whether an answer waits for a window.
+    /// From `at` on, a part of an answer waits for more room than there is, or does not any more. The windows do not show it: who has
+    /// nothing to send waits for nobody, however little room there is.
+    pub(super) fn held(&mut self, stream: u32, held: bool, at: Instant) {
+        if let Some(stream) = self.streams.find(stream) {
+            stream.held = held;
+            self.settle(at);
+        }
+    }
+
+    /// Whether the connection's window lets nothing through. Of a crumb each stream may have a part, and wait for more.
+    pub(super) fn is_shut(&self) -> bool {
+        self.window <= 0 || (self.window < CRUMB && self.streams.each().any(|(_, stream)| stream.held))
+    }
+
+    /// Whether an answer waits for its client.
     pub(super) fn starved(&self) -> bool {
-        self.streams.each().any(|(_, stream)| stream.answered && (stream.window <= 0 || self.window <= 0))
+        self.streams.each().any(|(_, stream)| stream.starved() || (stream.answered && self.window <= 0))
     }
 }
