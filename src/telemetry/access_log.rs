@@ -3,6 +3,7 @@
 
 use std::{
     io::Write as _,
+    mem::MaybeUninit,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -182,7 +183,7 @@ pub fn write_combined(record: &Record<'_>, clock: &mut ClockText, out: &mut Vec<
 
 /// The room for a line, made for all of it at once, behind what is written of it. Each piece costs a check and a copy; what is left
 /// of the room is handed on by value, so that it need not be kept in memory.
-struct Line<'a>(&'a mut [u8]);
+struct Line<'a>(&'a mut [MaybeUninit<u8>]);
 
 impl<'a> Line<'a> {
     /// Of a line without these texts: keys, two addresses, words of ours and numbers.
@@ -194,25 +195,27 @@ impl<'a> Line<'a> {
     /// escaped.
     fn write(texts: &[&[u8]], plain: bool, out: &mut Vec<u8>, write: impl FnOnce(Line<'_>) -> Line<'_>) {
         let length: usize = texts.iter().map(|text| text.len()).sum();
-        let start = out.len();
-        out.resize(start + Self::MOST + length * if plain { 1 } else { Self::ESCAPED }, 0);
-        let Line(rest) = write(Line(&mut out[start..]));
-        let left = rest.len();
-        out.truncate(out.len() - left);
+        let most = Self::MOST + length * if plain { 1 } else { Self::ESCAPED };
+        out.reserve(most);
+        let Line(rest) = write(Line(&mut out.spare_capacity_mut()[..most]));
+        let written = most - rest.len();
+        // SAFETY: a line is cut off the front of its room by the pieces that are written there alone, so all of it was written but
+        // what is left.
+        unsafe { out.set_len(out.len() + written) };
     }
 
     /// A piece whose length is known, so that no copying needs to be called.
     #[inline(always)]
     fn put<const LENGTH: usize>(self, piece: &[u8; LENGTH]) -> Self {
         let (room, rest) = self.0.split_first_chunk_mut().expect("there is room for all of the line");
-        *room = *piece;
+        *room = piece.map(MaybeUninit::new);
         Self(rest)
     }
 
     #[inline(always)]
     fn copy(self, piece: &[u8]) -> Self {
         let (room, rest) = self.0.split_at_mut(piece.len());
-        room.copy_from_slice(piece);
+        room.write_copy_of_slice(piece);
         Self(rest)
     }
 
