@@ -49,7 +49,7 @@ use self::{
 use super::{Endpoint, accept::Open, conn::Conn, worker::Post};
 use crate::{
     config::model::ListenerLimits,
-    policy::{framing, headers::same_host},
+    policy::{fields::Fields as _, framing, headers::same_host},
     proxy::{
         Cancel, ConnInfo, RequestStart, Unserved, Upload,
         exchange::{Way, serve_stream},
@@ -424,7 +424,7 @@ fn unserved(head: &Parts, began: Instant, reason: Reason) -> Unserved {
 /// Takes out a `Host` that says what `:authority` says, which is the one that counts (RFC 9113 §8.3.1); if they differ, or there
 /// are several, the request will be found malformed.
 fn one_host(head: &mut Parts) {
-    let Some(authority) = head.uri.authority() else { return };
+    let Some(authority) = head.uri.authority().filter(|_| head.headers.has(&header::HOST)) else { return };
     let https = head.uri.scheme_str() == Some("https");
     let mut hosts = head.headers.get_all(header::HOST).iter();
     let same = hosts.next().is_some_and(|host| same_host(https, host.as_bytes(), authority.as_str().as_bytes()));

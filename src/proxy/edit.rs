@@ -110,7 +110,8 @@ impl<'a, F: Fields> Client<'a, F> {
     /// whether it goes in chunks.
     pub(super) fn write(&self, ctx: &'a RequestCtx, body: bool, out: &mut BytesMut) -> bool {
         self.begin(self.method, ctx, out);
-        if self.version == Version::HTTP_2 && self.fields.all(&header::TE).any(|said| said == b"trailers") {
+        let te = self.version == Version::HTTP_2 && self.fields.has(&header::TE);
+        if te && self.fields.all(&header::TE).any(|said| said == b"trailers") {
             // The only word of HTTP/2's between neighbours (RFC 9113 §8.2.2), and it is true of us: they go on.
             put([b"te: trailers\r\nconnection: te\r\n"], out);
         }

@@ -215,7 +215,8 @@ impl<F: Fields> RequestRewrite<'_, F> {
 
     fn cookies(&self, to: &mut impl Sink) {
         let cookie = header::COOKIE;
-        let client = (!self.is_told(cookie.as_str().as_bytes())).then(|| self.client.all(&cookie));
+        let said = self.client.has(&cookie) && !self.is_told(cookie.as_str().as_bytes());
+        let client = said.then(|| self.client.all(&cookie));
         let told = self.identity.iter().filter(|(name, _)| *name == cookie).map(|(_, value)| value.as_bytes());
         let mut crumbs = client.into_iter().flatten().chain(told).peekable();
         if crumbs.peek().is_some() {
