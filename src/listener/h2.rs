@@ -254,8 +254,8 @@ pub(super) fn serve(
                 Turn::Idle if serving.leaving.is_none() => serving.leave(IDLE_GRACE),
                 Turn::Accepted(asked) => {
                     let id = asked.respond.stream_id().as_u32();
-                    let fresh = serving.told.accepted(id);
-                    if serving.told.may_follow() {
+                    let (fresh, may_follow) = serving.told.accepted(id);
+                    if may_follow {
                         // What else there is comes after that. Where there is none, the HTTP/2 layer has done all it can.
                         serving.waker.wake_by_ref();
                     }
@@ -277,7 +277,7 @@ pub(super) fn serve(
                     let (post, endpoint, told) = (post.clone(), endpoint.clone(), serving.told.clone());
                     let cancel = Arc::<Cancel>::default();
                     let served = request(post, info.clone(), endpoint, asked, cancel.clone(), told);
-                    serving.requests.begin(id, cancel, Box::pin(served));
+                    serving.requests.begin(id, cancel, served);
                 }
                 Turn::Idle | Turn::Ended => break None,
             }
@@ -324,55 +324,63 @@ fn fixed(limits: &ListenerLimits) -> (Patience, u64) {
     (patience(limits), limits.max_header_size.0)
 }
 
-async fn request(
+// Boxed here, where it is put together in its place. No `async fn`: that would keep each of these twice.
+fn request(
     post: Arc<Post>,
     info: Arc<ConnInfo>,
     endpoint: Arc<Endpoint>,
     asked: Asked,
     cancel: Arc<Cancel>,
     told: Arc<Told>,
-) {
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     let (seed, began) = (post.kit.random(), Instant::now());
     let Asked { mut head, body, mut respond, beside } = asked;
-    one_host(&mut head);
     let mut upload = Upload::new(body, cancel.clone());
-    let refused = match head.method {
-        _ if beside >= SHARE && descriptors::are_likely_scarce() => Some(Reason::TooManyConcurrent),
-        Method::CONNECT => tunnel::refused(&head),
-        _ => None,
-    };
-    if let Some(reason) = refused {
-        if let Some(refusal) = post.kit.refusal_head(reason) {
-            _ = respond.send_response(Response::from_parts(refusal.as_owned_parts(), ()), true);
+    Box::pin(async move {
+        one_host(&mut head);
+        let refused = match head.method {
+            _ if beside >= SHARE && descriptors::are_likely_scarce() => Some(Reason::TooManyConcurrent),
+            Method::CONNECT => tunnel::refused(&head),
+            _ => None,
+        };
+        if let Some(reason) = refused {
+            if let Some(refusal) = post.kit.refusal_head(reason) {
+                _ = respond.send_response(Response::from_parts(refusal.as_owned_parts(), ()), true);
+            }
+            return post.log_unserved(&info, unserved(&head, began, reason));
         }
-        return post.log_unserved(&info, unserved(&head, began, reason));
-    }
-    if head.method == Method::CONNECT && is_served(&head, &info) {
-        tunnel::into_upgrade(&mut head, u128::from(post.kit.random()) << 64 | u128::from(post.kit.random()));
-    }
-    if let Err(reason) = empty(&head, &mut upload, &mut respond, endpoint.model.limits.header_timeout, &cancel).await {
-        if reason == Reason::BadRequest {
+        if head.method == Method::CONNECT && is_served(&head, &info) {
+            tunnel::into_upgrade(&mut head, u128::from(post.kit.random()) << 64 | u128::from(post.kit.random()));
+        }
+        let length = || head.headers.first(&header::CONTENT_LENGTH).and_then(framing::length);
+        if !upload.is_done() && length() == Some(0) {
+            // Rare, and with a timer.
+            let patience = endpoint.model.limits.header_timeout;
+            if let Err(reason) = Box::pin(empty(&mut upload, &mut respond, patience, &cancel)).await {
+                if reason == Reason::BadRequest {
+                    told.malformed();
+                }
+                return post.log_unserved(&info, unserved(&head, began, reason));
+            }
+        }
+        let current = post.current();
+        let way = Way::of_stream(&current, &info, &head, seed);
+        let start = RequestStart { info: info.clone(), current, seed, began, cancel: Some(cancel.clone()) };
+        match way {
+            Some(way) => serve_stream(&post.kit, start, way, head, upload, respond).await,
+            None => {
+                if !well_formed(&head) {
+                    told.malformed();
+                }
+                // Large.
+                Box::pin(by_pingora(&post, &endpoint, start, head, upload, respond, &cancel)).await;
+            }
+        }
+        if cancel.is_malformed() {
+            // By the fields behind its body.
             told.malformed();
         }
-        return post.log_unserved(&info, unserved(&head, began, reason));
-    }
-    let current = post.current();
-    let way = Way::of_stream(&current, &info, &head, seed);
-    let start = RequestStart { info: info.clone(), current, seed, began, cancel: Some(cancel.clone()) };
-    match way {
-        Some(way) => serve_stream(&post.kit, start, way, head, upload, respond).await,
-        None => {
-            if !well_formed(&head) {
-                told.malformed();
-            }
-            // Large.
-            Box::pin(by_pingora(&post, &endpoint, start, head, upload, respond, &cancel)).await;
-        }
-    }
-    if cancel.is_malformed() {
-        // By the fields behind its body.
-        told.malformed();
-    }
+    })
 }
 
 /// Serves a request that is not for the lane.
@@ -439,19 +447,11 @@ fn one_host(head: &mut Parts) {
 /// # Errors
 /// There is a body, or no end in time.
 async fn empty(
-    head: &Parts,
     upload: &mut Upload,
     respond: &mut SendResponse<Bytes>,
     patience: Duration,
     cancel: &Cancel,
 ) -> Result<(), Reason> {
-    if upload.is_done() {
-        return Ok(());
-    }
-    let length = head.headers.get(header::CONTENT_LENGTH);
-    if length.and_then(|length| framing::length(length.as_bytes())) != Some(0) {
-        return Ok(());
-    }
     let end = async {
         loop {
             match poll_fn(|cx| upload.poll_data(cx)).await {

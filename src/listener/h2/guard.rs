@@ -97,14 +97,15 @@ impl Told {
         None
     }
 
-    /// This stream has become a request. Returns whether it is not one that was refused before, of which a [`Word`] was given.
-    pub(super) fn accepted(&self, stream: u32) -> bool {
+    /// This stream has become a request. Returns whether it is not one that was refused before, of which a [`Word`] was given, and
+    /// whether another one may be there to be accepted.
+    pub(super) fn accepted(&self, stream: u32) -> (bool, bool) {
         let mut words = self.words();
         let fresh = words.refusals.accepted(stream);
         // Its own line in the log says more than that of a request that nobody has seen.
         let untold = words.refused.iter().position(|(refused, _)| *refused == stream);
         let untold = untold.map(|at| words.refused.remove(at));
-        fresh || untold.is_some()
+        (fresh || untold.is_some(), words.refusals.may_follow())
     }
 
     /// The requests have seen this; the guard is told when it looks next.
@@ -121,11 +122,6 @@ impl Told {
         }
         self.holds.store(false, Ordering::Relaxed);
         std::mem::take(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Whether another stream may be there to be accepted.
-    pub(super) fn may_follow(&self) -> bool {
-        self.words().refusals.may_follow()
     }
 
     fn slow(&self, slow: Vec<(u32, Reason)>) {

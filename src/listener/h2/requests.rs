@@ -179,8 +179,8 @@ impl Requests {
         }
         if ended {
             self.served.retain(|served| served.future.is_some());
-            if self.served.is_empty() {
-                // An idle connection keeps no room for them.
+            if self.served.is_empty() && self.served.capacity() > 1 {
+                // An idle connection keeps room for one.
                 self.served = Vec::new();
             }
         }
