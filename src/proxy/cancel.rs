@@ -12,14 +12,17 @@ use tokio::sync::Notify;
 
 use super::dropped::Remains;
 use crate::{
-    runtime::deadlines::{Deadlines, Wait},
+    runtime::{
+        deadlines::{Deadlines, Wait},
+        signal::Signal,
+    },
     types::Reason,
 };
 
 /// Ends a request of an HTTP/2 client from outside: the connection is not its own, and one to an HTTP/2 backend neither.
 #[derive(Debug, Default)]
 pub struct Cancel {
-    pub(super) wake: Arc<Notify>,
+    pub(super) end: Arc<Signal>,
     pub(super) reason: Mutex<Option<Reason>>,
     /// The client was found too slow.
     slow: AtomicBool,
@@ -38,7 +41,7 @@ pub struct Cancel {
 impl Cancel {
     /// Waits until the request is to end, and says why.
     pub async fn cancelled(&self) -> Reason {
-        self.wake.notified().await;
+        self.end.given().await;
         self.reason()
     }
 
@@ -100,7 +103,7 @@ impl Cancel {
         *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
         self.slow.store(true, Ordering::Relaxed);
         if !upload || !deadlines.hasten_of(self.owner(), Wait::Work, Instant::now(), Duration::ZERO) {
-            self.wake.notify_one();
+            self.end.give();
         }
         true
     }

@@ -73,7 +73,7 @@ pub(super) fn request_begins(kit: &Kit, client: &mut impl Downstream, version: V
     }
     if shared {
         ctx.upstream_fd = ctx.info().map_or(-1, ConnInfo::fd);
-        cancel = ctx.start.as_ref().and_then(|start| start.cancel.as_ref()).map(|cancel| cancel.wake.clone());
+        cancel = ctx.start.as_ref().and_then(|start| start.cancel.as_ref()).map(|cancel| cancel.end.clone());
     }
     // Pingora's own deadline begins anew with every interim answer, of which a backend can send any number.
     if ctx.upstream_fd < 0 && ctx.upstream_fd != NO_SOCKET {
@@ -105,7 +105,7 @@ pub(super) fn ends_writes(ctx: &RequestCtx) {
     let (Some(deadline), Some(start)) = (&ctx.deadline, &ctx.start) else { return };
     deadline.ends_writes(match &start.cancel {
         None => Reader::Socket(start.info.fd(), start.info.blocked().clone()),
-        Some(cancel) => Reader::Owner(cancel.wake.clone()),
+        Some(cancel) => Reader::Owner(cancel.end.clone()),
     });
 }
 

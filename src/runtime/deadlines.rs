@@ -19,6 +19,8 @@ use std::{
 
 use tokio::sync::Notify;
 
+use super::signal::Signal;
+
 /// In place of a descriptor: there is no socket to shut down, and whoever waits asks [`Deadline::poll_fired`].
 pub const NO_SOCKET: RawFd = -2;
 /// How late a deadline may be noticed, so that many that are near each other cost one sweep.
@@ -61,8 +63,8 @@ struct Entry {
     latest: u64,
     /// Not due while the socket's client takes what is queued for it; see [`Deadline::drains`].
     drains: Option<Drains>,
-    /// Woken in place of shutting a socket down; see [`Deadline::wake`].
-    wake: Option<Arc<Notify>>,
+    /// Given in place of shutting a socket down; see [`Deadline::wake`].
+    wake: Option<Arc<Signal>>,
     /// Woken beside it; see [`Deadline::poll_fired`].
     waiter: Option<Waker>,
     /// Who is written to meanwhile; see [`Deadline::ends_writes`].
@@ -75,7 +77,7 @@ pub enum Reader {
     /// The socket, and whether it takes nothing at the moment. If so it ends too, in a reset.
     Socket(RawFd, Arc<AtomicBool>),
     /// Who ends what still stands a moment after the deadline.
-    Owner(Arc<Notify>),
+    Owner(Arc<Signal>),
 }
 
 /// What is looked at when a deadline is due that waits for a reader.
@@ -148,7 +150,7 @@ impl Deadlines {
             match (entry.state, &entry.reader) {
                 (State::Armed, _) => {}
                 (State::Fired, Some(Reader::Owner(owner))) if entry.due <= millis => {
-                    owner.notify_one();
+                    owner.give();
                     entry.reader = None;
                     continue;
                 }
@@ -277,8 +279,8 @@ impl Deadline {
         self.with(u64::MAX, |entry| entry.drains = Some(Drains { rate: rate.max(1), queued: 0 }));
     }
 
-    /// From now on `wake` is woken when the deadline passes, and no socket is touched.
-    pub fn wake(&self, wake: Option<Arc<Notify>>) {
+    /// From now on `wake` is given when the deadline passes, and no socket is touched.
+    pub fn wake(&self, wake: Option<Arc<Signal>>) {
         self.with(u64::MAX, |entry| entry.wake = wake);
     }
 
@@ -371,7 +373,7 @@ impl Entry {
     fn fire(&mut self, millis: u64) -> bool {
         self.state = State::Fired;
         match &self.wake {
-            Some(wake) => wake.notify_one(),
+            Some(wake) => wake.give(),
             None => shut_down(self.fd, self.how),
         }
         if let Some(waiter) = self.waiter.take() {
@@ -530,14 +532,14 @@ mod tests {
         }
         guards[0].ends_writes(Reader::Socket(taking.as_raw_fd(), Arc::default()));
         guards[1].ends_writes(Reader::Socket(standing.as_raw_fd(), Arc::new(AtomicBool::new(true))));
-        let owner = Arc::<Notify>::default();
+        let owner = Arc::<Signal>::default();
         guards[2].ends_writes(Reader::Owner(owner.clone()));
         let due = now + Duration::from_millis(1001);
         assert_eq!(deadlines.sweep(due), Some(due + Duration::from_millis(LAST)));
         std::io::Write::write(&mut &taking, b"x").expect("it goes on");
         std::io::Write::write(&mut &standing, b"x").expect_err("it was shut down");
         assert_eq!(deadlines.sweep(due + Duration::from_millis(LAST)), None);
-        owner.notified().await;
+        owner.given().await;
     }
 
     #[test]

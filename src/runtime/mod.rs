@@ -16,6 +16,7 @@ pub mod patch;
 pub mod peer;
 pub mod ramp;
 pub mod selection;
+pub mod signal;
 pub mod snapshot;
 pub mod store;
 pub mod tls;

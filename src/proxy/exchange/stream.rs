@@ -14,7 +14,6 @@ use h2::{SendStream, server::SendResponse};
 use http::{Version, request::Parts};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
-use tokio::sync::Notify;
 
 use super::{
     super::{
@@ -69,7 +68,7 @@ pub fn serve<'a>(
         ctx.start = Some(start);
         admit::introduce(kit, call.request().fields, &mut ctx);
         (ctx.route, ctx.target, ctx.exchanged) = (Some(way.route), way.target, true);
-        let (wake, mut desk) = (cancel.wake.clone(), kit.memory().desk());
+        let mut desk = kit.memory().desk();
         let mut lane = Lane {
             kit,
             call,
@@ -84,7 +83,7 @@ pub fn serve<'a>(
             waiting: false,
             cancel,
         };
-        lane.run(way.upstream, &wake, &mut ctx).await;
+        lane.run(way.upstream, &mut ctx).await;
         kit.memory().put_desk(desk);
     })
 }
@@ -131,7 +130,7 @@ enum Down {
 }
 
 impl Lane<'_> {
-    async fn run(&mut self, upstream: usize, wake: &Notify, ctx: &mut RequestCtx) {
+    async fn run(&mut self, upstream: usize, ctx: &mut RequestCtx) {
         if let Some(refusal) = admit::refused_by_guards(&self.call.request(), ctx) {
             if let Ok((head, body)) = refusal {
                 self.answer(head, body);
@@ -142,7 +141,7 @@ impl Lane<'_> {
             admit::go_to(self.kit, &current, upstream, ctx);
         }
         let done = loop {
-            match self.once(wake, ctx).await {
+            match self.once(ctx).await {
                 Err(error) if error.retry() => {}
                 done => break done,
             }
@@ -158,13 +157,13 @@ impl Lane<'_> {
     }
 
     /// One attempt.
-    async fn once(&mut self, wake: &Notify, ctx: &mut RequestCtx) -> Result<()> {
+    async fn once(&mut self, ctx: &mut RequestCtx) -> Result<()> {
         let home = select::backend(ctx)?;
         ctx.read_timeout = Duration::MAX;
         let connected = match connect::pooled(self.kit, For::Http2, home, ctx) {
             Some(pooled) => Ok(pooled),
             // Large, and rare.
-            None => Box::pin(self.open(wake, ctx)).await,
+            None => Box::pin(self.open(ctx)).await,
         };
         let (line, place) = match connected {
             Ok(connected) => connected,
@@ -175,7 +174,7 @@ impl Lane<'_> {
         };
         connect::connected(self.kit, &line, place.reused, ctx);
         watch::request_begins(self.kit, &mut self.call, Version::HTTP_11, ctx);
-        match self.exchange(line, wake, ctx).await {
+        match self.exchange(line, ctx).await {
             Ok(again) => {
                 let now = Instant::now();
                 ctx.ended = Some(now);
@@ -187,12 +186,11 @@ impl Lane<'_> {
     }
 
     /// A new connection, unless the client leaves before there is one.
-    async fn open(&mut self, wake: &Notify, ctx: &mut RequestCtx) -> Result<(Line, connect::Place)> {
+    async fn open(&mut self, ctx: &mut RequestCtx) -> Result<(Line, connect::Place)> {
         let opened = {
             let mut opening = pin!(connect::open(self.kit, For::Http2, ctx));
-            let mut woken = pin!(wake.notified());
             poll_fn(|cx| {
-                if woken.as_mut().poll(cx).is_ready() {
+                if self.cancel.end.poll(cx).is_ready() {
                     return Poll::Ready(None);
                 }
                 if let Poll::Ready(error) = self.poll_left(cx) {
@@ -206,7 +204,7 @@ impl Lane<'_> {
     }
 
     /// The request and its answer on `line`. Returns the connection where it may be used again.
-    async fn exchange(&mut self, line: Line, wake: &Notify, ctx: &mut RequestCtx) -> Result<Option<Line>> {
+    async fn exchange(&mut self, line: Line, ctx: &mut RequestCtx) -> Result<Option<Line>> {
         let mut room = std::mem::take(&mut self.desk.room);
         room.out.clear();
         let body = self.call.is_with_body();
@@ -232,9 +230,8 @@ impl Lane<'_> {
         } else {
             self.outgoing.begin_empty();
         }
-        let mut woken = pin!(wake.notified());
         let exchanged = poll_fn(|cx| {
-            if woken.as_mut().poll(cx).is_ready() {
+            if self.cancel.end.poll(cx).is_ready() {
                 return Poll::Ready(Err(self.ended(ctx)));
             }
             if watch::poll_due(ctx, cx) {
@@ -435,7 +432,7 @@ impl Lane<'_> {
     fn wait(&mut self) {
         if !std::mem::replace(&mut self.waiting, true) {
             let reader = self.reader.get_or_insert_with(|| self.kit.deadlines().guard(How::Both));
-            reader.wake(Some(self.cancel.wake.clone()));
+            reader.wake(Some(self.cancel.end.clone()));
             reader.arm(-1, Wait::Work, Instant::now(), WRITE_TIMEOUT);
         }
     }
