@@ -51,13 +51,13 @@ pub trait Rewrite {
     /// As many of our fields there are, mostly.
     const OURS: usize;
 
-    /// Whether a field goes on as it is, as far as its name says.
-    fn passes(&self, name: &[u8]) -> bool;
+    /// What a field of this name is to a proxy: nothing, nearly always.
+    fn kind(name: &[u8]) -> Kind;
 
-    /// Whether the name is that of a field that is nothing to a proxy, as nearly all are.
-    fn is_plain(name: &[u8]) -> bool;
+    /// Whether a field goes on as it is, as far as its name says, which is of this kind.
+    fn passes(&self, kind: Kind, name: &[u8]) -> bool;
 
-    /// Whether all such fields pass.
+    /// Whether all plain fields pass.
     fn passes_plain(&self) -> bool;
 
     /// Adds our fields. None of them has a name that passes, unless it is to be beside the others.
@@ -70,18 +70,21 @@ pub trait Rewrite {
     fn write(&self, fields: &impl Fields, out: &mut BytesMut) {
         let nominated = nominated(self, fields);
         let plain = self.passes_plain() && nominated.is_empty();
-        let passes = |name: &[u8]| self.passes(name) && !names(&nominated, name);
-        fields.write(|name| (plain && Self::is_plain(name)) || passes(name), out);
+        let passes = |kind, name: &[u8]| self.passes(kind, name) && !names(&nominated, name);
+        let goes_on = |kind, name: &[u8]| (plain && kind == Kind::Plain) || passes(kind, name);
+        fields.write(|name| goes_on(Self::kind(name), name), out);
         self.ours(&mut Wire(out));
     }
 
     /// The same as a map; a field that is none in HTTP/2 is left out.
     fn collect(&self, fields: &impl Fields) -> HeaderMap {
         let nominated = nominated(self, fields);
+        let plain = self.passes_plain() && nominated.is_empty();
+        let passes = |kind, name: &[u8]| self.passes(kind, name) && !names(&nominated, name);
+        let goes_on = |kind, name: &[u8]| (plain && kind == Kind::Plain) || passes(kind, name);
         let mut map = HeaderMap::with_capacity(fields.count() + Self::OURS);
         for (name, value) in fields.each() {
-            if self.passes(name)
-                && !names(&nominated, name)
+            if goes_on(Self::kind(name), name)
                 && let Ok(name) = HeaderName::from_bytes(name)
             {
                 let value = value.trim_ascii();
@@ -100,7 +103,7 @@ pub trait Rewrite {
     fn apply(&self, fields: &mut HeaderMap) {
         let gone: Vec<HeaderName> = {
             let nominated = nominated(self, fields);
-            let goes = |name: &[u8]| !self.passes(name) || names(&nominated, name);
+            let goes = |name: &[u8]| !self.passes(Self::kind(name), name) || names(&nominated, name);
             fields.keys().filter(|name| goes(name.as_str().as_bytes())).cloned().collect()
         };
         for name in &gone {
@@ -118,12 +121,13 @@ pub trait Rewrite {
 }
 
 /// What `Connection` names and would go on otherwise; of framing it has no say. Takes memory only where there is such a name.
-fn nominated<'f>(rewrite: &(impl Rewrite + ?Sized), fields: &'f impl Fields) -> Vec<&'f [u8]> {
+fn nominated<'f, R: Rewrite + ?Sized>(rewrite: &R, fields: &'f impl Fields) -> Vec<&'f [u8]> {
     if rewrite.hops() == Hops::TakenOut || !fields.has(&header::CONNECTION) {
         return Vec::new();
     }
     let framing = |name: &[u8]| same_name(name, header::TRANSFER_ENCODING.as_str().as_bytes());
-    nominated_by_connection(fields).filter(|name| rewrite.passes(name) && !framing(name)).collect()
+    let passes = |name: &&[u8]| rewrite.passes(R::kind(name), name) && !framing(name);
+    nominated_by_connection(fields).filter(passes).collect()
 }
 
 fn names(nominated: &[&[u8]], name: &[u8]) -> bool {
@@ -287,10 +291,12 @@ impl<S: Sink> Sink for Unedited<'_, S> {
 
 /// What a field is to a proxy, by its name in any case; in an answer, as far as [`Kind::of`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
+    /// `Authorization`
     Authorization,
     /// Ours to say, see [`is_client_cert_field`].
     ClientCert,
+    /// `Cookie`
     Cookie,
     /// Nobody's, see [`is_forged_field`].
     Forged,
@@ -300,10 +306,13 @@ enum Kind {
     Hearsay,
     /// To the next hop only; see [`HOP_BY_HOP`](super::headers::HOP_BY_HOP). And `Trailer`.
     Hop,
+    /// `Host`
     Host,
     /// `Content-Length`
     Length,
+    /// Any other.
     Plain,
+    /// `X-Request-Id`
     RequestId,
 }
 

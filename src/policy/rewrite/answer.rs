@@ -40,9 +40,9 @@ impl Rewrite for AnswerRewrite<'_> {
     const OURS: usize = 4;
 
     #[inline(never)] // asked of few
-    fn passes(&self, name: &[u8]) -> bool {
+    fn passes(&self, kind: Kind, name: &[u8]) -> bool {
         let is = |own: HeaderName| same_name(name, own.as_str().as_bytes());
-        let kind = match Kind::of(name) {
+        let passes = match kind {
             Kind::Hop if is(header::TRANSFER_ENCODING) => self.framing,
             Kind::Hop if is(header::TRAILER) => self.trailers,
             Kind::Hop => is(header::PROXY_AUTHENTICATE),
@@ -50,12 +50,12 @@ impl Rewrite for AnswerRewrite<'_> {
             Kind::RequestId => self.request_id.is_none(),
             _ => true,
         };
-        kind && !self.edits.replaces(name)
+        passes && !self.edits.replaces(name)
     }
 
-    #[inline]
-    fn is_plain(name: &[u8]) -> bool {
-        Kind::of(name) == Kind::Plain
+    #[inline(always)] // see `Kind::of`
+    fn kind(name: &[u8]) -> Kind {
+        Kind::of(name)
     }
 
     fn passes_plain(&self) -> bool {

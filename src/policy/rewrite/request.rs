@@ -81,8 +81,8 @@ impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
     const OURS: usize = 8;
 
     #[inline(never)] // asked of few
-    fn passes(&self, name: &[u8]) -> bool {
-        let kind = match Kind::of_client(name) {
+    fn passes(&self, kind: Kind, name: &[u8]) -> bool {
+        let passes = match kind {
             Kind::Authorization => !self.drop_authorization,
             Kind::ClientCert | Kind::Forged | Kind::Hearsay => false,
             Kind::Cookie => !self.join_cookies,
@@ -92,12 +92,12 @@ impl<F: Fields> Rewrite for RequestRewrite<'_, F> {
             Kind::Length | Kind::Plain => true,
             Kind::RequestId => self.request_id.is_none(),
         };
-        kind && !self.is_told(name) && !self.edits.replaces_like(name)
+        passes && !self.is_told(name) && !self.edits.replaces_like(name)
     }
 
     #[inline]
-    fn is_plain(name: &[u8]) -> bool {
-        Kind::of_client(name) == Kind::Plain
+    fn kind(name: &[u8]) -> Kind {
+        Kind::of_client(name)
     }
 
     fn passes_plain(&self) -> bool {
