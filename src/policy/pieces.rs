@@ -2,8 +2,9 @@
 
 use bytes::{Buf as _, BytesMut};
 
-/// Appends `pieces`, with one look at the room for all of them: most are shorter than what looking for each would cost.
-#[inline]
+/// Appends `pieces`, with one look at the room for all of them: most are shorter than what looking for each would cost. Inlined, as
+/// those whose length is known then need no call to be copied.
+#[inline(always)]
 pub fn put<const COUNT: usize>(pieces: [&[u8]; COUNT], out: &mut BytesMut) {
     let length = pieces.iter().map(|piece| piece.len()).sum();
     out.reserve(length);

@@ -168,6 +168,7 @@ impl Sink for Wire<'_> {
         put([b"\r\n"], self.0);
     }
 
+    #[inline(always)] // see `put`
     fn lines<const COUNT: usize>(&mut self, pieces: [&[u8]; COUNT]) -> bool {
         put(pieces, self.0);
         true
@@ -284,6 +285,7 @@ impl<S: Sink> Sink for Unedited<'_, S> {
         }
     }
 
+    #[inline(always)] // see `put`
     fn lines<const COUNT: usize>(&mut self, pieces: [&[u8]; COUNT]) -> bool {
         self.edits.replaces_nothing() && self.to.lines(pieces)
     }
