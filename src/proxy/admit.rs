@@ -165,7 +165,7 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
         }
         Action::Proxy { .. } => {
             let upstream = upstream.unwrap_or_default();
-            go_to(kit, &current, upstream, ctx);
+            go_to(kit, upstream, ctx);
             let member = current.member(upstream);
             if member.upstream.grpc_web {
                 grpc_web::request(session.req_header_mut(), &mut ctx.grpc_web);
@@ -195,10 +195,10 @@ pub(super) async fn route(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx
 }
 
 /// The request goes to this upstream, and counts as its.
-pub(super) fn go_to(kit: &Kit, current: &Snapshot, upstream: usize, ctx: &mut RequestCtx) {
-    let member = current.member(upstream);
-    ctx.upstream = Some(upstream);
-    ctx.total_due = total_due(current, upstream, ctx);
+pub(super) fn go_to(kit: &Kit, upstream: usize, ctx: &mut RequestCtx) {
+    let Some(current) = ctx.start.as_ref().map(|start| &start.current) else { return };
+    let (member, due) = (current.member(upstream), total_due(current, upstream, ctx));
+    (ctx.upstream, ctx.total_due) = (Some(upstream), due);
     ctx.in_flight = Some(member.metrics.begin(kit.index()));
     member.upstream.budget.on_request(kit.millis(ctx.started));
 }
@@ -400,6 +400,7 @@ pub(super) fn refused_by_guards(
     request: &Client<'_, impl Fields>,
     ctx: &mut RequestCtx,
 ) -> Option<Result<(ResponseHeader, Bytes)>> {
+    ctx.route()?.guards.as_ref()?; // mostly there are none
     let current = ctx.current()?.clone();
     let guards = current.route(ctx.route?).guards.as_ref()?;
     let admitted = guard::admit_by_head(request, ctx, guards);

@@ -155,9 +155,7 @@ impl<W: Wire> Lane<'_, W> {
             }
             return self.end(ctx, None);
         }
-        if let Some(current) = ctx.current().cloned() {
-            admit::go_to(self.kit, &current, upstream, ctx);
-        }
+        admit::go_to(self.kit, upstream, ctx);
         let done = loop {
             match self.once(ctx).await {
                 Err(error) if error.retry() => {}

@@ -137,9 +137,7 @@ impl Lane<'_> {
             }
             return finish::ended(self.kit, &mut self.call, ctx, None);
         }
-        if let Some(current) = ctx.current().cloned() {
-            admit::go_to(self.kit, &current, upstream, ctx);
-        }
+        admit::go_to(self.kit, upstream, ctx);
         let done = loop {
             match self.once(ctx).await {
                 Err(error) if error.retry() => {}
