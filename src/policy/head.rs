@@ -167,7 +167,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::policy::fields::{Fields as _, Raw};
+    use crate::policy::{
+        fields::{Fields as _, Raw},
+        path::is_uri_path,
+    };
 
     /// The fields that an index tells of.
     fn told(head: &[u8], index: &Index) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -229,6 +232,14 @@ mod tests {
         let many = |count| format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(count));
         assert!(requests_agree(many(MAX_FIELDS).as_bytes()));
         assert!(!requests_agree(many(MAX_FIELDS + 1).as_bytes()));
+    }
+
+    #[test]
+    fn what_is_usual_may_stand_in_a_target() {
+        for byte in (0..=u8::MAX).filter(|byte| is_usual(*byte)) {
+            let letter = char::from(byte);
+            assert!(letter.is_ascii_graphic() && is_uri_path(letter.encode_utf8(&mut [0; 4])), "{letter:?}");
+        }
     }
 
     #[test]

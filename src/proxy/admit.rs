@@ -24,6 +24,7 @@ use crate::{
         fields::Fields,
         forwarded::{ClientIdentity, is_client_cert_field},
         framing::length,
+        head::is_usual,
         headers::{RequestId, is_websocket, same_host, valid_host, valid_request_id},
         path::{Ambiguous, canonical, is_uri_path, split_target},
         rewrite::ClientCert,
@@ -253,7 +254,9 @@ pub fn is_served(request: &Parts, info: &ConnInfo) -> bool {
 fn is_target(method: &Method, target: &PathAndQuery) -> bool {
     let text = target.as_str();
     let begins = text.starts_with('/') || (text == "*" && *method == Method::OPTIONS);
-    begins && text.bytes().all(|byte| byte.is_ascii_graphic()) && is_uri_path(target.path())
+    // Nearly all have nothing else.
+    let usual = || text.bytes().all(is_usual);
+    begins && (usual() || (text.bytes().all(|byte| byte.is_ascii_graphic()) && is_uri_path(target.path())))
 }
 
 /// The listener's limits on a head of HTTP/2, as decoded; those of HTTP/1 the front has kept.
