@@ -47,8 +47,7 @@ pub(super) struct Attempt<S> {
     link: S,
     method: Method,
     protocol: Protocol,
-    /// Of the request, and not written yet.
-    out: BytesMut,
+    room: Box<Room>,
     /// Bytes of the request that were written.
     written: u64,
     /// Nothing more of the request can be written.
@@ -57,9 +56,7 @@ pub(super) struct Attempt<S> {
     stalled: bool,
     /// The whole request was given to be written.
     complete: bool,
-    /// Of the answer, and not given on yet.
-    ahead: BytesMut,
-    /// It is the worker's; see [`Attempt::poll_room`].
+    /// The memory for the answer is the worker's; see [`Attempt::poll_room`].
     roomy: bool,
     /// There was nothing to read at the last look: who looks again was woken, most likely by what has come.
     waited: bool,
@@ -75,7 +72,6 @@ pub(super) struct Attempt<S> {
     body: usize,
     /// Bytes of data in what came of the body so far.
     data: u64,
-    index: Index,
     /// What came after the body, where chunks are taken off.
     trailers: Vec<u8>,
     place: Place,
@@ -122,28 +118,29 @@ pub(super) enum Failure {
 /// Memory that an attempt uses, kept by a worker for the next one.
 #[derive(Debug, Default)]
 pub(super) struct Room {
+    /// Of the answer, and not given on yet.
     pub(super) ahead: BytesMut,
+    /// Where the fields of the answer's head are.
     pub(super) index: Index,
+    /// Of the request, and not written yet.
     pub(super) out: BytesMut,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     /// A request of `method`, the first bytes of which are in `room.out`. `complete`: there are no others.
     /// `decode`: the answer's chunks are taken off.
-    pub(super) fn new(link: S, method: Method, room: Room, complete: bool, decode: bool) -> Self {
-        let Room { mut ahead, mut index, out } = room;
-        ahead.clear();
-        index.clear();
+    pub(super) fn new(link: S, method: Method, mut room: Box<Room>, complete: bool, decode: bool) -> Self {
+        room.ahead.clear();
+        room.index.clear();
         Self {
             link,
             method,
             protocol: Protocol::Http1,
-            out,
+            room,
             written: 0,
             deaf: false,
             stalled: false,
             complete,
-            ahead,
             roomy: false,
             waited: false,
             answered: false,
@@ -152,7 +149,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             flowed: 0,
             body: 0,
             data: 0,
-            index,
             trailers: Vec::new(),
             place: Place::Head,
             decode,
@@ -177,12 +173,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
 
     /// Whether something waits to be written.
     pub(super) fn is_behind(&self) -> bool {
-        !self.out.is_empty() && !self.deaf
+        !self.room.out.is_empty() && !self.deaf
     }
 
     /// Bytes that wait to be written.
     pub(super) fn waiting(&self) -> usize {
-        self.out.len()
+        self.room.out.len()
     }
 
     /// Nothing of the request comes any more.
@@ -195,13 +191,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         if data.is_empty() || self.deaf {
             return;
         }
-        chunks::chunk(data, &mut self.out);
+        chunks::chunk(data, &mut self.room.out);
     }
 
     /// Gives bytes of the request as they are; written by [`Attempt::poll_flush`].
     pub(super) fn bytes(&mut self, data: &[u8]) {
         if !self.deaf {
-            self.out.extend_from_slice(data);
+            self.room.out.extend_from_slice(data);
         }
     }
 
@@ -209,7 +205,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     /// reading fails.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.is_behind() {
-            match ready!(Pin::new(&mut self.link).poll_write(cx, &self.out)) {
+            match ready!(Pin::new(&mut self.link).poll_write(cx, &self.room.out)) {
                 Ok(sent @ 1..) => _ = self.sent(sent, 0),
                 failed => self.no_more(failed),
             };
@@ -230,10 +226,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
             if self.deaf {
                 return Poll::Ready(data.len());
             }
-            let parts = [io::IoSlice::new(&self.out), io::IoSlice::new(data)];
+            let parts = [io::IoSlice::new(&self.room.out), io::IoSlice::new(data)];
             let link = Pin::new(&mut self.link);
             let sent =
-                if self.out.is_empty() { link.poll_write(cx, data) } else { link.poll_write_vectored(cx, &parts) };
+                if self.room.out.is_empty() { link.poll_write(cx, data) } else { link.poll_write_vectored(cx, &parts) };
             match ready!(sent) {
                 failed @ (Ok(0) | Err(_)) => self.no_more(failed),
                 Ok(sent) => {
@@ -260,8 +256,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     /// Notes that so many bytes left; returns how many were not of `out`.
     fn sent(&mut self, sent: usize, most: usize) -> usize {
         self.written += sent as u64;
-        let collected = sent.min(self.out.len());
-        take_off(collected, &mut self.out);
+        let collected = sent.min(self.room.out.len());
+        take_off(collected, &mut self.room.out);
         (sent - collected).min(most)
     }
 
@@ -276,7 +272,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                         self.place = Place::Read(head);
                         return Poll::Ready(Ok(Step::Head(head)));
                     }
-                    let before = self.ahead.len();
+                    let before = self.room.ahead.len();
                     loop {
                         match ready!(self.poll_read(cx)) {
                             Ok(0) => return Poll::Ready(Err(Failure::Ended(None))),
@@ -284,8 +280,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                             // Mostly it is here as a whole, and else only a line's end can end it; what is too long fails soon.
                             Ok(_)
                                 if before == 0
-                                    || self.ahead[before..].contains(&b'\n')
-                                    || self.ahead.len() > answer::MAX_HEAD =>
+                                    || self.room.ahead[before..].contains(&b'\n')
+                                    || self.room.ahead.len() > answer::MAX_HEAD =>
                             {
                                 break;
                             }
@@ -294,11 +290,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                     }
                 }
                 Place::Read(head) => {
-                    self.ahead.advance(head.length);
+                    self.room.ahead.advance(head.length);
                     self.place = if head.is_interim() { Place::Head } else { Place::Body(head.body) };
-                    if self.place == Place::Head && self.ahead.is_empty() {
+                    if self.place == Place::Head && self.room.ahead.is_empty() {
                         self.answered = false;
-                        self.ahead.clear();
+                        self.room.ahead.clear();
                     }
                     if let Place::Body(_) = self.place {
                         self.collect(cx);
@@ -311,7 +307,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                     return Poll::Ready(Err(Failure::Truncated));
                 }
                 Place::Body(body) => {
-                    if !self.ahead.is_empty() {
+                    if !self.room.ahead.is_empty() {
                         match self.check(body) {
                             Ok(body) => self.place = Place::Body(body),
                             Err(failure) => {
@@ -347,7 +343,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     /// The answer's head, between [`Step::Head`] and the next step: its bytes and its fields.
     pub(super) fn head(&self) -> Raw<'_> {
         let length = if let Place::Read(head) = self.place { head.length } else { 0 };
-        Raw::new(self.ahead.get(..length).unwrap_or_default(), &self.index)
+        Raw::new(self.room.ahead.get(..length).unwrap_or_default(), &self.room.index)
     }
 
     /// Whether all of the answer is here, as [`Attempt::head`].
@@ -355,24 +351,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         let Place::Read(Head { length, body: Body::Bordered(Border::Counted(body)), .. }) = self.place else {
             return false;
         };
-        self.ahead.len().saturating_sub(length) as u64 >= body
+        self.room.ahead.len().saturating_sub(length) as u64 >= body
     }
 
     /// Whether what comes next of the body, if only its end, is known without reading more.
     pub(super) fn is_at_hand(&self) -> bool {
-        !self.ahead.is_empty() || matches!(self.place, Place::Body(Body::Bordered(border)) if border.reached())
+        !self.room.ahead.is_empty() || matches!(self.place, Place::Body(Body::Bordered(border)) if border.reached())
     }
 
     /// The reason phrase, as [`Attempt::head`].
     pub(super) fn phrase(&self) -> &[u8] {
         let line = if let Place::Read(head) = self.place { head.line } else { 0 };
         // `HTTP/1.1 200 OK`
-        self.ahead.get(13..line).unwrap_or_default()
+        self.room.ahead.get(13..line).unwrap_or_default()
     }
 
     /// The part of the body that is here, at [`Step::Body`].
     pub(super) fn body(&self) -> &[u8] {
-        self.ahead.get(..self.body).unwrap_or_default()
+        self.room.ahead.get(..self.body).unwrap_or_default()
     }
 
     /// Bytes of data in what came of the body so far, of chunks without what is around them.
@@ -383,7 +379,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     /// As [`Attempt::body`], taken.
     pub(super) fn split_body(&mut self) -> Bytes {
         let body = std::mem::take(&mut self.body);
-        self.ahead.split_to(body.min(self.ahead.len())).freeze()
+        self.room.ahead.split_to(body.min(self.room.ahead.len())).freeze()
     }
 
     /// The trailer section, at [`Step::End`].
@@ -396,29 +392,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         let bytes = bytes.min(self.body);
         self.body -= bytes;
         self.flowed += bytes as u64;
-        take_off(bytes, &mut self.ahead);
+        take_off(bytes, &mut self.room.ahead);
     }
 
     /// Ends the attempt: its memory, and the connection where another request may use it.
     #[inline(always)] // so that it need not be moved as a whole
-    pub(super) fn finish(self) -> (Room, Option<S>) {
+    pub(super) fn finish(self) -> (Box<Room>, Option<S>) {
         let ended = match self.place {
             // The client's side may have been done first: it counts too.
             Place::Body(Body::Bordered(border)) => border.reached() && self.body == 0,
             place => place == Place::End,
         };
-        let whole = ended && self.complete && self.out.is_empty() && !self.deaf;
+        let whole = ended && self.complete && self.room.out.is_empty() && !self.deaf;
         // Bytes after the answer's end are nobody's answer.
-        let again = whole && self.persistent && self.ahead.is_empty() && !self.lost;
-        let room = Room { ahead: self.ahead, index: self.index, out: self.out };
-        (room, again.then_some(self.link))
+        let again = whole && self.persistent && self.room.ahead.is_empty() && !self.lost;
+        (self.room, again.then_some(self.link))
     }
 
     fn parse(&mut self) -> Result<Option<Head>, Failure> {
-        if self.ahead.is_empty() {
+        if self.room.ahead.is_empty() {
             return Ok(None);
         }
-        let head = answer::parse(&self.ahead, &self.method, self.protocol, &mut self.index).map_err(Failure::Bad)?;
+        let head =
+            answer::parse(&self.room.ahead, &self.method, self.protocol, &mut self.room.index).map_err(Failure::Bad)?;
         self.persistent = head.is_some_and(|head| head.persistent);
         Ok(head)
     }
@@ -426,18 +422,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     /// Moves over what has come of the body: sets `self.body`, or takes off what is no data.
     fn check(&mut self, body: Body) -> Result<Body, Failure> {
         let Body::Bordered(mut border) = body else {
-            self.body = self.ahead.len();
+            self.body = self.room.ahead.len();
             self.data += self.body as u64;
             return Ok(body);
         };
         // Of chunks that are left on, as much as there is before the trailers; else one part of the data.
         let mut given = 0;
-        while given < self.ahead.len() && !border.reached() {
+        while given < self.room.ahead.len() && !border.reached() {
             let trailing = border.in_trailers();
             if given > 0 && (self.decode || trailing) {
                 break;
             }
-            let (taken, data) = border.part(&self.ahead[given..]);
+            let (taken, data) = border.part(&self.room.ahead[given..]);
             if border == Border::Malformed {
                 break;
             }
@@ -449,9 +445,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
                 continue;
             }
             if trailing {
-                self.trailers.extend_from_slice(&self.ahead[..taken]);
+                self.trailers.extend_from_slice(&self.room.ahead[..taken]);
             }
-            self.ahead.advance(taken);
+            self.room.ahead.advance(taken);
         }
         self.body = given;
         // What was good before it goes on first.
@@ -460,7 +456,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
 
     /// Reads what else is here of the body, so that it goes on in one piece.
     fn collect(&mut self, cx: &mut Context<'_>) {
-        while self.filled && !self.lost && self.ahead.len() + SMALL <= self.most() {
+        while self.filled && !self.lost && self.room.ahead.len() + SMALL <= self.most() {
             match self.poll_read(cx) {
                 Poll::Ready(Ok(1..)) => {}
                 // Its end is seen again.
@@ -480,15 +476,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
         if self.lost {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        let room = |most: usize| most.saturating_sub(self.ahead.len()).max(SMALL);
+        let room = |most: usize| most.saturating_sub(self.room.ahead.len()).max(SMALL);
         let (most, large) = (room(self.most()), room(LARGE));
         let more = self.filled && matches!(self.place, Place::Body(_));
         // Memory that was large for a request before is so for this one.
-        if !(self.ahead.try_reclaim(most) || (!more && self.ahead.try_reclaim(large))) {
-            self.ahead.reserve(if more { most } else { SMALL });
+        if !(self.room.ahead.try_reclaim(most) || (!more && self.room.ahead.try_reclaim(large))) {
+            self.room.ahead.reserve(if more { most } else { SMALL });
         }
-        let limit = (self.ahead.capacity() - self.ahead.len()).min(most);
-        let read = ready!(pin!(self.link.read_buf(&mut (&mut self.ahead).limit(limit))).poll(cx));
+        let limit = (self.room.ahead.capacity() - self.room.ahead.len()).min(most);
+        let read = ready!(pin!(self.link.read_buf(&mut (&mut self.room.ahead).limit(limit))).poll(cx));
         self.answered |= matches!(read, Ok(1..));
         self.filled = read.as_ref().is_ok_and(|read| *read == limit);
         Poll::Ready(read)

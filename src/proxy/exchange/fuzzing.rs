@@ -76,7 +76,7 @@ async fn answered(method: &Method, lengths: bool, bytes: &[u8], size: usize) -> 
     };
     let asks = async {
         let stream = Connection::begin(ours, false).await.ok()?.stream(lengths)?;
-        let mut room = Room::default();
+        let mut room = Box::<Room>::default();
         room.out.extend_from_slice(format!("{method} / HTTP/1.1\r\nHost: a.test\r\n\r\n").as_bytes());
         let mut attempt = Attempt::new(stream, method.clone(), room, true, false);
         attempt.speaks(Protocol::Http2);

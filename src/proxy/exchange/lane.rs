@@ -220,7 +220,7 @@ impl<W: Wire> Lane<'_, W> {
 
     /// The request and its answer on `line`. Returns the connection where it may be used again.
     async fn exchange(&mut self, ctx: &mut RequestCtx, line: Line, what: For) -> Result<Option<Line>> {
-        let mut room = std::mem::take(&mut self.desk.room);
+        let mut room = self.desk.room.take().unwrap_or_default();
         room.out.clear();
         let (body, done) = (self.asked.is_with_body(), self.asked.is_done());
         self.asked.write(ctx, &mut room.out);
@@ -240,13 +240,13 @@ impl<W: Wire> Lane<'_, W> {
         if exchanged.is_ok() && ctx.upgraded {
             let mut room = up.attempt.switch();
             self.kit.memory().put_room(std::mem::take(&mut room.ahead));
-            self.desk.room = room;
+            self.desk.room = Some(room);
             self.switched = Some(up.attempt);
             return Ok(None);
         }
         let (mut room, again) = up.attempt.finish();
         self.kit.memory().put_room(std::mem::take(&mut room.ahead));
-        self.desk.room = room;
+        self.desk.room = Some(room);
         exchanged.map(|()| again)
     }
 

@@ -29,7 +29,8 @@ pub struct Desk {
     head: BytesMut,
     /// Where the fields of the request are.
     pub asked: Index,
-    pub(super) room: Room,
+    /// Boxed, so that it goes to an attempt and comes back as it is.
+    pub(super) room: Option<Box<Room>>,
     /// Of the request's body, as it comes.
     pub(super) incoming: BytesMut,
     /// Of the request's body, on its way to the backend.
@@ -82,7 +83,8 @@ impl Memory {
         let mut spare = self.lock();
         let largest = if spare.desks.len() < MOST_LARGE { LARGEST } else { LARGE };
         let Desk { head, room, incoming, upload, given, answer, .. } = &mut *desk;
-        for piece in [head, &mut room.out, incoming, upload, given, answer] {
+        let out = &mut room.get_or_insert_default().out;
+        for piece in [head, out, incoming, upload, given, answer] {
             piece.clear();
             if piece.try_reclaim(largest + 1) {
                 *piece = BytesMut::new();

@@ -72,7 +72,7 @@ async fn once(kit: &Kit, session: &mut Session, ctx: &mut RequestCtx) -> Result<
 /// The request and its answer on `line`. Returns the connection where it may be used again.
 async fn exchange(session: &mut Session, ctx: &mut RequestCtx, line: Line, what: For) -> Result<Option<Line>> {
     let body = !session.as_mut().is_body_empty();
-    let mut room = Room::default();
+    let mut room = Box::<Room>::default();
     room.out.reserve(1024);
     let client = edit::Client::of(session.req_header());
     let chunked = client.write(ctx, body, &mut room.out);

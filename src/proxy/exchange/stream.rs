@@ -203,7 +203,7 @@ impl Lane<'_> {
 
     /// The request and its answer on `line`. Returns the connection where it may be used again.
     async fn exchange(&mut self, line: Line, ctx: &mut RequestCtx) -> Result<Option<Line>> {
-        let mut room = std::mem::take(&mut self.desk.room);
+        let mut room = self.desk.room.take().unwrap_or_default();
         room.out.clear();
         let body = self.call.is_with_body();
         let request = self.call.request();
@@ -241,7 +241,7 @@ impl Lane<'_> {
         .await;
         let (mut room, again) = attempt.finish();
         self.kit.memory().put_room(std::mem::take(&mut room.ahead));
-        self.desk.room = room;
+        self.desk.room = Some(room);
         exchanged.map(|()| again)
     }
 

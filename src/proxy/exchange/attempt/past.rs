@@ -29,7 +29,7 @@ impl Attempt<Line> {
     pub(in super::super) fn unseen(&self) -> u64 {
         match (self.place, &self.link) {
             (Place::Body(Body::Bordered(Border::Counted(left))), Either::Left(Either::Left(_)))
-                if self.ahead.is_empty() && self.flowed >= FLOWING && !self.lost =>
+                if self.room.ahead.is_empty() && self.flowed >= FLOWING && !self.lost =>
             {
                 left
             }
@@ -39,7 +39,7 @@ impl Attempt<Line> {
 
     /// Whether bytes of the request may come out of a pipe: all that was given before has left, on a connection in plain text.
     pub(in super::super) fn takes_pipes(&self) -> bool {
-        self.out.is_empty() && self.wants_body() && matches!(self.link, Either::Left(Either::Left(_)))
+        self.room.out.is_empty() && self.wants_body() && matches!(self.link, Either::Left(Either::Left(_)))
     }
 
     /// Writes what is in `pipe`. Returns how many bytes were taken; none where writing has failed.

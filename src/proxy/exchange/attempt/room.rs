@@ -31,8 +31,8 @@ impl Attempt<Line> {
 
     /// Gives the memory back, where nothing is in it.
     pub(in super::super) fn give_back(&mut self, memory: &Memory) {
-        if self.ahead.is_empty() && std::mem::take(&mut self.roomy) {
-            memory.put_room(std::mem::take(&mut self.ahead));
+        if self.room.ahead.is_empty() && std::mem::take(&mut self.roomy) {
+            memory.put_room(std::mem::take(&mut self.room.ahead));
         }
     }
 
@@ -53,7 +53,7 @@ impl Attempt<Line> {
                     return Poll::Pending;
                 }
             }
-            self.ahead = room();
+            self.room.ahead = room();
             self.roomy = true;
         }
         Poll::Ready(())

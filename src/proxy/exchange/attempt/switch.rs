@@ -17,27 +17,26 @@ use super::{
 impl<S: AsyncRead + AsyncWrite + Unpin> Attempt<S> {
     /// After a head that is a switch: gives back the memory, of which the attempt has some of its own now only while something that
     /// came behind the head waits.
-    pub(in super::super) fn switch(&mut self) -> Room {
+    pub(in super::super) fn switch(&mut self) -> Box<Room> {
         if let Place::Read(head) = self.place {
-            self.ahead.advance(head.length);
+            self.room.ahead.advance(head.length);
         }
         self.place = Place::Body(Body::UntilClose);
-        let early = BytesMut::from(&self.ahead[..]);
-        let ahead = std::mem::replace(&mut self.ahead, early);
-        Room { ahead, index: std::mem::take(&mut self.index), out: std::mem::take(&mut self.out) }
+        let early = Room { ahead: BytesMut::from(&self.room.ahead[..]), ..Room::default() };
+        std::mem::replace(&mut self.room, Box::new(early))
     }
 }
 
 /// After a switch.
 impl<S: AsyncRead + AsyncWrite + Unpin> Side for Attempt<S> {
     fn poll_take(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
+        if self.room.ahead.is_empty() {
             return Pin::new(&mut self.link).poll_read(cx, into);
         }
-        let early = self.ahead.split_to(self.ahead.len().min(into.remaining()));
+        let early = self.room.ahead.split_to(self.room.ahead.len().min(into.remaining()));
         into.put_slice(&early);
-        if self.ahead.is_empty() {
-            self.ahead = BytesMut::new();
+        if self.room.ahead.is_empty() {
+            self.room.ahead = BytesMut::new();
         }
         Poll::Ready(Ok(()))
     }

@@ -11,7 +11,7 @@ use crate::policy::fields::Fields as _;
 
 fn attempt(request: &str, complete: bool, decode: bool) -> (Attempt<DuplexStream>, DuplexStream) {
     let (ours, theirs) = duplex(1 << 20);
-    let room = Room { out: BytesMut::from(request), ..Room::default() };
+    let room = Box::new(Room { out: BytesMut::from(request), ..Room::default() });
     (Attempt::new(ours, Method::GET, room, complete, decode), theirs)
 }
 
@@ -163,7 +163,7 @@ async fn an_answer_that_broke_off_stays_so_however_often_it_is_asked_for() {
         // Read anew from behind the first CRLF the rest would be well-formed.
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n\r\n1\r\ny\r\n0\r\n\r\n",
     ] {
-        let mut attempt = Attempt::new(Reset(0, answer), Method::GET, Room::default(), true, true);
+        let mut attempt = Attempt::new(Reset(0, answer), Method::GET, Box::default(), true, true);
         let mut body = BytesMut::new();
         let mut failures = 0;
         for _ in 0..10 {
@@ -283,7 +283,7 @@ async fn after_a_switch_bytes_go_on_as_they_are_and_no_memory_is_held() {
         poll_fn(|cx| ours.poll_take(cx, &mut into)).await.expect("open");
         assert_eq!(into.filled(), expected.as_bytes());
     }
-    assert_eq!((ours.ahead.capacity(), ours.out.capacity()), (0, 0));
+    assert_eq!((ours.room.ahead.capacity(), ours.room.out.capacity()), (0, 0));
     poll_fn(|cx| ours.poll_give(cx, b"HTTP/1.1 200 OK\r\n\r\n")).await.expect("open");
     poll_fn(|cx| ours.poll_end(cx)).await.expect("open");
     let mut sent = String::new();
@@ -332,7 +332,7 @@ impl AsyncWrite for Script {
 }
 
 fn scripted(parts: impl IntoIterator<Item = io::Result<Vec<u8>>>) -> Attempt<Script> {
-    Attempt::new(Script(parts.into_iter().collect()), Method::GET, Room::default(), true, false)
+    Attempt::new(Script(parts.into_iter().collect()), Method::GET, Box::default(), true, false)
 }
 
 #[tokio::test]
