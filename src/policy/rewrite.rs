@@ -85,7 +85,7 @@ pub trait Rewrite {
         let mut map = HeaderMap::with_capacity(fields.count() + Self::OURS);
         for (name, value) in fields.each() {
             if goes_on(Self::kind(name), name)
-                && let Ok(name) = HeaderName::from_bytes(name)
+                && let Some(name) = known(name)
             {
                 let value = value.trim_ascii();
                 let value = if name == header::CONTENT_LENGTH { decimal(value) } else { value };
@@ -118,6 +118,25 @@ pub trait Rewrite {
         _ = fields.try_reserve(Self::OURS);
         self.ours(&mut Map { fields, text: BytesMut::new() });
     }
+}
+
+/// The name as a map has it, if it is one. Those that answers mostly have are told by their length and their first letter, which costs
+/// less than to make one.
+fn known(name: &[u8]) -> Option<HeaderName> {
+    let usual = match (name.len(), name.first()?.to_ascii_lowercase()) {
+        (4, b'd') => header::DATE,
+        (4, b'e') => header::ETAG,
+        (4, b'v') => header::VARY,
+        (6, b's') => header::SERVER,
+        (10, b's') => header::SET_COOKIE,
+        (12, b'c') => header::CONTENT_TYPE,
+        (13, b'a') => header::ACCEPT_RANGES,
+        (13, b'c') => header::CACHE_CONTROL,
+        (13, b'l') => header::LAST_MODIFIED,
+        (16, b'c') => header::CONTENT_ENCODING,
+        _ => return HeaderName::from_bytes(name).ok(),
+    };
+    if same_name(name, usual.as_str().as_bytes()) { Some(usual) } else { HeaderName::from_bytes(name).ok() }
 }
 
 /// What `Connection` names and would go on otherwise; of framing it has no say. Takes memory only where there is such a name.

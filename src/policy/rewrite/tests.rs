@@ -455,3 +455,25 @@ fn a_plain_head_is_written_in_one_piece() {
         x-forwarded-host: example.com\r\nx-request-id: 1\r\n";
     assert_eq!(String::from_utf8_lossy(&out), text);
 }
+
+#[test]
+fn a_name_that_is_known_by_sight_is_the_same_as_one_that_is_made() {
+    for name in [
+        "Accept-Ranges",
+        "cache-control",
+        "Content-Encoding",
+        "CONTENT-TYPE",
+        "date",
+        "etag",
+        "Last-Modified",
+        "Server",
+        "set-cookie",
+        "vary",
+        "dato",
+        "d te",
+        "X-Own",
+        "",
+    ] {
+        assert_eq!(known(name.as_bytes()), HeaderName::from_bytes(name.as_bytes()).ok(), "{name}");
+    }
+}
