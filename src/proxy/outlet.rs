@@ -41,11 +41,8 @@ impl Outlet {
         left: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Result<usize>> {
+        sending.reserve_capacity(left);
         let mut room = sending.capacity();
-        if room < left {
-            sending.reserve_capacity(left);
-            room = sending.capacity();
-        }
         let room = loop {
             self.largest = self.largest.max(room);
             if room >= left || (room > 0 && room >= room::least(self.largest)) {

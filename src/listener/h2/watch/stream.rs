@@ -52,10 +52,10 @@ impl Streams {
         self.place(id).is_some()
     }
 
-    /// Who is idle keeps no room for them.
+    /// Who is idle keeps room for one.
     pub(super) fn remove(&mut self, id: u32) -> Option<Stream> {
         let (_, removed) = self.0.remove(self.place(id)?)?;
-        if self.0.is_empty() {
+        if self.0.is_empty() && self.0.capacity() > 1 {
             self.0 = VecDeque::new();
         }
         Some(removed)
