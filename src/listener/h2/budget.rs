@@ -18,7 +18,8 @@ struct Rate {
 /// a hundredth of a second. What may be said of data that is on its way is earned for all of it, which may be many windows full.
 const fn rate(kind: H2Abuse) -> Rate {
     let (burst, per_second) = match kind {
-        H2Abuse::Dribble => (200, 10),
+        // One stream gets ten crumbs a second (`policy/room.rs`), and may give them back for itself and for the connection.
+        H2Abuse::Dribble => (200, 20),
         H2Abuse::Ping => (100, 10),
         H2Abuse::Priority => (200, 20),
         H2Abuse::Reset => (200, 20),
