@@ -121,6 +121,8 @@ async fn clients_never_get_all_descriptors() {
     assert_eq!(within("an answer", first.get("/")).await.origin(), "a");
     proxy.reload().await;
     drop(silent);
+    // Who comes before they are seen to have left is turned away as well.
+    proxy.metric("rrlb_connections_open", &[], |count| count < 10.0).await;
     assert_eq!(within("service again", proxy.get("/")).await.origin(), "a");
     assert_eq!(proxy.scrape().await.sum("rrlb_accept_errors_total", &[]), 0.0);
 }
