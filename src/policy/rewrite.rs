@@ -310,7 +310,7 @@ impl<S: Sink> Sink for Unedited<'_, S> {
     }
 }
 
-/// What a field is to a proxy, by its name in any case; in an answer, as far as [`Kind::of`] says.
+/// What a field is to a proxy, by its name in any case; in an answer, as far as `Kind::of` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `Authorization`
