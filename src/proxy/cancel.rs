@@ -29,7 +29,7 @@ pub struct Cancel {
     /// The client may rest as it likes; `proxy/watch.rs` bounds its silence.
     pub(super) at_leisure: AtomicBool,
     malformed: AtomicBool,
-    /// A part of the answer waits for more room in its client's windows than there is; see [`Outlet`](super::Outlet).
+    /// A part of the answer waits for more room than there is; see [`Outlet`](super::Outlet).
     held: AtomicBool,
     broken: AtomicBool,
     /// Its client has reset it, and who waits for that.
@@ -60,7 +60,7 @@ impl Cancel {
         self.held.store(held, Ordering::Relaxed);
     }
 
-    /// Whether a part of the answer waits for its client though there is some room.
+    /// Whether a part of the answer waits though there is some room.
     pub fn is_held(&self) -> bool {
         self.held.load(Ordering::Relaxed)
     }

@@ -14,21 +14,27 @@ use tokio::time::{Sleep, sleep};
 use super::{cancel::Cancel, stream::failed};
 use crate::policy::room;
 
+/// More room than this tells nothing: as much is a window at first.
+const MOST: usize = 65_535;
+
 /// Of one answer.
 #[derive(Debug)]
 pub struct Outlet {
-    /// The most room that was seen.
+    /// The most room that there was, as far as it was seen.
     largest: usize,
+    /// Bytes since room was waited for: there was room for all of them, mostly at once.
+    flowed: usize,
     /// Until when a part waits that little room would cut. Boxed, as it is rare.
     held: Option<Pin<Box<Sleep>>>,
-    /// Is told of that: it is the client who is waited for.
+    /// Is told of that. Room is little where the client's windows are, for which it is waited for then, and where what was sent before has not left:
+    /// which of them, the watch sees.
     cancel: Arc<Cancel>,
 }
 
 impl Outlet {
     /// Of the request that `cancel` ends.
     pub const fn new(cancel: Arc<Cancel>) -> Self {
-        Self { largest: 0, held: None, cancel }
+        Self { largest: 0, flowed: 0, held: None, cancel }
     }
 
     /// How many bytes of a part of `left`, which is not empty, may be sent now; at least one.
@@ -43,10 +49,10 @@ impl Outlet {
     ) -> Poll<Result<usize>> {
         sending.reserve_capacity(left);
         let mut room = sending.capacity();
-        let room = loop {
-            self.largest = self.largest.max(room);
-            if room >= left || (room > 0 && room >= room::least(self.largest)) {
-                break Ok(room);
+        let piece = loop {
+            self.largest = self.largest.max(self.flowed.saturating_add(room).min(MOST));
+            if let Some(piece) = room::piece(left, room, self.largest) {
+                break Ok(piece);
             }
             // Says each change once, and not how much room there was before.
             match sending.poll_capacity(cx) {
@@ -57,14 +63,25 @@ impl Outlet {
                 }
                 Poll::Pending if room == 0 => {
                     self.let_go();
+                    self.flowed = 0;
                     return Poll::Pending;
                 }
-                Poll::Pending if self.hold(cx).is_pending() => return Poll::Pending,
-                Poll::Pending => break Ok(room),
+                Poll::Pending if self.hold(cx).is_pending() => {
+                    self.flowed = 0;
+                    return Poll::Pending;
+                }
+                Poll::Pending => {
+                    // Perhaps it was given back while it flowed, and there is never so much at once.
+                    self.largest = room.max(self.largest / 2);
+                    break Ok(room);
+                }
             }
         };
         self.let_go();
-        Poll::Ready(room)
+        if let Ok(piece) = &piece {
+            self.flowed = self.flowed.saturating_add(*piece);
+        }
+        Poll::Ready(piece)
     }
 
     /// There is little room. Ready when it was waited for long enough.

@@ -67,4 +67,18 @@ mod tests {
         let heard = poll_fn(|cx| Poll::Ready([signal.poll(cx), signal.poll(cx)].map(|heard| heard.is_ready())));
         assert_eq!(heard.await, [true, false]);
     }
+
+    #[tokio::test]
+    async fn who_has_waited_last_is_woken() {
+        let signal = Arc::<Signal>::default();
+        assert!(signal.poll(&Context::from_waker(Waker::noop())).is_pending());
+        let waits = tokio::spawn({
+            let signal = signal.clone();
+            async move { signal.given().await }
+        });
+        tokio::task::yield_now().await;
+        signal.give();
+        waits.await.expect("no panic");
+        assert!(signal.poll(&Context::from_waker(Waker::noop())).is_pending(), "it was heard of");
+    }
 }

@@ -91,16 +91,42 @@ async fn a_rest_of_a_window_is_waited_for_to_grow_but_not_for_long() {
 }
 
 #[tokio::test]
+async fn no_crumb_is_left_of_a_part_that_is_cut() {
+    let mut answer = Answer::begin(1000).await;
+    assert_eq!(answer.give(600).await.0, 600);
+    assert_eq!(answer.give(600).await.0, 344, "of which 256 are left");
+    answer.waits(256).await;
+    answer.open(200).await;
+    let (room, took) = answer.give(256).await;
+    assert!(room == 256 && took < room::PATIENCE, "{room} after {took:?}");
+}
+
+#[tokio::test]
 async fn half_of_a_small_window_is_enough() {
     for (window, by) in [(1, 1), (100, 50), (200, 100), (254, 127)] {
         let mut answer = Answer::begin(window).await;
         assert_eq!(answer.give(5000).await.0, window as usize);
         for _ in 0..20 {
+            answer.waits(5000).await;
             answer.open(by).await;
             let (room, took) = answer.give(5000).await;
             assert!(room == usize::from(by) && took < room::PATIENCE, "of {window}: {room} after {took:?}");
         }
     }
+}
+
+/// Each part is less than what the window has room for.
+#[tokio::test]
+async fn parts_that_are_smaller_than_their_window_are_cut_into_no_crumbs_either() {
+    let mut answer = Answer::begin(1000).await;
+    for _ in 0..3 {
+        assert_eq!(answer.give(300).await.0, 300);
+    }
+    answer.waits(300).await;
+    assert!(answer.is_held(), "100 are left");
+    answer.open(200).await;
+    let (room, took) = answer.give(300).await;
+    assert!(room == 300 && took < room::PATIENCE, "{room} after {took:?}");
 }
 
 /// The h2 crate tells of each change once.

@@ -448,6 +448,18 @@ fn a_crumb_of_the_connections_window_that_streams_share_is_no_window() {
     assert_eq!(watch.late(at(3_600_000)), Ok(vec![]));
 }
 
+/// The system takes what is written more slowly than backend and client are, and our own room is used up.
+#[test]
+fn who_has_opened_its_windows_wide_is_not_waited_for_by_a_part_that_is() {
+    let now = Instant::now();
+    let mut watch = paced(now);
+    answered(&mut watch, 1, [35_000, 35_000], now);
+    watch.held(1, true, now);
+    assert!(!watch.rules.starved());
+    let (count, verdict) = until(&mut watch, &frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 200]), now);
+    assert!(count > 900 && verdict != Some(Verdict::Ours(H2Abuse::Dribble)), "{verdict:?} after {count}");
+}
+
 #[test]
 fn crumbs_for_a_part_that_waits_for_more_are_a_dribble() {
     let now = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{CRUMB, Rules, Verdict};
+use super::{super::SEND_BUFFER, CRUMB, Rules, Verdict};
 use crate::{telemetry::metrics::H2Abuse, types::Reason};
 
 impl Rules {
@@ -53,10 +53,13 @@ impl Rules {
     }
 
     /// From `at` on, a part of an answer waits for more room than there is, or does not any more. The windows do not show it: who has
-    /// nothing to send waits for nobody, however little room there is.
+    /// nothing to send waits for nobody, however little room there is. But where neither window is nearly used up by what may wait to be written,
+    /// it is our own room that is little, and the socket that is waited for, see [`Watch::stands`](super::Watch::stands).
     pub(super) fn held(&mut self, stream: u32, held: bool, at: Instant) {
+        let used_up = |window| window < SEND_BUFFER as i64 + CRUMB;
+        let shared = used_up(self.window);
         if let Some(stream) = self.streams.find(stream) {
-            stream.held = held;
+            stream.held = held && (shared || used_up(stream.window));
             self.settle(at);
         }
     }
