@@ -52,16 +52,18 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn who_waits_is_woken_and_who_comes_later_hears_of_it_once() {
-        let signal = Arc::<Signal>::default();
-        let waits = tokio::spawn({
-            let signal = signal.clone();
-            async move { signal.given().await }
-        });
+    async fn wakes_who_waits(signal: &Arc<Signal>) {
+        let waiting = signal.clone();
+        let waits = tokio::spawn(async move { waiting.given().await });
         tokio::task::yield_now().await;
         signal.give();
         waits.await.expect("no panic");
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken_and_who_comes_later_hears_of_it_once() {
+        let signal = Arc::<Signal>::default();
+        wakes_who_waits(&signal).await;
         signal.give();
         signal.give();
         let heard = poll_fn(|cx| Poll::Ready([signal.poll(cx), signal.poll(cx)].map(|heard| heard.is_ready())));
@@ -72,13 +74,7 @@ mod tests {
     async fn who_has_waited_last_is_woken() {
         let signal = Arc::<Signal>::default();
         assert!(signal.poll(&Context::from_waker(Waker::noop())).is_pending());
-        let waits = tokio::spawn({
-            let signal = signal.clone();
-            async move { signal.given().await }
-        });
-        tokio::task::yield_now().await;
-        signal.give();
-        waits.await.expect("no panic");
+        wakes_who_waits(&signal).await;
         assert!(signal.poll(&Context::from_waker(Waker::noop())).is_pending(), "it was heard of");
     }
 }
